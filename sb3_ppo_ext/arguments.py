@@ -76,9 +76,7 @@ def check_exact_kl(model: PPOX) -> None:
         reason = f"{type(model.rollout_buffer).__name__} draws its minibatches by a method of its own"
     else:
         return
-    raise ValueError(
-        f'kl_estimator="exact" (needed by {", ".join(consumers)}): {reason}; pass kl_estimator="k3"'
-    )
+    raise ValueError(f'kl_estimator="exact" (needed by {", ".join(consumers)}): {reason}; pass kl_estimator="k3"')
 
 
 def check_buffer(model: PPOX) -> None:

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 
 class Gaussian(NamedTuple):
-    """Independent normal dimensions; ``loc`` and ``scale`` are [B, A]. Squashing through tanh leaves the KL as it is."""
+    """Independent normal dimensions, ``loc`` and ``scale`` [B, A]. Squashing through tanh leaves the KL as it is."""
 
     loc: Tensor
     scale: Tensor
@@ -36,8 +36,8 @@ class Categorical(NamedTuple):
 
     def kl_to(self, other: Categorical) -> Tensor:
         """KL(self || other) = sum over the choices of sum_i p_i (log p_i - log p'_i)."""
-        blocks = zip(self.logits.split(self.sizes, -1), other.logits.split(self.sizes, -1), strict=True)
-        return torch.stack([_categorical_kl(mine, theirs) for mine, theirs in blocks]).sum(dim=0)
+        mine, theirs = (torch.split(logits, list(self.sizes), -1) for logits in (self.logits, other.logits))
+        return torch.stack([_categorical_kl(p, q) for p, q in zip(mine, theirs, strict=True)]).sum(dim=0)
 
 
 class Bernoulli(NamedTuple):
@@ -109,4 +109,4 @@ def concatenated(parts: list[ActionDistribution]) -> ActionDistribution:
     first = parts[0]
     if isinstance(first, Categorical):
         return Categorical(torch.cat([part[0] for part in parts]), first.sizes)
-    return type(first)(*(torch.cat(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
+    return type(first)(*(torch.cat(column) for column in zip(*parts, strict=True)))

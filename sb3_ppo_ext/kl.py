@@ -56,6 +56,7 @@ class Threshold:
             object.__setattr__(self, name, value)
 
     def __call__(self, excess: float, samples: int) -> float:
+        """The pressure at ``excess`` = measured / target."""
         if excess > self.margin:
             return self.factor
         return 1.0 / self.factor if 0.0 < excess < 1.0 / self.margin else 1.0
@@ -82,6 +83,7 @@ class Proportional:
             raise ValueError(f"Proportional: limit is {self.limit}; it must be below 1")
 
     def __call__(self, excess: float, samples: int) -> float:
+        """The pressure at ``excess`` = measured / target, averaged over ``samples``."""
         error = min(max(excess - 1.0, -self.limit), self.limit)
         # A rollout longer than the horizon would overshoot, down to a negative pressure at limit * samples > horizon.
         return 1.0 + error * min(samples / self.horizon, 1.0)
@@ -129,6 +131,7 @@ class Controller(ABC):
         """Whether ``knob`` must grow when too much is measured."""
 
     def __call__(self, progress_remaining: float) -> float:
+        """The current value, at any progress."""
         return self.value
 
     def bind(self: AnyController, knob: str) -> AnyController:
@@ -147,9 +150,7 @@ class Controller(ABC):
         """Moves the value against ``measured``, an average over ``samples`` actions, and returns it."""
         name = type(self).__name__
         if self.knob is None or self.bounds is None:
-            raise ValueError(
-                f'{name}: call bind("learning_rate") or another knob first; it decides the direction'
-            )
+            raise ValueError(f'{name}: call bind("learning_rate") or another knob first; it decides the direction')
         if not math.isfinite(measured):
             raise ValueError(f"{name} of {self.knob}: {self.measures} is {measured}: the policy has diverged")
         pressure = self.law(max(measured, 0.0) / self.target, samples)

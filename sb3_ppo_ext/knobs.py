@@ -70,16 +70,15 @@ def _knob(value: object) -> Knob:
     if isinstance(value, str):
         return _from_text(value)
     if isinstance(value, Mapping):
-        return _from_dict(value, FORMS)
+        described: Knob = _from_dict(value, FORMS)
+        return described
     if isinstance(value, FloatSchedule):  # Stable-Baselines3 wraps clip_range and learning_rate in one
         return _knob(value.value_schedule)
     if callable(value):
         return value
     number = _number(value)
     if number is None:
-        raise ValueError(
-            f"a number, a schedule, a controller, or text or a dict such as {_examples()} is needed"
-        )
+        raise ValueError(f"a number, a schedule, a controller, or text or a dict such as {_examples()} is needed")
     return number
 
 
@@ -88,7 +87,7 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not (isinstance(value, str) or hasattr(value, "__float__")):
         return None
     try:
-        number = float(value)  # type: ignore[arg-type]  # checked just above
+        number = float(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
@@ -109,18 +108,16 @@ def _from_text(text: str) -> Knob:
         return Linear(start)
     name, *rest = text.split(":")
     if name not in FORMS:
-        raise ValueError(
-            f"{name!r} is no number and names no schedule or controller; known: {', '.join(FORMS)}"
-        )
+        raise ValueError(f"{name!r} is no number and names no schedule or controller; known: {', '.join(FORMS)}")
     if name == "warmup":
         return _warmup_from_text(rest)
     positional = [part for part in rest if "=" not in part]
-    named = [tuple(part.split("=", 1)) for part in rest if "=" in part]
+    pairs = [part.partition("=")[::2] for part in rest if "=" in part]
+    named: dict[str, object] = {key: value for key, value in pairs if name != "piecewise" or _number(key) is None}
     if name == "piecewise":
-        points = [(done, value) for done, value in named if _number(done) is not None]
-        options = {key: value for key, value in named if _number(key) is None}
-        return _build(name, FORMS, positional, {"points": points, **options})
-    return _build(name, FORMS, positional, dict(named))
+        named["points"] = [(done, value) for done, value in pairs if _number(done) is not None]
+    described: Knob = _build(name, FORMS, positional, named)
+    return described
 
 
 def _warmup_from_text(rest: list[str]) -> Warmup:
@@ -129,7 +126,7 @@ def _warmup_from_text(rest: list[str]) -> Warmup:
     plain = [part for part in rest if part not in own]
     if len(plain) < 2:
         raise ValueError('a warm-up is "warmup:fraction:schedule", as in "warmup:0.1:cosine:3e-4:0"')
-    options: dict[str, object] = dict(part.split("=", 1) for part in own)  # type: ignore[misc]  # pairs
+    options = dict(part.partition("=")[::2] for part in own)
     warmup = _build("warmup", FORMS, [], {"fraction": plain[0], "after": ":".join(plain[1:]), **options})
     assert isinstance(warmup, Warmup)
     return warmup

@@ -8,7 +8,7 @@ The tensors are made once per rollout and gathered by row; row order and minibat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,9 +46,7 @@ def has_rows(buffer_class: type[RolloutBuffer]) -> bool:
 class Rollout:
     """One collected rollout, ready for several epochs of minibatches."""
 
-    def __init__(
-        self, buffer: RolloutBuffer, action_space: spaces.Space, *, normalize_advantage: bool
-    ) -> None:
+    def __init__(self, buffer: RolloutBuffer, action_space: spaces.Space[Any], *, normalize_advantage: bool) -> None:
         self.buffer = buffer
         self.action_space = action_space
         self.normalize_advantage = normalize_advantage  # over the whole rollout
@@ -91,16 +89,19 @@ class Rollout:
             yield from self._minibatches_of_custom_buffer(batch_size)
             return
         order = torch.from_numpy(np.random.permutation(self.size)).to(self.buffer.device)
-        for rows in order.split(batch_size):
+        for rows in torch.split(order, batch_size):
             yield self._gather(rows)
 
     def _gather(self, rows: Tensor) -> Minibatch:
-        observation, action, *numbers, distribution, _ = self.rows
+        all_rows = self.rows
         return Minibatch(
-            _observation_rows(observation, rows),
-            action[rows],
-            *(number[rows] for number in numbers),
-            None if distribution is None else gathered(distribution, rows),
+            _observation_rows(all_rows.observation, rows),
+            all_rows.action[rows],
+            all_rows.action_log_prob[rows],
+            all_rows.state_value[rows],
+            all_rows.advantage[rows],
+            all_rows.value_target[rows],
+            None if all_rows.distribution is None else gathered(all_rows.distribution, rows),
         )
 
     def _minibatches_of_custom_buffer(self, batch_size: int) -> Iterator[Minibatch]:
@@ -124,16 +125,14 @@ class Rollout:
         """``function`` of all observations, ``chunk`` rows at a time, without gradient."""
         return torch.cat([function(observation) for observation in self._chunks(chunk)])
 
-    def remember_distributions(
-        self, function: Callable[[Observation], ActionDistribution], chunk: int
-    ) -> None:
+    def remember_distributions(self, function: Callable[[Observation], ActionDistribution], chunk: int) -> None:
         """Keeps the action distribution of every row, for the exact KL to it."""
         parts = [function(observation) for observation in self._chunks(chunk)]
         self.rows = self.rows._replace(distribution=concatenated(parts))
 
     def _chunks(self, chunk: int) -> Iterator[Observation]:
         with torch.no_grad():
-            for rows in torch.arange(self.size, device=self.buffer.device).split(chunk):
+            for rows in torch.split(torch.arange(self.size, device=self.buffer.device), chunk):
                 yield _observation_rows(self.rows.observation, rows)
 
     def refresh_advantage(self, values: Tensor, last_values: Tensor, dones: np.ndarray) -> None:
@@ -147,9 +146,7 @@ class Rollout:
         self.buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         self.buffer.values = collected
         self._set_advantage()
-        self.rows = self.rows._replace(
-            advantage=self.advantage, value_target=self._flat(self.buffer.returns).flatten()
-        )
+        self.rows = self.rows._replace(advantage=self.advantage, value_target=self._flat(self.buffer.returns).flatten())
 
 
 def _observation_rows(observation: Observation, rows: Tensor) -> Observation:

@@ -71,18 +71,18 @@ def dual_clipped_surrogate(
     return -masked_mean(torch.where(advantage < 0, torch.max(gain, dual_clip * advantage), gain), mask)
 
 
-def _clipped_gain(
-    log_ratio: Tensor, advantage: Tensor, low: Scalar, high: Scalar, mask: Tensor | None
-) -> Tensor:
+def _clipped_gain(log_ratio: Tensor, advantage: Tensor, low: Scalar, high: Scalar, mask: Tensor | None) -> Tensor:
     _same_shape(log_ratio=log_ratio, advantage=advantage)
     advantage = fill_masked(advantage, mask)
     ratio = fill_masked(log_ratio, mask).exp()
-    return torch.min(advantage * ratio, advantage * ratio.clamp(1 - low, 1 + high))
+    return torch.min(advantage * ratio, advantage * _clamped(ratio, 1 - low, 1 + high))
 
 
-def spo_surrogate(
-    log_ratio: Tensor, advantage: Tensor, *, clip: Scalar, mask: Tensor | None = None
-) -> Tensor:
+def _clamped(tensor: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    return torch.clamp(tensor, low, high)  # type: ignore[arg-type]  # takes numbers or tensors; typed for one at a time
+
+
+def spo_surrogate(log_ratio: Tensor, advantage: Tensor, *, clip: Scalar, mask: Tensor | None = None) -> Tensor:
     """Simple policy optimization, ``-E[r A - |A| (r - 1)^2 / (2 clip)]``: best at r = 1 + sign(A) clip, without a kink.
 
     Xie et al. 2025, eq. 11, where ``clip`` is their epsilon.
@@ -139,7 +139,7 @@ def sb3_clipped_value_loss(
 def max_clipped_value_loss(
     value: Tensor, target: Tensor, old_value: Tensor, *, clip: Scalar, mask: Tensor | None = None
 ) -> Tensor:
-    """``E[max((V - target)^2, (V_clipped - target)^2)]``, as in the PPO authors' code (openai/baselines ppo2/model.py)."""
+    """``E[max((V - target)^2, (V_clipped - target)^2)]``, as in the authors' code (openai/baselines ppo2/model.py)."""
     _same_shape(value=value, target=target, old_value=old_value)
     value, target, old_value = (fill_masked(tensor, mask) for tensor in (value, target, old_value))
     clipped = _clipped_value(value, old_value, clip)
@@ -148,7 +148,7 @@ def max_clipped_value_loss(
 
 def _clipped_value(value: Tensor, old_value: Tensor, clip: Scalar) -> Tensor:
     _same_shape(value=value, old_value=old_value)
-    return old_value + torch.clamp(value - old_value, -clip, clip)
+    return old_value + _clamped(value - old_value, -clip, clip)
 
 
 VALUE_CLIPS = {"sb3": sb3_clipped_value_loss, "max": max_clipped_value_loss}

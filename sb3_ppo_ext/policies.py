@@ -32,6 +32,14 @@ class PolicyAdapter(Protocol):
         """The minibatch under the current parameters, with gradient."""
         ...
 
+    def distribution(self, observation: Observation) -> ActionDistribution:
+        """The parameters of the action distribution [B]."""
+        ...
+
+    def values(self, observation: Observation) -> Tensor:
+        """Values [B] in reward units."""
+        ...
+
 
 def unwrapped(policy: torch.nn.Module) -> ActorCriticPolicy:
     """The policy itself where ``torch.compile`` wrapped it."""
@@ -54,20 +62,20 @@ class SB3Adapter:
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
         """Values, log-probabilities and entropy by ``evaluate_actions``, and the distribution if it is wanted."""
-        value, log_prob, entropy = self.policy.evaluate_actions(minibatch.observation, minibatch.action)  # type: ignore[arg-type]
+        value, log_prob, entropy = self.policy.evaluate_actions(minibatch.observation, minibatch.action)
         distribution = None
         if self.with_distribution:
             current = self.policy.action_dist if self.leaves_distribution else None
-            distribution = parameters_of(current or self.policy.get_distribution(minibatch.observation))  # type: ignore[arg-type]
+            distribution = parameters_of(current or self.policy.get_distribution(minibatch.observation))
         return Evaluation(log_prob, entropy, value.flatten(), distribution)
 
     def distribution(self, observation: Observation) -> ActionDistribution:
         """The parameters of the action distribution [B]."""
-        return parameters_of(self.policy.get_distribution(observation))  # type: ignore[arg-type]
+        return parameters_of(self.policy.get_distribution(observation))
 
     def values(self, observation: Observation) -> Tensor:
         """Values [B] in reward units."""
-        return self.policy.predict_values(observation).flatten()  # type: ignore[arg-type]
+        return self.policy.predict_values(observation).flatten()
 
 
 def evaluates_as_sb3(policy: torch.nn.Module) -> bool:

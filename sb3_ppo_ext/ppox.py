@@ -37,9 +37,9 @@ class PPOX(PPO):
     Takes every argument of :class:`stable_baselines3.PPO`, in the same order and with the same defaults, and the
     keyword arguments below. With those at their defaults it trains the same parameters as PPO, bit for bit.
 
-    ``learning_rate``, ``clip_range``, ``clip_range_high``, ``clip_range_vf``, ``ent_coef``, ``vf_coef``, ``kl_coef`` and
-    ``ref_kl_coef`` are knobs: each takes a number, a schedule of the remaining progress, a controller, or the text or
-    dict form of one (see :mod:`sb3_ppo_ext.knobs`).
+    ``learning_rate``, ``clip_range``, ``clip_range_high``, ``clip_range_vf``, ``ent_coef``, ``vf_coef``, ``kl_coef``
+    and ``ref_kl_coef`` are knobs: each takes a number, a schedule of the remaining progress, a controller, or the text
+    or dict form of one (see :mod:`sb3_ppo_ext.knobs`).
 
     :param surrogate: "clip" (Schulman et al. 2017, eq. 7), "spo" (Xie et al. 2025; ``clip_range`` is its epsilon)
         or "none" (the unclipped ratio, for use with ``kl_coef``)
@@ -75,7 +75,8 @@ class PPOX(PPO):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)
+        kwargs["_init_setup_model"] = False  # own arguments first
+        super().__init__(policy, env, *args, **kwargs)
         self.surrogate = surrogate
         self.clip_range_high = clip_range_high
         self.dual_clip = dual_clip
@@ -117,9 +118,7 @@ class PPOX(PPO):
             current = self.lr_schedule if name == "learning_rate" else getattr(self, name)
             read[name] = knob = parse_knob(name, current)
             inner = current.value_schedule if isinstance(current, FloatSchedule) else current
-            if (
-                isinstance(knob, Controller) and knob is not inner
-            ):  # assigned since: keep what it will remember
+            if isinstance(knob, Controller) and knob is not inner:  # assigned since: keep what it will remember
                 setattr(self, "lr_schedule" if name == "learning_rate" else name, knob)
         self.knobs = KnobSet(read)
 
@@ -210,9 +209,7 @@ class PPOX(PPO):
             super().save(path, exclude, include)
 
     @classmethod
-    def load(
-        cls: type[SelfPPOX], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
-    ) -> SelfPPOX:
+    def load(cls: type[SelfPPOX], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfPPOX:
         """As :meth:`PPO.load`; a seeded model continues its random streams where ``save`` found them.
 
         Own arguments given here take effect; a controller given with the settings it was saved with continues.

@@ -39,6 +39,7 @@ class ProgressSchedule(ABC):
         """The value when the fraction ``done`` (0 to 1) of training has passed."""
 
     def __call__(self, progress_remaining: float) -> float:
+        """The value at ``progress_remaining``, clamped to [0, 1]."""
         return self.value_at(1.0 - min(max(float(progress_remaining), 0.0), 1.0))
 
     def progress_remaining_at(self, timesteps: int, progress_remaining: float) -> float:
@@ -52,9 +53,7 @@ class ProgressSchedule(ABC):
         if self.horizon is not None:
             horizon = finite_number(name, "horizon", self.horizon)
             if horizon < 1 or horizon != int(horizon):
-                raise ValueError(
-                    f"{name}: horizon is {self.horizon!r}; a positive count of timesteps is needed"
-                )
+                raise ValueError(f"{name}: horizon is {self.horizon!r}; a positive count of timesteps is needed")
             object.__setattr__(self, "horizon", int(horizon))
 
 
@@ -130,9 +129,7 @@ class Piecewise(ProgressSchedule):
         )
         places = [done for done, _ in points]
         if not points or places != sorted(places) or places[0] < 0 or places[-1] > 1:
-            raise ValueError(
-                f"Piecewise: fractions {places} must rise from 0 towards 1, at least one of them"
-            )
+            raise ValueError(f"Piecewise: fractions {places} must rise from 0 towards 1, at least one of them")
         object.__setattr__(self, "points", points)
 
     def value_at(self, done: float) -> float:

@@ -1,4 +1,4 @@
-"""Composing the objective: from an evaluation and a minibatch to unweighted terms, and the one place they are weighed."""
+"""Composing the objective: from an evaluation and a minibatch to terms, and the one place where they are weighed."""
 
 from __future__ import annotations
 
@@ -124,9 +124,7 @@ def kl_divergence(new: Evaluation, minibatch: Minibatch, estimator: str) -> Tens
     """KL(old || new) in nats per action: exact, or by a sampled estimator."""
     if estimator != "exact":
         return KL_ESTIMATORS[estimator](new.log_prob - minibatch.action_log_prob, new.mask)
-    assert minibatch.distribution is not None and new.distribution is not None, (
-        "kept wherever it is asked for"
-    )
+    assert minibatch.distribution is not None and new.distribution is not None, "kept wherever it is asked for"
     return masked_mean(exact_kl(minibatch.distribution, new.distribution), new.mask)
 
 
@@ -146,9 +144,7 @@ STATISTICS = (
 
 
 @torch.no_grad()
-def statistics(
-    new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor, knobs: KnobValues
-) -> Tensor:
+def statistics(new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor, knobs: KnobValues) -> Tensor:
     """What is worth knowing of a minibatch: one vector in the order of ``STATISTICS``, left on its device.
 
     "kl_exact" is NaN where the distributions are not at hand.

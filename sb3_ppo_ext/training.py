@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import (
+    PolicyAdapter,
     SB3Adapter,
     evaluates_as_sb3,
     knows_distribution,
@@ -41,9 +42,7 @@ def train_on(model: PPOX, rollout: Rollout) -> list[Measured]:
             step_controllers(model, "epoch", epochs[-1], rollout.size)
             if epochs[-1].stopped:
                 if model.verbose >= 1:
-                    print(
-                        f"Early stopping at step {epoch} due to reaching max kl: {update.early_stop_kl:.2f}"
-                    )
+                    print(f"Early stopping at step {epoch} due to reaching max kl: {update.early_stop_kl:.2f}")
                 break
     return epochs
 
@@ -92,13 +91,13 @@ def _wants_distribution(model: PPOX, rollout: Rollout) -> bool:
     return evaluates_as_sb3(model.policy)  # no second forward pass per minibatch
 
 
-def refresh_advantage(model: PPOX, rollout: Rollout, adapter: SB3Adapter) -> None:
+def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
     """Values and GAE under the current value function, as Andrychowicz et al. 2021 recommend before every epoch."""
     model.policy.set_training_mode(False)
     values = rollout.map_rows(adapter.values, max(CHUNK, model.batch_size))
     with torch.no_grad():
         assert model._last_obs is not None
-        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))  # type: ignore[arg-type]
+        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
     model.policy.set_training_mode(True)
     rollout.refresh_advantage(values, last_values, np.asarray(model._last_episode_starts))
 

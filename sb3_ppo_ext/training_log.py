@@ -37,9 +37,7 @@ def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured]) -> d
         "clip_fraction_high": high,
         "loss": last.column("loss")[-1],
         "ratio_max": column("ratio_max").max(),
-        "explained_variance": explained_variance(
-            rollout.buffer.values.flatten(), rollout.buffer.returns.flatten()
-        ),
+        "explained_variance": explained_variance(rollout.buffer.values.flatten(), rollout.buffer.returns.flatten()),
     }
     if norms.size:
         records["grad_norm"] = norms.mean()
