@@ -16,10 +16,7 @@ def checkpoint_path(callback: BaseCallback, num_timesteps: int) -> str | None:
             return os.path.join(one.save_path, f"{one.name_prefix}_last_good_{num_timesteps}_steps.zip")
     for one in callbacks:
         if isinstance(one, EvalCallback) and one.best_model_save_path is not None:
-            folder = os.path.dirname(
-                one.best_model_save_path
-            )  # EvalCallback keeps the file's path, "best_model"
-            return os.path.join(folder, f"best_model_last_good_{num_timesteps}_steps.zip")
+            return os.path.join(one.best_model_save_path, f"model_last_good_{num_timesteps}_steps.zip")
     return None
 
 

@@ -102,12 +102,8 @@ def check_rollout(
         suspect = min(collected, key=lambda one: one.bad.index[0])
     else:
         # Only the advantages, then: they alone depend on what came after the last step.
-        after = (
-            [] if last_observation is None else _bad_last_observation(last_observation, "after the last step")
-        )
-        suspect = next(
-            iter([*after, *_in_rollout("advantages", _collected(buffer, "advantages"), remedies.ADVANTAGE)])
-        )
+        after = [] if last_observation is None else _bad_last_observation(last_observation, "after the last step")
+        suspect = next(iter([*after, *_in_rollout("advantages", _collected(buffer, "advantages"), remedies.ADVANTAGE)]))
     raise DivergedError(f"Rollout {iteration}: {suspect} {_knobs(knobs)}")
 
 
@@ -130,9 +126,7 @@ def check_update(
     what = ", ".join(f"{name} is {value}" for name, value in bad.items())
     observed = [] if buffer is None else list(_bad_observations(buffer, tolerated=None))
     remedy = (
-        str(observed[0])
-        if observed
-        else next(text for key, text in REMEDIES.items() if any(key in n for n in bad))
+        str(observed[0]) if observed else next(text for key, text in REMEDIES.items() if any(key in n for n in bad))
     )
     raise DivergedError(f"Rollout {iteration}, epoch {epoch}: {what}. {remedy} {_knobs(knobs)}")
 
@@ -159,9 +153,7 @@ def explain_policy_failure(
     if not suspects:
         return None
     reason = str(error).partition("\n")[0]
-    return DivergedError(
-        f"Rollout {iteration}: {suspects[0]} {_knobs(knobs)} (The policy stopped with: {reason})"
-    )
+    return DivergedError(f"Rollout {iteration}: {suspects[0]} {_knobs(knobs)} (The policy stopped with: {reason})")
 
 
 def _bad_observations(buffer: RolloutBuffer, *, tolerated: np.ndarray | None) -> Iterator[Suspect]:
@@ -173,7 +165,9 @@ def _bad_observations(buffer: RolloutBuffer, *, tolerated: np.ndarray | None) ->
 
 def _bad_outputs(buffer: RolloutBuffer) -> Iterator[Suspect]:
     for name in COLLECTED:
-        yield from _in_rollout(name, _collected(buffer, name), remedies.REWARD if name == "rewards" else remedies.POLICY)
+        yield from _in_rollout(
+            name, _collected(buffer, name), remedies.REWARD if name == "rewards" else remedies.POLICY
+        )
 
 
 def _in_rollout(name: str, array: np.ndarray, remedy: str) -> Iterator[Suspect]:

@@ -33,7 +33,7 @@ CHARTS: dict[str, tuple[str, ...]] = {
     ),
     "Learning rate": ("train/learning_rate",),
     "Weight of the KL penalty": ("train/kl_coef", "train/ref_kl_coef"),
-    "Policy loss, and KL penalty (unweighted)": ("train/policy_gradient_loss", "train/kl_loss"),
+    "Policy loss": ("train/policy_gradient_loss",),
     "Value loss": ("train/value_loss",),
     "Explained variance of the returns (1: exact)": ("train/explained_variance",),
     "Entropy loss (negative entropy, nats per action)": ("train/entropy_loss",),

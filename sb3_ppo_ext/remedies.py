@@ -39,4 +39,3 @@ PARAMETER = (
     'AdaptiveKL(start=3e-4, target=0.01, every="minibatch").'
 )
 LOSS = "Lower learning_rate or n_epochs, and check the scale of rewards and observations (VecNormalize)."
-
