@@ -48,8 +48,8 @@ class Watch:
         self.described = False
 
     @contextmanager
-    def learning(self, model: PPOX) -> Iterator[None]:
-        """Around ``learn()``: the last update is written; a run that diverged leaves its last good model."""
+    def learning(self, model: PPOX, *, logged: bool) -> Iterator[None]:
+        """Around ``learn()``: the last update is ``logged``; a run that diverged leaves its last good model."""
         try:
             yield
         except DivergedError as error:
@@ -58,7 +58,7 @@ class Watch:
             raise DivergedError(f"{error} The model as it was before that is saved as {path}.") from error
         finally:
             # Where learn() fails before it has a logger, that error is the one to show.
-            if "_logger" in vars(model):
+            if logged and "_logger" in vars(model):
                 write_pending(model.logger, model.num_timesteps)
 
     @contextmanager
@@ -66,7 +66,8 @@ class Watch:
         """Around ``collect_rollouts()``: a distribution that refuses a NaN does not say where the NaN is from."""
         try:
             yield
-        except ValueError as error:
+        # RuntimeError: multinomial's, where the distributions do not check (torch.compile switches that off for good).
+        except (ValueError, RuntimeError) as error:
             given: Any = model._last_obs
             knobs = model.knobs.numbers()
             iteration = self.rollouts + 1
@@ -85,9 +86,12 @@ class Watch:
     def step_check(self, model: PPOX, epoch: int) -> Callable[[Tensor], None]:
         """What to do with the statistics of a minibatch (``NAMES``) between its gradient and its step."""
 
+        # Elsewhere than on a CPU, to look is to wait for the device: done only where a good model is to be saved.
+        looks = model.device.type == "cpu" or self._last_good_path(model) is not None
+
         def check(row: Tensor) -> None:
-            # A loss that is not finite has such a gradient. Elsewhere than on a CPU, to look is to wait for the device.
-            if row.device.type == "cpu" and not math.isfinite(row[-1].item()):
+            # A loss that is not finite has such a gradient.
+            if looks and not math.isfinite(row[-1].item()):
                 self._complain(model, epoch, row.tolist())
 
         return check
@@ -114,10 +118,12 @@ class Watch:
         knobs = model.knobs.numbers()
         check_update(values, iteration=self.rollouts, epoch=epoch, knobs=knobs, buffer=model.rollout_buffer)
 
+    def _last_good_path(self, model: PPOX) -> str | None:
+        return None if self.callback is None else checkpoint_path(self.callback, model.num_timesteps)
+
     def _save_last_good(self, model: PPOX) -> str | None:
-        if self.callback is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
+        path = self._last_good_path(model)
+        if path is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
             return None
-        path = checkpoint_path(self.callback, model.num_timesteps)
-        if path is not None:
-            model.save(path)
+        model.save(path)
         return path
