@@ -56,12 +56,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def tensorboard(logs: str) -> Iterator[str]:
+def tensorboard(logs: Path) -> Iterator[str]:
     """The address of a TensorBoard that has read the dashboard of ``logs``."""
     address = f"http://localhost:{free_port()}"
-    arguments = ["--logdir", logs, "--host", "localhost", "--port", address.rsplit(":", 1)[1]]
+    # A relative folder: its name is on the page.
+    arguments = ["--logdir", logs.name, "--host", "localhost", "--port", address.rsplit(":", 1)[1]]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "tensorboard.main", *arguments],
+        cwd=logs.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for_dashboard(address, server)
@@ -100,19 +104,20 @@ def photograph(browser: str, address: str, picture: Path, size: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--timesteps", type=int, default=100_000)
+    parser.add_argument("--timesteps", type=int, default=80_000)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--page", default="custom_scalars", help="or: timeseries, scalars, hparams")
-    parser.add_argument("--size", default="1500,1900", help="of the window: width,height")
-    parser.add_argument("--logs", help="photograph these logs instead of training")
+    parser.add_argument("--size", default="1500,1980", help="of the window: width,height")
+    parser.add_argument("--logs", type=Path, help="photograph these logs instead of training")
     options = parser.parse_args()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit(f"No browser to take the picture with: none of {', '.join(BROWSERS)} is on the PATH.")
     with tempfile.TemporaryDirectory() as folder:
+        logs = options.logs or Path(folder, "runs")
         if options.logs is None:
-            train(folder, options.timesteps)
-        with tensorboard(options.logs or folder) as address:
+            train(str(logs), options.timesteps)
+        with tensorboard(logs.resolve()) as address:
             photograph(browser, f"{address}/?darkMode=false#{options.page}", options.picture.resolve(), options.size)
     print(f"The dashboard is in {options.picture}")
 

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 from stable_baselines3.common.logger import DISABLED, HParam, KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 
+from sb3_ppo_ext.kl import Controller
+
 # Title -> scalars drawn together; three to a row on a wide screen, each row a subject. A chart is the same in every
 # run: TensorBoard merges the layouts of all runs and drops equal charts.
 CHARTS: dict[str, tuple[str, ...]] = {
@@ -97,6 +99,10 @@ def as_text(value: object) -> str:
         value = value.val
     if _is_number(value):
         return f"{value:g}"
+    if isinstance(
+        value, Controller
+    ):  # its repr has the current value, by which a run would differ from its continuation
+        return value.settings()
     if isinstance(value, type) or inspect.isroutine(value):  # their repr is a memory address
         return value.__qualname__
     return str(value)

@@ -101,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     folder = tmp_path_factory.mktemp("run")
     model = every_knob(folder)
     write_dashboard(model.logger)
-    knobs = {"learning_rate": model.learning_rate, "clip_range": as_text(model.clip_range)}
+    knobs = {"learning_rate": as_text(model.learning_rate), "clip_range": as_text(model.clip_range)}
     write_hyperparameters(model.logger, {**knobs, "use_sde": model.use_sde, "n_steps": model.n_steps})
     write_pending(model.logger, model.num_timesteps)
     return events(folder / "PPOX_1")
@@ -167,6 +167,13 @@ def test_hyperparameters_are_readable_and_their_metrics_have_values(run: EventAc
 )
 def test_hyperparameters_as_text(value: object, shown: str) -> None:
     assert as_text(value) == shown
+
+
+def test_a_controller_that_has_moved_is_still_the_same_hyperparameter() -> None:
+    controller = AdaptiveKL(start=3e-4, target=0.01)
+    before = as_text(controller)
+    controller.value = 1e-3
+    assert as_text(controller) == before and "start=0.0003, target=0.01" in before
 
 
 def test_a_schedule_without_a_text_form_is_named_not_addressed() -> None:
