@@ -18,7 +18,7 @@ from sb3_ppo_ext.checkpoints import checkpoint_path
 from sb3_ppo_ext.diagnostics import Diagnostics
 from sb3_ppo_ext.divergence import DivergedError, check_rollout, check_update, explain_policy_failure, first_bad
 from sb3_ppo_ext.knobs import KNOBS
-from sb3_ppo_ext.monitoring import write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.monitoring import as_text, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.training_log import kl_target
 from sb3_ppo_ext.update import NAMES, Measured
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 # Besides the knobs: what a person compares runs by.
 SETTINGS = (
-    *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "max_grad_norm", "target_kl", "seed"),
-    *("surrogate", "dual_clip", "kl_estimator", "value_clip", "advantage_scope", "recompute_advantage"),
+    *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "max_grad_norm"),
+    *("surrogate", "kl_estimator", "value_clip", "advantage_scope", "recompute_advantage"),
     *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
 )
+NUMBERS_OR_NONE = ("target_kl", "dual_clip", "seed")
 
 
 @dataclass
@@ -108,7 +109,8 @@ class Watch:
         self.diagnostics.check(model.logger.name_to_value, kl_target=kl_target(model))
         if not self.described:
             write_dashboard(model.logger)
-            write_hyperparameters(model.logger, {name: getattr(model, name) for name in (*KNOBS, *SETTINGS)})
+            texts = {name: as_text(getattr(model, name)) for name in (*KNOBS, *NUMBERS_OR_NONE)}
+            write_hyperparameters(model.logger, {name: getattr(model, name) for name in SETTINGS} | texts)
             self.described = True
 
     def _complain(self, model: PPOX, epoch: int, row: list[float]) -> None:
