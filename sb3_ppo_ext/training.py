@@ -107,5 +107,5 @@ def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> 
 def step_controllers(model: PPOX, moment: str, measured: Measured, samples: int) -> None:
     """Lets the controllers of ``moment`` answer to what an epoch measured."""
     if model.knobs.any_at(moment):
-        model.knobs.step(moment, measured.for_controllers(model.kl_estimator), samples)
+        model.knobs.step(moment, measured.for_controllers(), samples)
         model._set_learning_rate(float(model.knobs.values.learning_rate))
