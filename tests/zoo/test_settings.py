@@ -61,8 +61,8 @@ def test_the_example_s_settings_file_trains(env: str, tmp_path: Path, monkeypatc
             *short,
         ]
     )
-    steered = PPOX.load(f"logs/ppox/{env}_1/{env}.zip", device="cpu").knobs.controllers
-    assert set(steered) == {{"CartPole-v1": "learning_rate", "Pendulum-v1": "kl_coef"}[env]}
+    knobs = PPOX.load(f"logs/ppox/{env}_1/{env}.zip", device="cpu").knobs
+    assert set(knobs.controllers) == {"CartPole-v1": set(), "Pendulum-v1": {"kl_coef"}}[env]
 
 
 @pytest.mark.parametrize("name", PROMISED)
