@@ -182,7 +182,7 @@ class PPOX(PPO):
         progress_bar: bool = False,
     ) -> SelfPPOX:
         """As :meth:`PPO.learn`; the last update is logged too."""
-        with self._watch.learning(self):
+        with self._watch.learning(self, logged=log_interval is not None):
             return super().learn(
                 total_timesteps=total_timesteps,
                 callback=callback,

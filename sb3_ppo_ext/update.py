@@ -80,7 +80,7 @@ class Update:
     def step(self, loss: Tensor, row: Tensor) -> Tensor:
         """One optimizer step against the gradient, clipped to ``max_grad_norm``; ``row`` with its norm before."""
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         row = torch.cat((row, norm.reshape(1)))
         self.check(row)

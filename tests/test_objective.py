@@ -139,9 +139,9 @@ MASKED = {
     "max": lambda r, a, m: max_clipped_value_loss(r, a, a + 0.1, clip=0.2, mask=m),
     "entropy": lambda r, a, m: entropy_loss(r, a, m),
     "sampled entropy": lambda r, a, m: entropy_loss(None, r, m),
-    "normalized": lambda r, a, m: (normalized(r, m).masked_fill(~m, 0.0) ** 3).sum()
-    if m is not None
-    else (normalized(r) ** 3).sum(),
+    "normalized": lambda r, a, m: (
+        (normalized(r, m).masked_fill(~m, 0.0) ** 3).sum() if m is not None else (normalized(r) ** 3).sum()
+    ),
 }
 
 

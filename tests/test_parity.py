@@ -17,6 +17,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from sb3_ppo_ext import PPOX
 from tests.environments import Toy
 
+
+def falling(progress_remaining: float) -> float:
+    return 1e-2 * progress_remaining + 1e-3
+
+
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "box": ("vector", "box", "MlpPolicy", {}),
     "discrete": ("vector", "discrete", "MlpPolicy", {}),
@@ -40,7 +45,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "vector",
         "discrete",
         "MlpPolicy",
-        {"learning_rate": lambda p: 1e-3 * abs(p), "clip_range": lambda p: 0.1 + 0.1 * abs(p)},
+        {"learning_rate": falling, "clip_range": falling},
     ),
     "AdamW, separate networks": (
         "vector",
