@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from sb3_ppo_ext_zoo.arguments import quote_texts
 from sb3_ppo_ext_zoo.cli import COMMANDS, main
@@ -60,3 +63,17 @@ def test_texts_among_params_are_quoted_and_python_is_not(typed: str, passed_on: 
     assert list(quote_texts(["--env", "a:b", "-params", typed, "-n", "5"])) == [
         "--env", "a:b", "-params", passed_on or typed, "-n", "5",
     ]  # fmt: skip
+
+
+def test_the_user_s_own_modules_are_found_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A console script, unlike `python -m`, starts without the working directory on its path.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (tmp_path / "my_tasks.py").write_text(
+        "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    (tmp_path / "mine.yml").write_text("Mine-v0: {policy: MlpPolicy, n_timesteps: 8, n_steps: 8, batch_size: 8}")
+    main(["train", "-conf", "mine.yml", "--env", "Mine-v0", "--gym-packages", "my_tasks", "--eval-freq", "-1"])
+    assert (tmp_path / "logs/ppox/Mine-v0_1/Mine-v0.zip").is_file()
