@@ -45,6 +45,7 @@ OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
     "Standard deviation of actions": ("train/std",),
     "Value normaliser (reward units)": ("train/value_mean", "train/value_scale"),
     "Clip range of the value": ("train/clip_range_vf",),
+    "Epoch at which target_kl stopped": ("train/early_stop_epoch",),
     "Rate of success": ("rollout/success_rate", "eval/success_rate"),
 }
 

@@ -115,7 +115,7 @@ class Watch:
 
     def _complain(self, model: PPOX, epoch: int, row: list[float]) -> None:
         values = dict(zip(NAMES, row, strict=True))
-        for name in ("kl_k1", "kl_k2", "kl_exact"):  # not in the log; NaN where it is not measured
+        for name in ("kl_exact", "kl"):  # not in the log; NaN where it is not measured
             del values[name]
         knobs = model.knobs.numbers()
         check_update(values, iteration=self.rollouts, epoch=epoch, knobs=knobs, buffer=model.rollout_buffer)

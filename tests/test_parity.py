@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.environments import Toy
 
 
 def falling(progress_remaining: float) -> float:
-    return 1e-2 * progress_remaining + 1e-3
+    return 1e-3 * progress_remaining + 1e-4
 
 
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -45,7 +46,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "vector",
         "discrete",
         "MlpPolicy",
-        {"learning_rate": falling, "clip_range": falling},
+        {"learning_rate": falling, "ent_coef": 0.01},
     ),
     "AdamW, separate networks": (
         "vector",
@@ -57,7 +58,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 
 def environments(observation: str, action: str, count: int = 2) -> VecEnv:
-    return DummyVecEnv([lambda length=10 + index: Toy(observation, action, length) for index in range(count)])
+    return DummyVecEnv([partial(Toy, observation, action, 10 + index) for index in range(count)])
 
 
 def trained(algorithm: type[PPO], name: str, env: VecEnv | None = None) -> PPO:

@@ -71,8 +71,10 @@ def test_the_loss_counts_in_units_of_the_return_and_predictions_in_reward_units(
     torch.testing.assert_close(layer.std.item(), returns.std().item(), rtol=1.0, atol=0)
     value = model.policy.predict_values(torch.zeros(1, 4))
     assert abs(value.item() - returns.mean().item()) < 3 * returns.std().item()
-    # mean squared error over variance: about 1 for a value function that knows only the mean
-    assert model.logger.name_to_value["train/value_loss"] < 2
+    # Mean squared error over variance: 1 for a value function that knows the mean of these very returns, a few where
+    # it has been taught by one rollout. In reward units it would be the squared distance of 0 to returns of about 15.
+    assert model.logger.name_to_value["train/value_loss"] < 4
+    assert returns.square().mean() > 100
     assert model.logger.name_to_value["train/value_scale"] == layer.std.item()
 
 
