@@ -1,0 +1,88 @@
+"""PPOX's own arguments checked together: every mistake is a ``ValueError`` at construction, with its remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sb3_ppo_ext.kl import AdaptiveKL
+from sb3_ppo_ext.minibatches import has_rows
+from sb3_ppo_ext.policies import knows_distribution
+from sb3_ppo_ext.schedules import finite_number
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.ppox import PPOX
+
+CHOICES = {
+    "surrogate": ("clip", "spo", "none"),
+    "kl_estimator": ("exact", "k1", "k2", "k3"),
+    "value_clip": ("sb3", "max"),
+    "advantage_scope": ("minibatch", "rollout"),
+}
+
+
+def check_arguments(model: PPOX) -> None:
+    """What can be said before the networks exist."""
+    for name, allowed in CHOICES.items():
+        value = getattr(model, name)
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
+    for name in ("recompute_advantage", "normalize_value"):
+        value = getattr(model, name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: True or False is needed")
+    if model.compile is not False:
+        raise ValueError(f"compile={model.compile!r}: only False is supported in this version")
+    _check_clipping(model)
+    if model.ref_kl_coef != 0:
+        raise ValueError(
+            f"ref_kl_coef={model.ref_kl_coef!r}: {model.policy_class.__name__} has no frozen reference policy; "
+            "0 is needed (kl_coef penalises the distance to the previous policy)"
+        )
+
+
+def _check_clipping(model: PPOX) -> None:
+    if model.clip_range_high is not None and model.surrogate != "clip":
+        raise ValueError(
+            f'clip_range_high={model.clip_range_high!r}: only surrogate="clip" has an upper clip of its own, '
+            f'not "{model.surrogate}"; pass clip_range_high=None'
+        )
+    if model.dual_clip is None:
+        return
+    if model.surrogate != "clip":
+        raise ValueError(f'dual_clip={model.dual_clip!r}: only for surrogate="clip", not "{model.surrogate}"')
+    try:
+        model.dual_clip = finite_number("dual_clip", "c", _as_number(model.dual_clip))
+    except ValueError:
+        raise ValueError(f"dual_clip={model.dual_clip!r}: a number above 1, or None, is needed") from None
+    if model.dual_clip <= 1:
+        raise ValueError(f"dual_clip={model.dual_clip}: it must be above 1 (Ye et al. 2020 use 3), or None")
+
+
+def _as_number(value: object) -> object:
+    """Numbers written as text (YAML's 1e-4) are accepted."""
+    return float(value) if isinstance(value, str) else value
+
+
+def check_exact_kl(model: PPOX) -> None:
+    """Whether those who need the exact KL can have it; called when policy and buffer exist."""
+    consumers = [name for name, knob in model.knobs.controllers.items() if isinstance(knob, AdaptiveKL)]
+    if model.penalized and "kl_coef" not in consumers:
+        consumers.append("kl_coef")
+    if not consumers or model.kl_estimator != "exact":
+        return
+    if not knows_distribution(model.policy):
+        reason = f"the action distribution of {type(model.policy).__name__} is not one of Stable-Baselines3's"
+    elif not has_rows(type(model.rollout_buffer)):
+        reason = f"{type(model.rollout_buffer).__name__} draws its minibatches by a method of its own"
+    else:
+        return
+    raise ValueError(f'kl_estimator="exact" (needed by {", ".join(consumers)}): {reason}; pass kl_estimator="k3"')
+
+
+def check_buffer(model: PPOX) -> None:
+    """Recomputing advantages needs to know which row is which."""
+    if model.recompute_advantage and not has_rows(type(model.rollout_buffer)):
+        raise ValueError(
+            f"recompute_advantage=True: {type(model.rollout_buffer).__name__} draws its minibatches by a method of "
+            "its own; pass recompute_advantage=False"
+        )

@@ -1,0 +1,31 @@
+"""Setting the learning rate of an optimizer without levelling its parameter groups."""
+
+from __future__ import annotations
+
+import torch
+
+
+class GroupRates:
+    """The ratios between the learning rates an optimizer was built with, kept while the rate moves.
+
+    Stable-Baselines3 sets every group to the same rate; a policy that gives its value head ten times the backbone's
+    rate would lose that at the first update.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, base: float) -> None:
+        """``base`` is the rate the policy was given when it built ``optimizer``."""
+        self.optimizer = optimizer
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        # With one group, or all groups equal, there is nothing to keep; and a rate of 0 tells no ratio.
+        self.known = base > 0 or len(rates) == 1
+        self.ratios = [rate / base if base > 0 and len(set(rates)) > 1 else 1.0 for rate in rates]
+
+    def apply(self, rate: float) -> None:
+        """Sets every group to ``rate`` times its ratio."""
+        if not self.known:
+            raise ValueError(
+                f"learning_rate starts at 0, so the ratios of the optimizer's {len(self.ratios)} parameter groups "
+                "cannot be read from it; let it start above 0, as in Warmup(0.1, after, start=1e-8)"
+            )
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            group["lr"] = rate * ratio

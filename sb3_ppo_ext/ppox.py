@@ -1,0 +1,239 @@
+"""The algorithm: Stable-Baselines3's PPO until a knob is turned."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pathlib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl
+from sb3_ppo_ext.kl import Controller
+from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
+from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
+from sb3_ppo_ext.learning_rate import GroupRates
+from sb3_ppo_ext.minibatches import Rollout
+from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
+from sb3_ppo_ext.training import step_controllers, train_on
+from sb3_ppo_ext.training_log import training_records
+from sb3_ppo_ext.value_norm import install_popart
+
+SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
+
+
+class PPOX(PPO):
+    """
+    Proximal Policy Optimization with schedules, adaptive KL control and a choice of objectives.
+
+    Takes every argument of :class:`stable_baselines3.PPO`, in the same order and with the same defaults, and the
+    keyword arguments below. With those at their defaults it trains the same parameters as PPO, bit for bit.
+
+    ``learning_rate``, ``clip_range``, ``clip_range_high``, ``clip_range_vf``, ``ent_coef``, ``vf_coef``, ``kl_coef``
+    and ``ref_kl_coef`` are knobs: each takes a number, a schedule of the remaining progress, a controller, or the text
+    or dict form of one (see :mod:`sb3_ppo_ext.knobs`).
+
+    :param surrogate: "clip" (Schulman et al. 2017, eq. 7), "spo" (Xie et al. 2025; ``clip_range`` is its epsilon)
+        or "none" (the unclipped ratio, for use with ``kl_coef``)
+    :param clip_range_high: the upper clip range where it differs from the lower, or None
+    :param dual_clip: c > 1 bounds the loss of a bad action whose ratio explodes (Ye et al. 2020), or None
+    :param kl_coef: weight of KL(old || new), in nats per action, in the loss: PPO with a KL penalty, or clip + penalty
+    :param kl_estimator: "exact" (from the distributions, summed over the action's dimensions), "k1", "k2" or "k3"
+        (sampled), for the penalty and for what steers the controllers
+    :param ref_kl_coef: weight of the KL to a frozen reference policy; for policies that have one
+    :param value_clip: with ``clip_range_vf``: "sb3" (the clipped value only) or "max" (the larger of both errors)
+    :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
+    :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
+    :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
+    :param compile: whether the update is compiled; only False in this version
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        *args: Any,
+        surrogate: str = "clip",
+        clip_range_high: Knob | str | dict[str, Any] | None = None,
+        dual_clip: float | None = None,
+        kl_coef: Knob | str | dict[str, Any] = 0.0,
+        kl_estimator: str = "exact",
+        ref_kl_coef: Knob | str | dict[str, Any] = 0.0,
+        value_clip: str = "sb3",
+        advantage_scope: str = "minibatch",
+        recompute_advantage: bool = False,
+        normalize_value: bool = False,
+        compile: bool | str = False,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        kwargs["_init_setup_model"] = False  # own arguments first
+        super().__init__(policy, env, *args, **kwargs)
+        self.surrogate = surrogate
+        self.clip_range_high = clip_range_high
+        self.dual_clip = dual_clip
+        self.kl_coef = kl_coef
+        self.kl_estimator = kl_estimator
+        self.ref_kl_coef = ref_kl_coef
+        self.value_clip = value_clip
+        self.advantage_scope = advantage_scope
+        self.recompute_advantage = recompute_advantage
+        self.normalize_value = normalize_value
+        self.compile = compile
+        self._controllers: SavedControllers = {}  # filled by save(), taken back by _setup_model()
+        self._random_state: dict[str, Any] | None = None
+        self._earlier_timesteps = 0  # of learn() calls before the last reset of num_timesteps
+        if _init_setup_model:
+            self._setup_model()
+
+    # What load() calls after it has put back the saved attributes and its own keyword arguments.
+    def _setup_model(self) -> None:
+        for name in KNOBS:
+            knob = parse_knob(name, getattr(self, name))
+            # A copy: what a controller remembers belongs to one model.
+            setattr(self, name, copy.copy(knob) if isinstance(knob, Controller) else knob)
+        check_arguments(self)
+        super()._setup_model()
+        self._read_knobs()
+        self.knobs.load_state_dict(self._controllers)
+        self._controllers = {}
+        check_exact_kl(self)
+        check_buffer(self)
+        self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
+        if self.normalize_value:
+            install_popart(self.policy)
+
+    def _read_knobs(self) -> None:
+        """Knobs as the attributes stand now: callbacks assign to them, as they do on PPO."""
+        read: dict[str, Knob | None] = {}
+        for name in KNOBS:
+            current = self.lr_schedule if name == "learning_rate" else getattr(self, name)
+            read[name] = knob = parse_knob(name, current)
+            inner = current.value_schedule if isinstance(current, FloatSchedule) else current
+            if isinstance(knob, Controller) and knob is not inner:  # assigned since: keep what it will remember
+                setattr(self, "lr_schedule" if name == "learning_rate" else name, knob)
+        self.knobs = KnobSet(read)
+
+    @property
+    def penalized(self) -> bool:
+        """Whether a KL penalty is part of the loss."""
+        return callable(self.kl_coef) or self.kl_coef != 0
+
+    @property
+    def timesteps_of_all_learns(self) -> int:
+        """What a schedule's horizon counts: timesteps over all ``learn()`` calls, resets included."""
+        return self._earlier_timesteps + self.num_timesteps
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # The last rollout overshoots; a linear schedule to 0 would turn negative there.
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        self._set_learning_rate(float(self.knobs.values.learning_rate))
+
+    def _set_learning_rate(self, rate: float) -> None:
+        if self._rates.optimizer is not self.policy.optimizer:  # replaced by the user since
+            self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
+        self._rates.apply(rate)
+        self.logger.record("train/learning_rate", rate)
+
+    def train(self) -> None:
+        """Updates policy and value function from the rollout that was collected last."""
+        self.policy.set_training_mode(True)
+        self._read_knobs()
+        self.knobs.at(self._current_progress_remaining, self.timesteps_of_all_learns)
+        self._update_learning_rate(self.policy.optimizer)
+        rollout = Rollout(
+            self.rollout_buffer,
+            self.action_space,
+            normalize_advantage=self.normalize_advantage and self.advantage_scope == "rollout",
+        )
+        epochs = train_on(self, rollout)
+        for name, value in training_records(self, rollout, epochs).items():
+            self.logger.record(name, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        step_controllers(self, "rollout", epochs[-1], rollout.size)
+
+    def learn(
+        self: SelfPPOX,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str = "PPOX",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPPOX:
+        """As :meth:`PPO.learn`; the last update is logged too."""
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,  # type: ignore[arg-type]  # None switches logging off
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self._earlier_timesteps += self.num_timesteps
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """As :meth:`PPO.save`, but a crash while saving leaves the previous file as it was."""
+        self._controllers = self.knobs.state_dict()
+        # Only of a seeded run: loading puts the generators back, which an unseeded one does not ask for.
+        self._random_state = None if self.seed is None else random_state(self.seed)
+        if isinstance(path, (str, pathlib.Path)):
+            save_atomically(path, lambda file: super(PPOX, self).save(file, exclude, include))
+        else:
+            super().save(path, exclude, include)
+
+    @classmethod
+    def load(cls: type[SelfPPOX], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfPPOX:
+        """As :meth:`PPO.load`; a seeded model continues its random streams where ``save`` found them.
+
+        Own arguments given here take effect; a controller given with the settings it was saved with continues.
+        """
+        model = super().load(path, *args, **kwargs)
+        state, model._random_state = model._random_state, None
+        if state is not None and state["seed"] == model.seed:
+            restore_random_state(state)
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "knobs", "_rates"]
+
+
+def _full_signature() -> inspect.Signature:
+    """PPO's parameters followed by PPOX's own, for ``help`` and editors: ``*args`` and ``**kwargs`` are PPO's."""
+    own = inspect.signature(PPOX.__init__).parameters.values()
+    keywords = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    host = [
+        parameter
+        for parameter in inspect.signature(PPO.__init__).parameters.values()
+        if parameter.name != "_init_setup_model"
+    ]
+    return inspect.Signature([*host, *keywords])
+
+
+PPOX.__init__.__signature__ = _full_signature()  # type: ignore[attr-defined]

@@ -1,0 +1,73 @@
+"""Saving so that nothing is half written, and remembering the random streams so that a seeded run can go on."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import random
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+def save_atomically(path: str | pathlib.Path, write: Callable[[io.BufferedIOBase], None]) -> None:
+    """Calls ``write`` on a file beside ``path`` and moves it there when it is complete and on disk.
+
+    ``path`` gets the suffix .zip if it has none, and missing folders are made, as ``BaseAlgorithm.save`` does.
+    """
+    target = pathlib.Path(path)
+    if target.suffix == "":
+        target = pathlib.Path(f"{target}.zip")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode is private
+        os.replace(temporary, target)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def random_state(seed: int) -> dict[str, Any]:
+    """The states of the generators a model draws from, with the seed they started from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "seed": seed,
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators back where ``random_state`` found them."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def snapshot(model: BaseAlgorithm) -> dict[str, Any]:
+    """A copy of the model's parameters and optimizer state, for ``model.set_parameters``."""
+    buffer = io.BytesIO()
+    torch.save(model.get_parameters(), buffer)
+    buffer.seek(0)
+    copy: dict[str, Any] = torch.load(buffer, weights_only=True, map_location=model.device)
+    return copy

@@ -1,0 +1,109 @@
+"""One call of ``PPOX.train``: from a collected rollout, over its epochs, to what was measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_ppo_ext.kl import AdaptiveKL
+from sb3_ppo_ext.minibatches import Rollout
+from sb3_ppo_ext.policies import (
+    PolicyAdapter,
+    SB3Adapter,
+    evaluates_as_sb3,
+    knows_distribution,
+    unvalidated_distributions,
+    unwrapped,
+)
+from sb3_ppo_ext.terms import Objective
+from sb3_ppo_ext.update import Measured, Update
+from sb3_ppo_ext.value_norm import PopArtLinear
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.ppox import PPOX
+
+# Rows per forward pass outside of the minibatches: enough to amortise the call, small beside a rollout of images.
+CHUNK = 256
+
+
+def train_on(model: PPOX, rollout: Rollout) -> list[Measured]:
+    """All epochs over the rollout, or fewer where ``target_kl`` stops them."""
+    with unvalidated_distributions():
+        update = prepare_update(model, rollout)
+        epochs: list[Measured] = []
+        for epoch in range(model.n_epochs):
+            if model.recompute_advantage and epoch > 0:
+                refresh_advantage(model, rollout, update.adapter)
+            epochs.append(update.epoch(rollout, model.batch_size))
+            model._n_updates += 1
+            step_controllers(model, "epoch", epochs[-1], rollout.size)
+            if epochs[-1].stopped:
+                if model.verbose >= 1:
+                    print(f"Early stopping at step {epoch} due to reaching max kl: {update.early_stop_kl:.2f}")
+                break
+    return epochs
+
+
+def prepare_update(model: PPOX, rollout: Rollout) -> Update:
+    """What stays the same over the rollout's minibatches; the statistics of the return move here."""
+    exact = _wants_distribution(model, rollout)
+    adapter = SB3Adapter(model.policy, with_distribution=exact)
+    if exact:
+        model.policy.set_training_mode(False)  # as the rollout was collected
+        rollout.remember_distributions(adapter.distribution, max(CHUNK, model.batch_size))
+        model.policy.set_training_mode(True)
+    value_scale = None
+    if model.normalize_value:
+        head = unwrapped(model.policy).value_net
+        assert isinstance(head, PopArtLinear)
+        head.update(rollout.value_target)
+        value_scale = head.std
+    return Update(
+        adapter=adapter,
+        objective=Objective(
+            surrogate=model.surrogate,
+            dual_clip=model.dual_clip,
+            penalized=model.penalized,
+            kl_estimator=model.kl_estimator,
+            value_clip=model.value_clip,
+            normalize_advantage=model.normalize_advantage and model.advantage_scope == "minibatch",
+        ),
+        optimizer=model.policy.optimizer,
+        parameters=list(model.policy.parameters()),
+        max_grad_norm=model.max_grad_norm,
+        knobs=model.knobs,
+        set_learning_rate=model._set_learning_rate,
+        target_kl=model.target_kl,
+        value_scale=value_scale,
+    )
+
+
+def _wants_distribution(model: PPOX, rollout: Rollout) -> bool:
+    """Whether to keep the distributions: for the loss, for a controller, or for the log where it costs little."""
+    if not knows_distribution(model.policy) or not rollout.has_rows:
+        return False
+    steered = any(isinstance(knob, AdaptiveKL) for knob in model.knobs.controllers.values())
+    if model.kl_estimator == "exact" and (model.penalized or steered):
+        return True
+    return evaluates_as_sb3(model.policy)  # no second forward pass per minibatch
+
+
+def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
+    """Values and GAE under the current value function, as Andrychowicz et al. 2021 recommend before every epoch."""
+    model.policy.set_training_mode(False)
+    values = rollout.map_rows(adapter.values, max(CHUNK, model.batch_size))
+    with torch.no_grad():
+        assert model._last_obs is not None
+        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
+    model.policy.set_training_mode(True)
+    rollout.refresh_advantage(values, last_values, np.asarray(model._last_episode_starts))
+
+
+def step_controllers(model: PPOX, moment: str, measured: Measured, samples: int) -> None:
+    """Lets the controllers of ``moment`` answer to what an epoch measured."""
+    if model.knobs.any_at(moment):
+        model.knobs.step(moment, measured.for_controllers(model.kl_estimator), samples)
+        model._set_learning_rate(float(model.knobs.values.learning_rate))

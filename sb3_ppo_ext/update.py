@@ -1,0 +1,115 @@
+"""One pass of PPO over a rollout: minibatch after minibatch, each one optimizer step, eager."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sb3_ppo_ext.knob_set import KnobSet
+from sb3_ppo_ext.minibatches import Minibatch, Rollout
+from sb3_ppo_ext.policies import PolicyAdapter
+from sb3_ppo_ext.terms import STATISTICS, KnobValues, Objective, ppo_terms, statistics
+
+NAMES = (*STATISTICS, "grad_norm")
+KL_COLUMNS = {"exact": "kl_exact", "k1": "kl_k1", "k2": "kl_k2", "k3": "approx_kl"}
+KL_RESOLUTION = 1e-6  # nats; float32
+EARLY_STOP_FACTOR = 1.5  # of target_kl, as in Stable-Baselines3's PPO
+
+
+class Measured(NamedTuple):
+    """What an epoch showed: one row per minibatch, in the order of ``NAMES``."""
+
+    table: np.ndarray
+    stopped: bool
+
+    def column(self, name: str) -> np.ndarray:
+        """The values of one statistic, minibatch after minibatch."""
+        column: np.ndarray = self.table[:, NAMES.index(name)]
+        return column
+
+    def mean(self, name: str) -> float:
+        """The mean of one statistic over the minibatches."""
+        return float(self.column(name).mean())
+
+    def for_controllers(self, estimator: str) -> dict[str, float]:
+        """The mean KL by ``estimator`` and the mean clip fraction."""
+        return steering({name: self.mean(name) for name in STATISTICS}, estimator)
+
+
+@dataclass
+class Update:
+    """Everything that stays the same over the minibatches of one rollout."""
+
+    adapter: PolicyAdapter
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    parameters: list[nn.Parameter]
+    max_grad_norm: float
+    knobs: KnobSet
+    set_learning_rate: Callable[[float], None]
+    target_kl: float | None = None
+    value_scale: Tensor | None = None
+    early_stop_kl: float = field(default=math.nan, init=False)
+
+    def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
+        """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
+        rows: list[Tensor] = []
+        for minibatch in rollout.minibatches(batch_size):
+            loss, row = self.evaluate(minibatch, self.knobs.values)
+            if self._too_far(row):
+                rows.append(torch.cat((row, row.new_full((1,), math.nan))))
+                return Measured(_table(rows), stopped=True)
+            self._step_controllers(row, len(minibatch.advantage))
+            rows.append(torch.cat((row, self.step(loss).reshape(1))))
+        return Measured(_table(rows), stopped=False)
+
+    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
+        """The loss of a minibatch, and its statistics in the order of ``STATISTICS``."""
+        new = self.adapter.evaluate(minibatch)
+        terms = ppo_terms(new, minibatch, self.objective, knobs, value_scale=self.value_scale)
+        loss = terms.weigh(knobs)
+        return loss, statistics(new, minibatch, terms, loss, knobs)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One optimizer step against the gradient, clipped to ``max_grad_norm``; returns the norm before clipping."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
+        return norm
+
+    def _too_far(self, row: Tensor) -> bool:
+        if self.target_kl is None:
+            return False
+        self.early_stop_kl = row[STATISTICS.index("approx_kl")].item()
+        return self.early_stop_kl > EARLY_STOP_FACTOR * self.target_kl
+
+    def _step_controllers(self, row: Tensor, samples: int) -> None:
+        """Before the step, so that a learning rate already answers to the KL of this minibatch, as in rsl_rl."""
+        if not self.knobs.any_at("minibatch"):
+            return
+        measured = dict(zip(STATISTICS, row.tolist(), strict=True))
+        self.knobs.step("minibatch", steering(measured, self.objective.kl_estimator), samples)
+        self.set_learning_rate(float(self.knobs.values.learning_rate))
+
+
+def steering(measured: dict[str, float], estimator: str) -> dict[str, float]:
+    """What controllers answer to: "kl" by ``estimator``, "clip_fraction" on both sides."""
+    kl = measured[KL_COLUMNS[estimator]]
+    return {
+        # Rounding leaves some 1e-7 where old and new policy are the same; a law is to see that as exactly 0.
+        "kl": 0.0 if abs(kl) < KL_RESOLUTION else kl,
+        "clip_fraction": measured["clip_fraction_low"] + measured["clip_fraction_high"],
+    }
+
+
+def _table(rows: list[Tensor]) -> np.ndarray:
+    """The one transfer of the epoch."""
+    table: np.ndarray = torch.stack(rows).cpu().double().numpy()
+    return table
