@@ -26,6 +26,7 @@ from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomical
 from sb3_ppo_ext.training import step_controllers, train_on
 from sb3_ppo_ext.training_log import training_records
 from sb3_ppo_ext.value_norm import install_popart
+from sb3_ppo_ext.watching import Watch
 
 SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
 
@@ -108,6 +109,7 @@ class PPOX(PPO):
         check_exact_kl(self)
         check_buffer(self)
         self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
+        self._watch = Watch()
         if self.normalize_value:
             install_popart(self.policy)
 
@@ -148,6 +150,7 @@ class PPOX(PPO):
 
     def train(self) -> None:
         """Updates policy and value function from the rollout that was collected last."""
+        self._watch.before_update(self)
         self.policy.set_training_mode(True)
         self._read_knobs()
         self.knobs.at(self._current_progress_remaining, self.timesteps_of_all_learns)
@@ -161,7 +164,13 @@ class PPOX(PPO):
         for name, value in training_records(self, rollout, epochs).items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self._watch.after_update(self)
         step_controllers(self, "rollout", epochs[-1], rollout.size)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
+        with self._watch.collecting(self):
+            return super().collect_rollouts(*args, **kwargs)
 
     def learn(
         self: SelfPPOX,
@@ -173,14 +182,15 @@ class PPOX(PPO):
         progress_bar: bool = False,
     ) -> SelfPPOX:
         """As :meth:`PPO.learn`; the last update is logged too."""
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,  # type: ignore[arg-type]  # None switches logging off
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        with self._watch.learning(self):
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,  # type: ignore[arg-type]  # None switches logging off
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
 
     def _setup_learn(
         self,
@@ -189,9 +199,10 @@ class PPOX(PPO):
         reset_num_timesteps: bool = True,
         *args: Any,
     ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps:
-            self._earlier_timesteps += self.num_timesteps
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        self._earlier_timesteps += self.num_timesteps if reset_num_timesteps else 0
+        total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        self._watch.begin(callback)
+        return total_timesteps, callback
 
     def save(
         self,
@@ -221,7 +232,7 @@ class PPOX(PPO):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "knobs", "_rates"]
+        return [*super()._excluded_save_params(), "knobs", "_rates", "_watch"]
 
 
 def _full_signature() -> inspect.Signature:

@@ -37,7 +37,9 @@ def train_on(model: PPOX, rollout: Rollout) -> list[Measured]:
         for epoch in range(model.n_epochs):
             if model.recompute_advantage and epoch > 0:
                 refresh_advantage(model, rollout, update.adapter)
+            update.check = model._watch.step_check(model, epoch)
             epochs.append(update.epoch(rollout, model.batch_size))
+            model._watch.after_epoch(model, epoch, epochs[-1])
             model._n_updates += 1
             step_controllers(model, "epoch", epochs[-1], rollout.size)
             if epochs[-1].stopped:

@@ -55,6 +55,7 @@ class Update:
     set_learning_rate: Callable[[float], None]
     target_kl: float | None = None
     value_scale: Tensor | None = None
+    check: Callable[[Tensor], None] = lambda row: None  # sees a minibatch's row before its step
     early_stop_kl: float = field(default=math.nan, init=False)
 
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
@@ -66,7 +67,7 @@ class Update:
                 rows.append(torch.cat((row, row.new_full((1,), math.nan))))
                 return Measured(_table(rows), stopped=True)
             self._step_controllers(row, len(minibatch.advantage))
-            rows.append(torch.cat((row, self.step(loss).reshape(1))))
+            rows.append(self.step(loss, row))
         return Measured(_table(rows), stopped=False)
 
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
@@ -76,13 +77,15 @@ class Update:
         loss = terms.weigh(knobs)
         return loss, statistics(new, minibatch, terms, loss, knobs)
 
-    def step(self, loss: Tensor) -> Tensor:
-        """One optimizer step against the gradient, clipped to ``max_grad_norm``; returns the norm before clipping."""
+    def step(self, loss: Tensor, row: Tensor) -> Tensor:
+        """One optimizer step against the gradient, clipped to ``max_grad_norm``; ``row`` with its norm before."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        row = torch.cat((row, norm.reshape(1)))
+        self.check(row)
         self.optimizer.step()
-        return norm
+        return row
 
     def _too_far(self, row: Tensor) -> bool:
         if self.target_kl is None:

@@ -1,0 +1,143 @@
+"""What a training run leaves in TensorBoard besides its scalars: one dashboard, the hyper-parameters, the last update.
+
+Nothing here computes or judges a number; the warnings about them are in :mod:`sb3_ppo_ext.diagnostics`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import DISABLED, HParam, KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
+
+# Title -> scalars drawn together, in reading order, three to a row on a wide screen. Each title says the unit where
+# there is one. A chart is the same in every run: TensorBoard merges the layouts of all runs and drops equal charts.
+CHARTS: dict[str, tuple[str, ...]] = {
+    "Return of an episode": ("rollout/ep_rew_mean", "eval/mean_reward"),
+    "Length of an episode (steps)": ("rollout/ep_len_mean", "eval/mean_ep_length"),
+    "KL of old and new policy, and its target (nats per action)": (
+        "train/kl_exact",
+        "train/approx_kl",
+        "train/kl_target",
+    ),
+    "Clip range, and the fraction of samples outside it": (
+        "train/clip_range",
+        "train/clip_range_high",
+        "train/clip_fraction_low",
+        "train/clip_fraction_high",
+    ),
+    "Learning rate": ("train/learning_rate",),
+    "Weight of the KL penalty": ("train/kl_coef", "train/ref_kl_coef"),
+    "Policy loss": ("train/policy_gradient_loss",),
+    "Value loss": ("train/value_loss",),
+    "Explained variance of the returns (1: exact)": ("train/explained_variance",),
+    "Entropy loss (negative entropy, nats per action)": ("train/entropy_loss",),
+    "Gradient norm (before clipping)": ("train/grad_norm",),
+    "Largest probability ratio, new / old": ("train/ratio_max",),
+    "Weights of entropy and value loss": ("train/ent_coef", "train/vf_coef"),
+    "Speed (steps per second)": ("time/fps",),
+}
+
+# Charts of what only some runs record: they are left out where nothing of theirs is recorded yet.
+OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
+    "Standard deviation of the actions": ("train/std",),
+    "Value normaliser (reward units)": ("train/value_mean", "train/value_scale"),
+    "Clip range of the value": ("train/clip_range_vf",),
+    "Rate of success": ("rollout/success_rate", "eval/success_rate"),
+}
+
+# The columns of the HPARAMS tab that are results; TensorBoard fills them with the last value of the scalar.
+METRICS = (
+    "rollout/ep_rew_mean",
+    "eval/mean_reward",
+    "train/approx_kl",
+    "train/explained_variance",
+    "train/value_loss",
+    "time/fps",
+)
+
+# What write_pending() wrote last, per logger: the values stay in the logger, so it has to be known that they are old.
+_written: WeakKeyDictionary[Logger, dict[str, Any]] = WeakKeyDictionary()
+
+
+def write_dashboard(logger: Logger) -> None:
+    """Lays out the "PPOX" dashboard in TensorBoard's Custom Scalars tab; without a TensorBoard output, does nothing.
+
+    Call it when the first update has been recorded and not yet dumped: the optional charts are chosen by that.
+    """
+    charts = dict(CHARTS)
+    for title, tags in OPTIONAL_CHARTS.items():
+        if any(tag in logger.name_to_value for tag in tags):
+            charts[title] = tags
+    # Tags are regular expressions matched at the start of a name: "train/clip_range" alone takes in "..._high" too.
+    layout = {"PPOX": {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}}
+    for output in _tensorboards(logger):
+        output.writer.add_custom_scalars(layout)
+        output.writer.flush()
+
+
+def write_hyperparameters(logger: Logger, hyperparameters: Mapping[str, object]) -> None:
+    """Writes ``hyperparameters`` to TensorBoard's HPARAMS tab; without a TensorBoard output, does nothing.
+
+    Goes past ``logger.record``: the other outputs cannot write them, and nothing is left in the logger.
+    """
+    readable = {name: readable_hyperparameter(value) for name, value in hyperparameters.items()}
+    entry = HParam(readable, dict.fromkeys(METRICS, 0.0))
+    for output in _tensorboards(logger):
+        output.write({"hyperparameters": entry}, {"hyperparameters": ("",)})
+
+
+def readable_hyperparameter(value: object) -> float | str | None:
+    """A number where it is one, else text a person can read; None (an empty cell) for what is not set."""
+    while isinstance(value, FloatSchedule):
+        value = value.value_schedule
+    if isinstance(value, ConstantSchedule):
+        value = value.val
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.size in (1, value.shape):
+        value = value.item()
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):  # TensorBoard would show True as 1
+        return value
+    if isinstance(value, type) or inspect.isroutine(value):  # their repr is a memory address
+        return value.__qualname__
+    return str(value)
+
+
+def write_pending(logger: Logger, step: int) -> None:
+    """Writes to every output what is recorded but not dumped, and leaves it recorded.
+
+    SB3 dumps before it updates, so the last update of a run waits for a dump that never comes; and ``Logger.dump``
+    empties ``name_to_value``, which is read after ``learn()``. Writes nothing where nothing is new.
+    """
+    pending = dict(logger.name_to_value)
+    before = _written.get(logger, {})
+    if logger.level == DISABLED or all(name in before and before[name] is pending[name] for name in pending):
+        return
+    excluded = {name: logger.name_to_excluded.get(name, ("",)) for name in pending}
+    # What places the row in tables and files; TensorBoard has the step itself.
+    row = {"time/total_timesteps": step, **pending}
+    excluded = {"time/total_timesteps": ("tensorboard",), **excluded}
+    for output in logger.output_formats:
+        if isinstance(output, KVWriter) and _is_open(output):
+            output.write(row, excluded, step)
+    _written[logger] = pending
+
+
+def _tensorboards(logger: Logger) -> Iterator[TensorBoardOutputFormat]:
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat) and _is_open(output):
+            yield output
+
+
+def _is_open(output: KVWriter) -> bool:
+    """Whether ``output`` can still be written: users and callbacks close loggers before ``learn()`` returns."""
+    if isinstance(output, TensorBoardOutputFormat):
+        return not output._is_closed
+    file = getattr(output, "file", None)  # SB3's other outputs have one; a user's own may not
+    return not getattr(file, "closed", False)

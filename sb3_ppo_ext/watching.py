@@ -1,0 +1,123 @@
+"""The moments of ``PPOX.learn`` at which a run is described, judged and stopped, and what is remembered between them.
+
+What is written, warned about and raised is in monitoring, diagnostics and divergence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from sb3_ppo_ext.checkpoints import checkpoint_path
+from sb3_ppo_ext.diagnostics import Diagnostics
+from sb3_ppo_ext.divergence import DivergedError, check_rollout, check_update, explain_policy_failure, first_bad
+from sb3_ppo_ext.knobs import KNOBS
+from sb3_ppo_ext.monitoring import write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.training_log import kl_target
+from sb3_ppo_ext.update import NAMES, Measured
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.ppox import PPOX
+
+# Besides the knobs: what a person compares runs by.
+SETTINGS = (
+    *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "max_grad_norm", "target_kl", "seed"),
+    *("surrogate", "dual_clip", "kl_estimator", "value_clip", "advantage_scope", "recompute_advantage"),
+    *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
+)
+
+
+@dataclass
+class Watch:
+    """Goes with one model. It is not saved: a loaded model may say again what is wrong with it."""
+
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    callback: BaseCallback | None = None  # of the learn() that runs
+    described: bool = False  # in this learn()'s logger
+    rollouts: int = 0
+
+    def begin(self, callback: BaseCallback) -> None:
+        """At the start of ``learn()``, which may have made a new logger."""
+        self.callback = callback
+        self.described = False
+
+    @contextmanager
+    def learning(self, model: PPOX) -> Iterator[None]:
+        """Around ``learn()``: the last update is written; a run that diverged leaves its last good model."""
+        try:
+            yield
+        except DivergedError as error:
+            if (path := self._save_last_good(model)) is None:
+                raise
+            raise DivergedError(f"{error} The model as it was before that is saved as {path}.") from error
+        finally:
+            # Where learn() fails before it has a logger, that error is the one to show.
+            if "_logger" in vars(model):
+                write_pending(model.logger, model.num_timesteps)
+
+    @contextmanager
+    def collecting(self, model: PPOX) -> Iterator[None]:
+        """Around ``collect_rollouts()``: a distribution that refuses a NaN does not say where the NaN is from."""
+        try:
+            yield
+        except ValueError as error:
+            given: Any = model._last_obs
+            knobs = model.knobs.numbers()
+            iteration = self.rollouts + 1
+            explained = explain_policy_failure(error, given, model.policy, iteration=iteration, knobs=knobs)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def before_update(self, model: PPOX) -> None:
+        """After a rollout, before anything is made of it."""
+        self.rollouts += 1
+        last: Any = model._last_obs
+        knobs = model.knobs.numbers()
+        check_rollout(model.rollout_buffer, iteration=self.rollouts, knobs=knobs, last_observation=last)
+
+    def step_check(self, model: PPOX, epoch: int) -> Callable[[Tensor], None]:
+        """What to do with the statistics of a minibatch (``NAMES``) between its gradient and its step."""
+
+        def check(row: Tensor) -> None:
+            # A loss that is not finite has such a gradient. Elsewhere than on a CPU, to look is to wait for the device.
+            if row.device.type == "cpu" and not math.isfinite(row[-1].item()):
+                self._complain(model, epoch, row.tolist())
+
+        return check
+
+    def after_epoch(self, model: PPOX, epoch: int, measured: Measured) -> None:
+        """Where the steps were not checked one by one. The row that stopped an epoch has no gradient."""
+        steps = measured.table[:-1] if measured.stopped else measured.table
+        for row in steps:
+            if not math.isfinite(row[-1]):
+                self._complain(model, epoch, row.tolist())
+
+    def after_update(self, model: PPOX) -> None:
+        """When the update's scalars are recorded and not yet dumped."""
+        self.diagnostics.check(model.logger.name_to_value, kl_target=kl_target(model))
+        if not self.described:
+            write_dashboard(model.logger)
+            write_hyperparameters(model.logger, {name: getattr(model, name) for name in (*KNOBS, *SETTINGS)})
+            self.described = True
+
+    def _complain(self, model: PPOX, epoch: int, row: list[float]) -> None:
+        values = dict(zip(NAMES, row, strict=True))
+        for name in ("kl_k1", "kl_k2", "kl_exact"):  # not in the log; NaN where it is not measured
+            del values[name]
+        knobs = model.knobs.numbers()
+        check_update(values, iteration=self.rollouts, epoch=epoch, knobs=knobs, buffer=model.rollout_buffer)
+
+    def _save_last_good(self, model: PPOX) -> str | None:
+        if self.callback is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
+            return None
+        path = checkpoint_path(self.callback, model.num_timesteps)
+        if path is not None:
+            model.save(path)
+        return path

@@ -1,0 +1,66 @@
+"""Small environments for the tests: every kind of space, episodes of known length, nothing to download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+ACTIONS: dict[str, spaces.Space[Any]] = {
+    "box": spaces.Box(-1, 1, (2,), np.float32),
+    "discrete": spaces.Discrete(3),
+    "multidiscrete": spaces.MultiDiscrete([2, 3]),
+    "multibinary": spaces.MultiBinary(3),
+}
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
+    "vector": spaces.Box(-2, 2, (4,), np.float32),
+    "double": spaces.Box(-2, 2, (4,), np.float64),
+    "image": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+    "dict": spaces.Dict({"a": spaces.Box(-1, 1, (3,), np.float32), "b": spaces.Discrete(4)}),
+}
+
+
+class Toy(gym.Env[Any, Any]):
+    """Observations drawn from the space; the reward depends on both; cut by a time limit every ``length`` steps."""
+
+    def __init__(self, observation: str = "vector", action: str = "discrete", length: int = 10) -> None:
+        self.observation_space = OBSERVATIONS[observation]
+        self.action_space = ACTIONS[action]
+        self.length = length
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None or self.steps == 0:
+            self.observation_space.seed(seed or 0)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        reward = float(np.asarray(action, dtype=np.float64).sum()) + 0.1 * self.steps
+        return self.observation_space.sample(), reward, False, self.steps >= self.length, {}
+
+
+class Periodic(gym.Env[Any, Any]):
+    """The same four-step episode for ever, so that a reset at the end of one changes nothing."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def _observation(self) -> np.ndarray[Any, Any]:
+        return np.array([np.sin(self.steps), np.cos(self.steps)], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        reward = 1.0 - float((action[0] - self._observation()[0]) ** 2)
+        return self._observation(), reward, self.steps >= 4, False, {}
