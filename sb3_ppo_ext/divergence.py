@@ -132,14 +132,14 @@ def check_update(
 
 
 def explain_policy_failure(
-    error: ValueError,
+    error: Exception,
     observation: Array | Mapping[str, Array],
     policy: torch.nn.Module,
     *,
     iteration: int,
     knobs: Mapping[str, float],
 ) -> DivergedError | None:
-    """What is behind the ``ValueError`` a distribution raised while actions were sampled; None if not a NaN.
+    """What is behind the error a distribution raised while actions were sampled; None if not a NaN.
 
     ``observation`` is the batch the policy was given: [N, ...], or a dict of them. Raise the result ``from error``.
     """

@@ -153,10 +153,14 @@ class Controller(ABC):
             raise ValueError(f'{name}: call bind("learning_rate") or another knob first; it decides the direction')
         if not math.isfinite(measured):
             raise ValueError(f"{name} of {self.knob}: {self.measures} is {measured}: the policy has diverged")
-        pressure = self.law(max(measured, 0.0) / self.target, samples)
+        pressure = self.law(self.excess(measured), samples)
         value = self.value * pressure if self.grows(self.knob) else self.value / pressure
         self.value = min(max(value, self.bounds[0]), self.bounds[1])
         return self.value
+
+    def excess(self, measured: float) -> float:
+        """``measured`` over the target, as the law sees it."""
+        return max(measured, 0.0) / self.target
 
     def settings(self) -> str:
         """What the user chose, as text: two controllers with the same settings may share a saved state."""
@@ -223,3 +227,8 @@ class AdaptiveClipFraction(Controller):
     def grows(self, knob: str) -> bool:
         """A wider range or a stronger penalty clips less."""
         return knob in self.GROWING
+
+    def excess(self, measured: float) -> float:
+        """Unlike a KL of 0, a whole rollout without a clipped ratio is a finding: far below the target."""
+        least = 0.0 if self.every == "minibatch" else 1e-9
+        return super().excess(max(measured, least))

@@ -7,47 +7,45 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
-import numpy as np
-import torch
 from stable_baselines3.common.logger import DISABLED, HParam, KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 
-# Title -> scalars drawn together, in reading order, three to a row on a wide screen. Each title says the unit where
-# there is one. A chart is the same in every run: TensorBoard merges the layouts of all runs and drops equal charts.
+from sb3_ppo_ext.kl import Controller
+
+# Title -> scalars drawn together; three to a row on a wide screen, each row a subject. A chart is the same in every
+# run: TensorBoard merges the layouts of all runs and drops equal charts.
 CHARTS: dict[str, tuple[str, ...]] = {
     "Return of an episode": ("rollout/ep_rew_mean", "eval/mean_reward"),
     "Length of an episode (steps)": ("rollout/ep_len_mean", "eval/mean_ep_length"),
-    "KL of old and new policy, and its target (nats per action)": (
-        "train/kl_exact",
-        "train/approx_kl",
-        "train/kl_target",
-    ),
-    "Clip range, and the fraction of samples outside it": (
+    "Speed (steps per second)": ("time/fps",),
+    "KL and its target (nats per action)": ("train/kl_exact", "train/approx_kl", "train/kl_target"),
+    "Clip range, and samples outside it": (
         "train/clip_range",
         "train/clip_range_high",
         "train/clip_fraction_low",
         "train/clip_fraction_high",
     ),
+    "Largest ratio, new / old probability": ("train/ratio_max",),
     "Learning rate": ("train/learning_rate",),
+    "Gradient norm (before clipping)": ("train/grad_norm",),
     "Weight of the KL penalty": ("train/kl_coef", "train/ref_kl_coef"),
     "Policy loss": ("train/policy_gradient_loss",),
+    "Entropy loss (nats, negative)": ("train/entropy_loss",),
+    "Weight of the entropy": ("train/ent_coef",),
     "Value loss": ("train/value_loss",),
-    "Explained variance of the returns (1: exact)": ("train/explained_variance",),
-    "Entropy loss (negative entropy, nats per action)": ("train/entropy_loss",),
-    "Gradient norm (before clipping)": ("train/grad_norm",),
-    "Largest probability ratio, new / old": ("train/ratio_max",),
-    "Weights of entropy and value loss": ("train/ent_coef", "train/vf_coef"),
-    "Speed (steps per second)": ("time/fps",),
+    "Explained variance of returns (1: exact)": ("train/explained_variance",),
+    "Weight of the value loss": ("train/vf_coef",),
 }
 
 # Charts of what only some runs record: they are left out where nothing of theirs is recorded yet.
 OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
-    "Standard deviation of the actions": ("train/std",),
+    "Standard deviation of actions": ("train/std",),
     "Value normaliser (reward units)": ("train/value_mean", "train/value_scale"),
     "Clip range of the value": ("train/clip_range_vf",),
+    "Epoch at which target_kl stopped": ("train/early_stop_epoch",),
     "Rate of success": ("rollout/success_rate", "eval/success_rate"),
 }
 
@@ -84,29 +82,35 @@ def write_dashboard(logger: Logger) -> None:
 def write_hyperparameters(logger: Logger, hyperparameters: Mapping[str, object]) -> None:
     """Writes ``hyperparameters`` to TensorBoard's HPARAMS tab; without a TensorBoard output, does nothing.
 
-    Goes past ``logger.record``: the other outputs cannot write them, and nothing is left in the logger.
+    Numbers stay numbers. What may be something else in another run is to come :func:`as_text`: TensorBoard has one
+    list of columns for all runs, taken from one of them, and fails to sort a column of numbers and texts.
+    Goes past ``logger.record``: the other outputs cannot write it, and nothing is left in the logger.
     """
-    readable = {name: readable_hyperparameter(value) for name, value in hyperparameters.items()}
+    readable = {name: value if _is_number(value) else as_text(value) for name, value in hyperparameters.items()}
     entry = HParam(readable, dict.fromkeys(METRICS, 0.0))
     for output in _tensorboards(logger):
         output.write({"hyperparameters": entry}, {"hyperparameters": ("",)})
 
 
-def readable_hyperparameter(value: object) -> float | str | None:
-    """A number where it is one, else text a person can read; None (an empty cell) for what is not set."""
+def as_text(value: object) -> str:
+    """A hyper-parameter as a person writes it: SB3's wrappers are taken off, numbers are short."""
     while isinstance(value, FloatSchedule):
         value = value.value_schedule
     if isinstance(value, ConstantSchedule):
         value = value.val
-    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.size in (1, value.shape):
-        value = value.item()
-    if value is None:
-        return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):  # TensorBoard would show True as 1
-        return value
+    if _is_number(value):
+        return f"{value:g}"
+    if isinstance(
+        value, Controller
+    ):  # its repr has the current value, by which a run would differ from its continuation
+        return value.settings()
     if isinstance(value, type) or inspect.isroutine(value):  # their repr is a memory address
         return value.__qualname__
     return str(value)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)  # TensorBoard would show True as 1
 
 
 def write_pending(logger: Logger, step: int) -> None:

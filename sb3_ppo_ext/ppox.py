@@ -20,8 +20,8 @@ from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
-from sb3_ppo_ext.learning_rate import GroupRates
 from sb3_ppo_ext.minibatches import Rollout
+from sb3_ppo_ext.optimizers import GroupRates
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
 from sb3_ppo_ext.training import step_controllers, train_on
 from sb3_ppo_ext.training_log import training_records
@@ -182,7 +182,7 @@ class PPOX(PPO):
         progress_bar: bool = False,
     ) -> SelfPPOX:
         """As :meth:`PPO.learn`; the last update is logged too."""
-        with self._watch.learning(self):
+        with self._watch.learning(self, logged=log_interval is not None):
             return super().learn(
                 total_timesteps=total_timesteps,
                 callback=callback,

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 
 def save_atomically(path: str | pathlib.Path, write: Callable[[io.BufferedIOBase], None]) -> None:
@@ -62,12 +61,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def snapshot(model: BaseAlgorithm) -> dict[str, Any]:
-    """A copy of the model's parameters and optimizer state, for ``model.set_parameters``."""
-    buffer = io.BytesIO()
-    torch.save(model.get_parameters(), buffer)
-    buffer.seek(0)
-    copy: dict[str, Any] = torch.load(buffer, weights_only=True, map_location=model.device)
-    return copy

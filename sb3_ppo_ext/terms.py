@@ -133,10 +133,9 @@ STATISTICS = (
     "policy_gradient_loss",
     "value_loss",
     "entropy_loss",
-    "kl_k1",
-    "kl_k2",
     "approx_kl",  # k3, under Stable-Baselines3's name
     "kl_exact",
+    "kl",  # by kl_estimator
     "clip_fraction_low",
     "clip_fraction_high",
     "ratio_max",
@@ -144,23 +143,32 @@ STATISTICS = (
 
 
 @torch.no_grad()
-def statistics(new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor, knobs: KnobValues) -> Tensor:
+def statistics(
+    new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor, choices: Objective, knobs: KnobValues
+) -> Tensor:
     """What is worth knowing of a minibatch: one vector in the order of ``STATISTICS``, left on its device.
 
-    "kl_exact" is NaN where the distributions are not at hand.
+    A KL is NaN where the distributions it needs are not at hand.
     """
     mask = new.mask
     log_ratio = fill_masked(new.log_prob - minibatch.action_log_prob, mask)
     ratio = log_ratio.exp()
-    exact = new.distribution is not None and minibatch.distribution is not None
+    k3 = objective.kl_k3(log_ratio, mask)
+    exact = loss.new_full((), float("nan"))
+    if new.distribution is not None and minibatch.distribution is not None:
+        exact = kl_divergence(new, minibatch, "exact")
+    by_estimator = {"exact": exact, "k3": k3}.get(choices.kl_estimator)
+    if by_estimator is None:
+        by_estimator = kl_divergence(new, minibatch, choices.kl_estimator)
     return torch.stack(
         (
             loss,
             terms.policy,
             terms.value,
             terms.entropy,
-            *(estimate(log_ratio, mask) for estimate in KL_ESTIMATORS.values()),
-            kl_divergence(new, minibatch, "exact") if exact else loss.new_full((), float("nan")),
+            k3,
+            exact,
+            by_estimator,
             masked_mean((ratio < 1 - knobs.low).float(), mask),
             masked_mean((ratio > 1 + knobs.high).float(), mask),
             ratio.max(),

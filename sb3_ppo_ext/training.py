@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import Rollout
+from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import (
     PolicyAdapter,
     SB3Adapter,
@@ -57,6 +58,7 @@ def prepare_update(model: PPOX, rollout: Rollout) -> Update:
         model.policy.set_training_mode(False)  # as the rollout was collected
         rollout.remember_distributions(adapter.distribution, max(CHUNK, model.batch_size))
         model.policy.set_training_mode(True)
+    prefer_foreach(model.policy.optimizer)
     value_scale = None
     if model.normalize_value:
         head = unwrapped(model.policy).value_net
@@ -107,5 +109,5 @@ def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> 
 def step_controllers(model: PPOX, moment: str, measured: Measured, samples: int) -> None:
     """Lets the controllers of ``moment`` answer to what an epoch measured."""
     if model.knobs.any_at(moment):
-        model.knobs.step(moment, measured.for_controllers(model.kl_estimator), samples)
+        model.knobs.step(moment, measured.for_controllers(), samples)
         model._set_learning_rate(float(model.knobs.values.learning_rate))

@@ -43,8 +43,8 @@ def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured]) -> d
         records["grad_norm"] = norms.mean()
     if not np.isnan(exact := last.mean("kl_exact")):
         records["kl_exact"] = exact
-    if last.stopped:
-        records["early_stop_epoch"] = len(epochs) - 1
+    if model.target_kl is not None:  # n_epochs where nothing stopped it
+        records["early_stop_epoch"] = len(epochs) - last.stopped
     records.update(model.knobs.numbers())
     records.update(_policy_records(model))
     if (target := kl_target(model)) is not None:

@@ -17,7 +17,6 @@ from sb3_ppo_ext.policies import PolicyAdapter
 from sb3_ppo_ext.terms import STATISTICS, KnobValues, Objective, ppo_terms, statistics
 
 NAMES = (*STATISTICS, "grad_norm")
-KL_COLUMNS = {"exact": "kl_exact", "k1": "kl_k1", "k2": "kl_k2", "k3": "approx_kl"}
 KL_RESOLUTION = 1e-6  # nats; float32
 EARLY_STOP_FACTOR = 1.5  # of target_kl, as in Stable-Baselines3's PPO
 
@@ -37,9 +36,9 @@ class Measured(NamedTuple):
         """The mean of one statistic over the minibatches."""
         return float(self.column(name).mean())
 
-    def for_controllers(self, estimator: str) -> dict[str, float]:
-        """The mean KL by ``estimator`` and the mean clip fraction."""
-        return steering({name: self.mean(name) for name in STATISTICS}, estimator)
+    def for_controllers(self) -> dict[str, float]:
+        """The mean KL by ``kl_estimator`` and the mean clip fraction."""
+        return steering({name: self.mean(name) for name in STATISTICS})
 
 
 @dataclass
@@ -75,12 +74,13 @@ class Update:
         new = self.adapter.evaluate(minibatch)
         terms = ppo_terms(new, minibatch, self.objective, knobs, value_scale=self.value_scale)
         loss = terms.weigh(knobs)
-        return loss, statistics(new, minibatch, terms, loss, knobs)
+        return loss, statistics(new, minibatch, terms, loss, self.objective, knobs)
 
     def step(self, loss: Tensor, row: Tensor) -> Tensor:
         """One optimizer step against the gradient, clipped to ``max_grad_norm``; ``row`` with its norm before."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.parameters:  # what zero_grad() does, without the time it takes over it
+            parameter.grad = None
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         row = torch.cat((row, norm.reshape(1)))
         self.check(row)
@@ -98,13 +98,13 @@ class Update:
         if not self.knobs.any_at("minibatch"):
             return
         measured = dict(zip(STATISTICS, row.tolist(), strict=True))
-        self.knobs.step("minibatch", steering(measured, self.objective.kl_estimator), samples)
+        self.knobs.step("minibatch", steering(measured), samples)
         self.set_learning_rate(float(self.knobs.values.learning_rate))
 
 
-def steering(measured: dict[str, float], estimator: str) -> dict[str, float]:
-    """What controllers answer to: "kl" by ``estimator``, "clip_fraction" on both sides."""
-    kl = measured[KL_COLUMNS[estimator]]
+def steering(measured: dict[str, float]) -> dict[str, float]:
+    """What controllers answer to: "kl" by ``kl_estimator``, "clip_fraction" on both sides."""
+    kl = measured["kl"]
     return {
         # Rounding leaves some 1e-7 where old and new policy are the same; a law is to see that as exactly 0.
         "kl": 0.0 if abs(kl) < KL_RESOLUTION else kl,

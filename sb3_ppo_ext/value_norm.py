@@ -1,7 +1,8 @@
 """Value normalisation: the value head learns in running units of the return and answers in reward units.
 
 A PopArt head (van Hasselt et al. 2016): whenever the statistics of the return move, the last layer is rescaled so that
-the values it gives stay what they were.
+the values it gives stay what they were. Only the first rollout of an untrained head is taken as it comes: its outputs
+near 0 then mean values near the mean return, not ones many deviations off.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class PopArtLinear(nn.Linear):
         self.register_buffer("mean", torch.zeros((), device=device))
         self.register_buffer("std", torch.ones((), device=device))
         self.register_buffer("moments", torch.zeros(3, dtype=torch.float64, device=device))
+        self.trained = False  # whether the values it gives mean something already
 
     def forward(self, features: Tensor) -> Tensor:
         """Values in reward units [B, 1]."""
@@ -43,19 +45,22 @@ class PopArtLinear(nn.Linear):
 
     @torch.no_grad()
     def update(self, value_target: Tensor) -> None:
-        """Takes the returns [B] of a rollout into the statistics, and rescales so that no value changes."""
+        """Takes the returns [B] of a rollout into the statistics; a trained head's values stay what they were."""
         target = value_target.double()
         sums = torch.stack((torch.ones_like(target[0]), target.mean(), (target**2).mean()))
         self.moments.mul_(DECAY).add_(sums, alpha=1 - DECAY)
         weight, first, second = self.moments
         mean = first / weight
         std = (second / weight - mean**2).clamp(min=SMALLEST_STD**2).sqrt()
-        self.weight.mul_(self.std / std)
-        self.bias.copy_((self.bias * self.std + self.mean - mean) / std)
+        if self.trained:
+            self.weight.mul_(self.std / std)
+            self.bias.copy_((self.bias * self.std + self.mean - mean) / std)
+        self.trained = True
         self.mean.copy_(mean)
         self.std.copy_(std)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.trained = True
         for name, fresh in (("mean", 0.0), ("std", 1.0), ("moments", 0.0)):
             key = prefix + name
             if key not in state_dict:
@@ -70,8 +75,8 @@ def install_popart(policy: ActorCriticPolicy) -> PopArtLinear:
         return head
     if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is None:
         raise ValueError(
-            f"normalize_value=True: {type(policy).__name__}.value_net is {head!r}; it must be a torch.nn.Linear with "
-            "one output and a bias, or pass normalize_value=False"
+            f"normalize_value=True: {type(policy).__name__}.value_net is a {type(head).__name__}; "
+            "a torch.nn.Linear with one output and a bias is needed, or normalize_value=False"
         )
     policy.value_net = PopArtLinear(head)
     return policy.value_net

@@ -18,7 +18,7 @@ from sb3_ppo_ext.checkpoints import checkpoint_path
 from sb3_ppo_ext.diagnostics import Diagnostics
 from sb3_ppo_ext.divergence import DivergedError, check_rollout, check_update, explain_policy_failure, first_bad
 from sb3_ppo_ext.knobs import KNOBS
-from sb3_ppo_ext.monitoring import write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.monitoring import as_text, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.training_log import kl_target
 from sb3_ppo_ext.update import NAMES, Measured
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 # Besides the knobs: what a person compares runs by.
 SETTINGS = (
-    *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "max_grad_norm", "target_kl", "seed"),
-    *("surrogate", "dual_clip", "kl_estimator", "value_clip", "advantage_scope", "recompute_advantage"),
+    *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "max_grad_norm"),
+    *("surrogate", "kl_estimator", "value_clip", "advantage_scope", "recompute_advantage"),
     *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
 )
+NUMBERS_OR_NONE = ("target_kl", "dual_clip", "seed")
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Watch:
         self.described = False
 
     @contextmanager
-    def learning(self, model: PPOX) -> Iterator[None]:
-        """Around ``learn()``: the last update is written; a run that diverged leaves its last good model."""
+    def learning(self, model: PPOX, *, logged: bool) -> Iterator[None]:
+        """Around ``learn()``: the last update is ``logged``; a run that diverged leaves its last good model."""
         try:
             yield
         except DivergedError as error:
@@ -58,7 +59,7 @@ class Watch:
             raise DivergedError(f"{error} The model as it was before that is saved as {path}.") from error
         finally:
             # Where learn() fails before it has a logger, that error is the one to show.
-            if "_logger" in vars(model):
+            if logged and "_logger" in vars(model):
                 write_pending(model.logger, model.num_timesteps)
 
     @contextmanager
@@ -66,7 +67,8 @@ class Watch:
         """Around ``collect_rollouts()``: a distribution that refuses a NaN does not say where the NaN is from."""
         try:
             yield
-        except ValueError as error:
+        # RuntimeError: multinomial's, where the distributions do not check (torch.compile switches that off for good).
+        except (ValueError, RuntimeError) as error:
             given: Any = model._last_obs
             knobs = model.knobs.numbers()
             iteration = self.rollouts + 1
@@ -85,9 +87,12 @@ class Watch:
     def step_check(self, model: PPOX, epoch: int) -> Callable[[Tensor], None]:
         """What to do with the statistics of a minibatch (``NAMES``) between its gradient and its step."""
 
+        # Elsewhere than on a CPU, to look is to wait for the device: done only where a good model is to be saved.
+        looks = model.device.type == "cpu" or self._last_good_path(model) is not None
+
         def check(row: Tensor) -> None:
-            # A loss that is not finite has such a gradient. Elsewhere than on a CPU, to look is to wait for the device.
-            if row.device.type == "cpu" and not math.isfinite(row[-1].item()):
+            # A loss that is not finite has such a gradient.
+            if looks and not math.isfinite(row[-1].item()):
                 self._complain(model, epoch, row.tolist())
 
         return check
@@ -104,20 +109,23 @@ class Watch:
         self.diagnostics.check(model.logger.name_to_value, kl_target=kl_target(model))
         if not self.described:
             write_dashboard(model.logger)
-            write_hyperparameters(model.logger, {name: getattr(model, name) for name in (*KNOBS, *SETTINGS)})
+            texts = {name: as_text(getattr(model, name)) for name in (*KNOBS, *NUMBERS_OR_NONE)}
+            write_hyperparameters(model.logger, {name: getattr(model, name) for name in SETTINGS} | texts)
             self.described = True
 
     def _complain(self, model: PPOX, epoch: int, row: list[float]) -> None:
         values = dict(zip(NAMES, row, strict=True))
-        for name in ("kl_k1", "kl_k2", "kl_exact"):  # not in the log; NaN where it is not measured
+        for name in ("kl_exact", "kl"):  # not in the log; NaN where it is not measured
             del values[name]
         knobs = model.knobs.numbers()
         check_update(values, iteration=self.rollouts, epoch=epoch, knobs=knobs, buffer=model.rollout_buffer)
 
+    def _last_good_path(self, model: PPOX) -> str | None:
+        return None if self.callback is None else checkpoint_path(self.callback, model.num_timesteps)
+
     def _save_last_good(self, model: PPOX) -> str | None:
-        if self.callback is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
+        path = self._last_good_path(model)
+        if path is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
             return None
-        path = checkpoint_path(self.callback, model.num_timesteps)
-        if path is not None:
-            model.save(path)
+        model.save(path)
         return path

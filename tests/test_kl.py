@@ -46,6 +46,11 @@ def test_the_knob_decides_the_direction(controller: Controller, knob: str, grows
     assert (bound.update(0.5, 1) > controller.start) is grows
 
 
+def test_no_clipped_ratio_in_a_rollout_is_a_finding_but_not_in_the_first_minibatch() -> None:
+    assert AdaptiveClipFraction(0.2, 0.1).bind("clip_range").update(0.0, 1) == 0.1
+    assert AdaptiveClipFraction(0.2, 0.1, every="minibatch").bind("clip_range").update(0.0, 1) == 0.2
+
+
 def test_bounds_hold_in_both_directions() -> None:
     controller = AdaptiveKL(1.0, 0.01, bounds=(0.5, 4.0)).bind("kl_coef")
     assert [controller.update(1.0, 1) for _ in range(4)] == [2.0, 4.0, 4.0, 4.0]
@@ -84,7 +89,7 @@ def test_state_round_trips() -> None:
 
 @pytest.mark.parametrize("kl", [float("nan"), float("inf")])
 def test_a_diverged_kl_raises(kl: float) -> None:
-    with pytest.raises(ValueError, match="kl_coef.*diverged"):
+    with pytest.raises(ValueError, match=r"kl_coef.*diverged"):
         AdaptiveKL(1.0, 0.01).bind("kl_coef").update(kl, 1)
 
 

@@ -41,7 +41,9 @@ def test_text_and_dict_forms_of_controllers() -> None:
     assert parse_knob("learning_rate", {"adaptive_kl": RSL_RL}) == expected
     text = "adaptive_kl:1e-3:0.01:law=threshold"
     assert parse_knob("learning_rate", text) == AdaptiveKL(1e-3, 0.01).bind("learning_rate")
-    fraction = {"adaptive_clip_fraction": {"start": 0.2, "target": 0.1, "bounds": [0.05, 0.4], "law": "proportional:2000"}}
+    fraction = {
+        "adaptive_clip_fraction": {"start": 0.2, "target": 0.1, "bounds": [0.05, 0.4], "law": "proportional:2000"}
+    }
     assert parse_knob("clip_range", fraction) == AdaptiveClipFraction(
         0.2, 0.1, Proportional(2000), bounds=(0.05, 0.4)
     ).bind("clip_range")

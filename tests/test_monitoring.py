@@ -23,7 +23,7 @@ from sb3_ppo_ext.monitoring import (
     CHARTS,
     METRICS,
     OPTIONAL_CHARTS,
-    readable_hyperparameter,
+    as_text,
     write_dashboard,
     write_hyperparameters,
     write_pending,
@@ -101,7 +101,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     folder = tmp_path_factory.mktemp("run")
     model = every_knob(folder)
     write_dashboard(model.logger)
-    write_hyperparameters(model.logger, {"learning_rate": model.learning_rate, "clip_range": model.clip_range})
+    knobs = {"learning_rate": as_text(model.learning_rate), "clip_range": as_text(model.clip_range)}
+    write_hyperparameters(model.logger, {**knobs, "use_sde": model.use_sde, "n_steps": model.n_steps})
     write_pending(model.logger, model.num_timesteps)
     return events(folder / "PPOX_1")
 
@@ -144,7 +145,7 @@ def hyperparameters_of(accumulator: EventAccumulator) -> dict[str, object]:
 
 def test_hyperparameters_are_readable_and_their_metrics_have_values(run: EventAccumulator) -> None:
     read = hyperparameters_of(run)
-    assert read["clip_range"] == 0.2
+    assert (read["clip_range"], read["use_sde"], read["n_steps"]) == ("0.2", "False", 200.0)
     assert str(read["learning_rate"]).startswith("AdaptiveKL(start=0.0003, target=0.01")
     content = run.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
     metrics = [info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos]
@@ -155,25 +156,31 @@ def test_hyperparameters_are_readable_and_their_metrics_have_values(run: EventAc
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (3e-4, 3e-4),
-        (True, "True"),  # TensorBoard would make a 1 of it
-        (None, None),
-        (FloatSchedule(0.2), 0.2),
+        (3e-4, "0.0003"),
+        (FloatSchedule(1e-5), "1e-05"),
         (FloatSchedule(LinearSchedule(1.0, 0.0, 1.0)), "LinearSchedule(start=1.0, end=0.0, end_fraction=1.0)"),
+        (True, "True"),
+        (None, "None"),
         (PPOX, "PPOX"),
         ({"net_arch": [64]}, "{'net_arch': [64]}"),
     ],
 )
-def test_hyperparameters_as_text(value: object, shown: object) -> None:
-    assert readable_hyperparameter(value) == shown
-    assert type(readable_hyperparameter(value)) is type(shown)
+def test_hyperparameters_as_text(value: object, shown: str) -> None:
+    assert as_text(value) == shown
+
+
+def test_a_controller_that_has_moved_is_still_the_same_hyperparameter() -> None:
+    controller = AdaptiveKL(start=3e-4, target=0.01)
+    before = as_text(controller)
+    controller.value = 1e-3
+    assert as_text(controller) == before and "start=0.0003, target=0.01" in before
 
 
 def test_a_schedule_without_a_text_form_is_named_not_addressed() -> None:
     def halving(progress_remaining: float) -> float:
         return progress_remaining / 2
 
-    assert str(readable_hyperparameter(halving)).endswith("halving")
+    assert as_text(halving).endswith("halving")
 
 
 def test_the_last_update_is_in_the_event_file(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -72,12 +73,13 @@ def test_unclipped_is_the_plain_ratio() -> None:
 
 def test_all_surrogates_have_the_policy_gradient_at_ratio_one() -> None:
     advantage = torch.tensor([0.3, -1.2, 2.0])
-    for surrogate in (
+    surrogates: list[Callable[[Tensor], Tensor]] = [
         lambda r: clipped_surrogate(r, advantage, low=0.2, high=0.3),
         lambda r: dual_clipped_surrogate(r, advantage, low=0.2, high=0.3, dual_clip=3.0),
         lambda r: spo_surrogate(r, advantage, clip=0.2),
         lambda r: unclipped_surrogate(r, advantage),
-    ):
+    ]
+    for surrogate in surrogates:
         log_ratio = torch.zeros(3, requires_grad=True)
         surrogate(log_ratio).backward()
         torch.testing.assert_close(log_ratio.grad, -advantage / 3)
@@ -126,7 +128,7 @@ def test_normalized_has_mean_zero_and_unit_unbiased_std() -> None:
     torch.testing.assert_close(normalized(torch.tensor([5.0])), torch.tensor([5.0]))
 
 
-MASKED = {
+MASKED: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "clip": lambda r, a, m: clipped_surrogate(r, a, low=0.2, high=0.2, mask=m),
     "dual": lambda r, a, m: dual_clipped_surrogate(r, a, low=0.2, high=0.2, dual_clip=3.0, mask=m),
     "spo": lambda r, a, m: spo_surrogate(r, a, clip=0.2, mask=m),
@@ -139,9 +141,9 @@ MASKED = {
     "max": lambda r, a, m: max_clipped_value_loss(r, a, a + 0.1, clip=0.2, mask=m),
     "entropy": lambda r, a, m: entropy_loss(r, a, m),
     "sampled entropy": lambda r, a, m: entropy_loss(None, r, m),
-    "normalized": lambda r, a, m: (normalized(r, m).masked_fill(~m, 0.0) ** 3).sum()
-    if m is not None
-    else (normalized(r) ** 3).sum(),
+    "normalized": lambda r, a, m: (
+        (normalized(r, m).masked_fill(~m, 0.0) ** 3).sum() if m is not None else (normalized(r) ** 3).sum()
+    ),
 }
 
 
@@ -169,12 +171,13 @@ def test_an_empty_mask_gives_zero() -> None:
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
-    for call in (
+    calls: list[Callable[[], Tensor]] = [
         lambda: clipped_surrogate(torch.zeros(4), torch.zeros(4, 1), low=0.2, high=0.2),
         lambda: spo_surrogate(torch.zeros(4, 1), torch.zeros(4), clip=0.2),
         lambda: value_loss(torch.zeros(4), torch.zeros(4, 1)),
         lambda: sb3_clipped_value_loss(torch.zeros(4), torch.zeros(4), torch.zeros(4, 1), clip=0.1),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(ValueError, match=r"\(4,\).*\(4, 1\)|\(4, 1\).*\(4,\)"):
             call()
 

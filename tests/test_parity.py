@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_ppo_ext import PPOX
 from tests.environments import Toy
+
+
+def falling(progress_remaining: float) -> float:
+    return 1e-3 * progress_remaining + 1e-4
+
 
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "box": ("vector", "box", "MlpPolicy", {}),
@@ -40,7 +46,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "vector",
         "discrete",
         "MlpPolicy",
-        {"learning_rate": lambda p: 1e-3 * abs(p), "clip_range": lambda p: 0.1 + 0.1 * abs(p)},
+        {"learning_rate": falling, "ent_coef": 0.01},
     ),
     "AdamW, separate networks": (
         "vector",
@@ -52,7 +58,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 
 def environments(observation: str, action: str, count: int = 2) -> VecEnv:
-    return DummyVecEnv([lambda length=10 + index: Toy(observation, action, length) for index in range(count)])
+    return DummyVecEnv([partial(Toy, observation, action, 10 + index) for index in range(count)])
 
 
 def trained(algorithm: type[PPO], name: str, env: VecEnv | None = None) -> PPO:

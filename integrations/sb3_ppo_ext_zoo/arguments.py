@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 from collections.abc import Iterator, Sequence
 
 from sb3_ppo_ext_zoo.registration import NAME
@@ -28,7 +29,7 @@ def quote_texts(given: Sequence[str]) -> Iterator[str]:
     """Quotes the texts among ``-params name:value``, because rl_zoo3 evaluates every value as Python.
 
     ``clip_range:cosine:0.2:0.05`` and ``surrogate:spo`` are meant as text; ``n_steps:64`` and
-    ``policy_kwargs:dict(net_arch=[64])`` are Python and stay as they are.
+    ``policy_kwargs:dict(activation_fn=nn.ReLU)`` are Python and stay as they are.
     """
     in_params = False
     for argument in given:
@@ -42,9 +43,13 @@ def quote_texts(given: Sequence[str]) -> Iterator[str]:
 
 
 def _is_python(value: str) -> bool:
-    """Whether ``value`` is an expression other than a bare word."""
+    """Whether ``value`` is an expression whose names rl_zoo3 knows; ``lin_3e-4`` is one of ``lin_3e``."""
+    import rl_zoo3.utils  # where rl_zoo3 evaluates it
+
     try:
-        expression = ast.parse(value.strip(), mode="eval").body
+        nodes = list(ast.walk(ast.parse(value.strip(), mode="eval")))
     except SyntaxError:
         return False
-    return not isinstance(expression, ast.Name)
+    known = vars(builtins).keys() | vars(rl_zoo3.utils).keys()
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return all(node.id in known | bound for node in nodes if isinstance(node, ast.Name))

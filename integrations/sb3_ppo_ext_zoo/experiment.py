@@ -24,6 +24,8 @@ RATES = frozenset({"gamma", "gae_lambda", "max_grad_norm", "target_kl"})
 class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  # rl_zoo3 is followed as Any
     """What rl_zoo3's training runs on, with ``ppox.yml`` as the default and every form of a knob allowed in YAML."""
 
+    custom_hyperparams: dict[str, Any] | None
+
     def __init__(
         self, args: argparse.Namespace, algo: str, env_id: str, *rest: Any, config: str | None = None, **options: Any
     ) -> None:

@@ -25,7 +25,9 @@ FIGURES = {
     "all": Figure(
         "all_plots", ("--algos", NAME, "--exp-folders", LOGS), "evaluations of several runs or algorithms, and a table"
     ),
-    "from-file": Figure("plot_from_file", (), "figures from what `ppox plot all --output FILE` wrote"),
+    "from-file": Figure(
+        "plot_from_file", (), "figures from what `ppox plot all --output FILE` wrote, of at least two runs each"
+    ),
 }
 
 

@@ -44,13 +44,15 @@ def convert_ppox_params(sampled: dict[str, Any]) -> dict[str, Any]:
     object passes its memory from one trial to the next. All own arguments that are searched are named, so that a trial
     is not half of what the settings file says: ``clip_range_high`` there would contradict ``surrogate`` here.
     """
-    kwargs = convert_onpolicy_params(sampled)
+    kwargs: dict[str, Any] = convert_onpolicy_params(sampled)
     clip, ratio = kwargs["clip_range"], kwargs.pop("clip_ratio")
     schedule, control = kwargs.pop("clip_schedule"), kwargs.pop("learning_rate_control")
     start, target, penalty = kwargs.pop("kl_coef"), kwargs.pop("kl_target"), kwargs.pop("kl_penalty")
     clips = kwargs["surrogate"] == "clip"
-    kwargs["clip_range"] = _scheduled(schedule, clip)
-    kwargs["clip_range_high"] = _scheduled(schedule, clip * ratio) if clips and ratio != 1.0 else None
+    # The clip range ends above 0: spo divides by it, and a search may end within the last rollout.
+    kwargs["clip_range"] = _scheduled(schedule, clip, clip / 10)
+    high = clip * ratio
+    kwargs["clip_range_high"] = _scheduled(schedule, high, high / 10) if clips and ratio != 1.0 else None
     kwargs["dual_clip"] = kwargs["dual_clip"] if clips else None
     kwargs["learning_rate"] = _learning_rate(control, kwargs["learning_rate"], target)
     # Without a surrogate that limits the step the penalty must (PPO-penalty, Schulman et al. 2017, section 4).
@@ -59,12 +61,12 @@ def convert_ppox_params(sampled: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _scheduled(schedule: str, start: float) -> float | dict[str, Any]:
-    return start if schedule == "constant" else {schedule: {"start": start, "end": 0.0}}
+def _scheduled(schedule: str, start: float, end: float) -> float | dict[str, Any]:
+    return start if schedule == "constant" else {schedule: {"start": start, "end": end}}
 
 
 def _learning_rate(control: str, start: float, target: float) -> float | dict[str, Any]:
     if control != "adaptive_kl":
-        return _scheduled(control, start)
+        return _scheduled(control, start, 0.0)
     law = {"threshold": {"margin": 2.0, "factor": 1.5}}  # rsl_rl's rule, which moves at every minibatch
     return {"adaptive_kl": {"start": start, "target": target, "law": law, "every": "minibatch"}}

@@ -1,0 +1,135 @@
+"""PPOX beside Stable-Baselines3's PPO: time of learn() and of train(), peak memory, import time.
+
+    python tests/benchmarks/against_sb3.py [--repeats 5] [--json figures.json]
+
+Both run in turn in one process (memory and import: in processes of their own), one thread each, and the figure is the
+ratio of medians. Run it on a quiet machine; it is not part of the test suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_ppo_ext import PPOX
+
+Figures = dict[str, dict[str, float]]
+
+# name -> environment, number of them, arguments
+CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "CartPole-v1": ("CartPole-v1", 8, {"n_steps": 256}),
+    "Pendulum-v1": ("Pendulum-v1", 8, {"n_steps": 256}),
+    "Pendulum-v1, gSDE": ("Pendulum-v1", 8, {"n_steps": 256, "use_sde": True}),
+    "Pendulum-v1, batch 2048": ("Pendulum-v1", 8, {"n_steps": 256, "batch_size": 2048}),
+    "CartPole-v1, width 512": ("CartPole-v1", 8, {"n_steps": 256, "policy_kwargs": {"net_arch": [512, 512]}}),
+    "CartPole-v1, 1 environment": ("CartPole-v1", 1, {"n_steps": 2048}),
+}
+
+PEAK = """
+import pathlib, warnings
+warnings.simplefilter("ignore")
+from {module} import {name}
+model = {name}("MlpPolicy", "CartPole-v1", device="cpu", seed=0).learn(8192)
+status = pathlib.Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's where that is larger
+print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+"""
+
+
+def in_turn(repeats: int, *sides: Callable[[], float]) -> list[float]:
+    """The median of each side's seconds, the sides taking turns."""
+    seconds = [[side() for side in sides] for _ in range(repeats)]
+    return [statistics.median(column) for column in zip(*seconds, strict=True)]
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def speed(name: str, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of learn() over one rollout of 2048 steps, and of train() alone."""
+    env, count, arguments = CASES[name]
+    models = [
+        algorithm("MlpPolicy", make_vec_env(env, count, seed=0), seed=0, device="cpu", **arguments).learn(2048)
+        for algorithm in (PPO, PPOX)
+    ]
+    learn = in_turn(repeats, *(lambda m=m: timed(lambda: m.learn(2048, reset_num_timesteps=False)) for m in models))
+    ppo, ppox = models
+
+    def train_of(model: PPO) -> float:
+        # A second train() on one rollout: PPO's first has flattened the buffer, which PPOX leaves as it was.
+        return timed(model.train)
+
+    train = in_turn(repeats, lambda: train_of(ppo), lambda: train_of(ppox))
+    return compared(*learn), compared(*train)
+
+
+def compared(ppo: float, ppox: float) -> dict[str, float]:
+    """Both figures and how many times PPO's is PPOX's."""
+    return {"PPO": ppo, "PPOX": ppox, "ratio": ppo / ppox}
+
+
+def in_process(code: str) -> float:
+    """The number a fresh interpreter prints."""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return float(output.split()[-1])
+
+
+def peak_memory() -> dict[str, float]:
+    """MiB of resident memory at the peak of a CartPole run."""
+    return compared(
+        in_process(PEAK.format(module="stable_baselines3", name="PPO")),
+        in_process(PEAK.format(module="sb3_ppo_ext", name="PPOX")),
+    )
+
+
+def import_time(repeats: int) -> dict[str, float]:
+    """Seconds to import the package in a fresh interpreter."""
+    code = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+    return compared(
+        *in_turn(
+            repeats,
+            lambda: in_process(code.format("stable_baselines3")),
+            lambda: in_process(code.format("sb3_ppo_ext")),
+        )
+    )
+
+
+def main() -> None:
+    """Prints the table and writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    figures: Figures = {}
+    for name in CASES:
+        learn, train = speed(name, options.repeats)
+        figures[f"learn(2048), {name} (s)"], figures[f"train(), {name} (s)"] = learn, train
+    figures["peak memory, CartPole-v1 (MiB)"] = peak_memory()
+    figures["import (s)"] = import_time(options.repeats)
+    width = max(map(len, figures))
+    print(f"{'':{width}} {'PPO':>9} {'PPOX':>9} {'PPO/PPOX':>9}")
+    for name, row in figures.items():
+        print(f"{name:{width}} {row['PPO']:9.3f} {row['PPOX']:9.3f} {row['ratio']:9.2f}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

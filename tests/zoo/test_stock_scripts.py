@@ -1,0 +1,45 @@
+"""rl_zoo3's own scripts in a folder whose custom_envs.py holds the line that the README names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["-n", "16", "--eval-freq", "-1", "-params", "n_envs:2", "n_steps:8", "batch_size:16", "n_epochs:1"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "custom_envs.py").write_text("import sb3_ppo_ext_zoo.auto\n")
+    return tmp_path
+
+
+def stock(folder: Path, script: str, *arguments: str) -> str:
+    """Runs ``python -m rl_zoo3.<script>`` there; the packages are those of this checkout, installed or not."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"rl_zoo3.{script}", "--env", "CartPole-v1", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_one_line_teaches_train_enjoy_and_record_video(folder: Path) -> None:
+    printed = stock(folder, "train", "--algo", "ppox", *TINY)
+    assert "sb3_ppo_ext_zoo/ppox.yml" in printed and "linear:0.2:0" in printed
+    assert (folder / "logs/ppox/CartPole-v1_1/CartPole-v1.zip").is_file()
+    played = stock(folder, "enjoy", "--algo", "ppox", "-f", "logs", "--no-render", "-n", "100")
+    assert "Episode Reward" in played
+    stock(folder, "record_video", "--algo", "ppox", "-f", "logs", "-n", "5")
+    assert list(folder.rglob("*.mp4"))
+
+
+def test_other_algorithms_and_a_settings_file_work_as_before(folder: Path) -> None:
+    (folder / "mine.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 16, clip_range: cosine:0.2:0.1}")
+    assert "mine.yml" in stock(folder, "train", "--algo", "ppox", "-conf", "mine.yml", *TINY)
+    assert "hyperparams/ppo.yml" in stock(folder, "train", "--algo", "ppo", *TINY)
