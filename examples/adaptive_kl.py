@@ -29,9 +29,9 @@ torch.set_num_threads(1)  # faster for a network this small
 USES = {
     # The PPO paper's second variant: no clipping, a penalty whose weight adapts (Schulman et al. 2017, section 4).
     "kl_coef": {"kl_coef": AdaptiveKL(1.0, TARGET), "surrogate": "none"},
-    # rsl_rl's rule: the learning rate after every minibatch.
-    "learning_rate": {"learning_rate": AdaptiveKL(1e-3, TARGET, Threshold(2.0, 1.5), every="minibatch")},
-    # The clip range, by the same rule as the penalty but in smaller steps.
+    # The idea of rsl_rl, in smaller steps and once a rollout. Its own rule is Threshold(2.0, 1.5), every="minibatch".
+    "learning_rate": {"learning_rate": AdaptiveKL(1e-3, TARGET, Threshold(1.25, 1.2))},
+    # The same law on the clip range.
     "clip_range": {"clip_range": AdaptiveKL(0.2, TARGET, Threshold(1.25, 1.2))},
 }
 
@@ -70,6 +70,7 @@ for column, (knob, arguments) in enumerate(USES.items()):
     for row, (quantity, values) in enumerate(curves.curves.items()):
         rows[row, column].plot(steps, values)
         rows[row, column].set_ylabel(quantity)
+    rows[1, column].set_yscale("log")  # a law multiplies, so equal steps look equal
     rows[0, column].axhspan(TARGET / 1.5, TARGET * 1.5, alpha=0.2, color="gray")
     rows[0, column].axhline(TARGET, linestyle="--", color="black", label="target, and the band of factor 1.5")
     rows[0, column].set_title(f"AdaptiveKL drives {knob}")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env
@@ -22,17 +23,20 @@ from sb3_ppo_ext import PPOX
 ENV = "CartPole-v1"
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--timesteps", type=int, default=-1, help="instead of the number in ppox.yml")
+parser.add_argument("--timesteps", type=int, help="instead of the number in ppox.yml")
 parser.add_argument("--at-least", type=float, default=475.0, help="the mean return that counts as solved")
 parser.add_argument("--folder", type=Path, default=Path("runs/demo") / time.strftime("%Y%m%d-%H%M%S"))
 options = parser.parse_args()
 console = Console()
+torch.set_num_threads(1)  # faster for a network this small
 tensorboard = options.folder / "tensorboard"
 
-# 1. Train from the CartPole-v1 entry of ppox.yml: what `ppox train` does. A network this small is fastest on one thread.
-train = ["-m", "sb3_ppo_ext_zoo", "train", "--env", ENV, "--n-timesteps", str(options.timesteps), "--seed", "1"]
+# 1. Train from the CartPole-v1 entry of ppox.yml: what `ppox train` does.
+train = ["-m", "sb3_ppo_ext_zoo", "train", "--env", ENV, "--seed", "1"]
 train += ["--progress", "--verbose", "0", "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1"]
 train += ["--log-folder", str(options.folder), "--tensorboard-log", str(tensorboard)]
+if options.timesteps:
+    train += ["--n-timesteps", str(options.timesteps)]
 console.print(f"Training PPOX on {ENV}:  ppox {shlex.join(train[2:])}", soft_wrap=True, highlight=False)
 subprocess.run([sys.executable, *train], check=True)
 
@@ -57,8 +61,8 @@ table = Table(title=f"PPOX on {ENV}", show_header=False)
 table.add_row("mean return of 100 episodes", f"{np.mean(returns):.1f} +- {np.std(returns):.1f}")
 table.add_row("training steps", f"{model.num_timesteps:,}")
 table.add_row("training steps/s", f"{logged('time/fps')[-1]:,.0f}")
-table.add_row("KL, mean and last update", f"{np.mean(kl):.5f}, {kl[-1]:.5f} nats")
-table.add_row("clip range, first and last update", f"{clip_range[0]:.3f}, {clip_range[-1]:.3f}")
+table.add_row("KL, mean and last update", f"{np.mean(kl):.2g}, {kl[-1]:.2g} nats per action")
+table.add_row("clip range, first and last update", f"{clip_range[0]:.3g}, {clip_range[-1]:.3g}")
 console.print(table)
 for what, where in {
     "model": run / f"{ENV}.zip",
