@@ -1,6 +1,6 @@
 """Installs the built wheel, with no extra, into a fresh environment and uses it from outside the checkout.
 
-    python .ci/check_wheel.py dist
+python .ci/check_wheel.py dist
 """
 
 import subprocess

@@ -23,7 +23,9 @@ BROWSERS = {"dashboard_picture.py": ("chromium", "chromium-browser", "google-chr
 
 
 def main() -> int:
-    found = {path.relative_to(EXAMPLES).as_posix() for suffix in ("py", "yml") for path in EXAMPLES.rglob(f"*.{suffix}")}
+    found = {
+        path.relative_to(EXAMPLES).as_posix() for suffix in ("py", "yml") for path in EXAMPLES.rglob(f"*.{suffix}")
+    }
     if found != RUNS.keys():
         print(f"not listed in {__file__}: {sorted(found - RUNS.keys())}; no such file: {sorted(RUNS.keys() - found)}")
         return 1

@@ -43,9 +43,8 @@ class Updates(BaseCallback):
         return True
 
 
-table = Table("clip range", "return", "KL, first half", "KL, second half", title=f"CartPole-v1, {options.timesteps} steps")
+table = Table("clip range", "return", "KL, first half", "KL, second half", title="PPOX on CartPole-v1")
 for name, clip_range in CLIP_RANGES.items():
-    # Text of a schedule goes where SB3's type names a number or a callable.
     model = PPOX(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=8, seed=1),

@@ -1,4 +1,4 @@
-"""What `make demo` runs: trains PPOX on CartPole-v1 with `ppox train`, evaluates 100 episodes, says where all of it lies.
+"""What `make demo` runs: trains PPOX on CartPole-v1 with `ppox train`, evaluates it, says where all of it lies.
 
 Exits with 1 when the mean return is below --at-least.
 """
