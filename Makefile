@@ -1,52 +1,68 @@
-# `make demo` and `make test` need Python 3.10-3.13 and make, nothing else.
+# `make demo` and `make test` need Python 3.10 - 3.13 and make, nothing else.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
-export PIP_DISABLE_PIP_VERSION_CHECK = 1
+BIN := $(VENV)/bin/python
+# The stamp is named after the Python that was asked for: another PYTHON= makes another environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+INSTALLED := $(VENV)/installed-$(VERSION)
+PIP := $(BIN) -m pip --disable-pip-version-check --no-input
+# One PyTorch thread per test process: two of them share two cores, and more threads only get in each other's way.
+TESTS := OMP_NUM_THREADS=1 $(BIN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install demo test lint format types wheel examples clean
+.PHONY: help demo test lint format types wheel examples install clean python
 
 help:
-	@echo "make demo      train PPOX on CartPole, evaluate it, say where everything lies"
-	@echo "make test      the whole test suite"
-	@echo "make lint types wheel examples    what CI runs besides"
+	@echo "make demo      train PPOX on CartPole-v1, evaluate it, say where everything lies"
+	@echo "make test      run the whole test suite"
+	@echo "make lint types wheel examples    what CI checks besides;  make format  repairs what it can"
+	@echo "make clean     remove the environment and everything built"
+	@echo "The first command installs into $(VENV). Another Python: make demo PYTHON=python3.12"
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), sys.version' \
-	  || { echo "Python 3.10 - 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	@echo "Installing the tested versions (constraints.txt) into $(VENV) ..."
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+# The stamp is touched last and removed first: an interrupted installation never counts as a finished one.
+$(INSTALLED): pyproject.toml constraints.txt | python
+	@test -f $@ || { echo "Creating $(VENV) with Python $(VERSION)"; $(PYTHON) -m venv --clear $(VENV); }
+	@rm -f $(VENV)/installed-*
+	@echo "Installing the tested versions (constraints.txt) into $(VENV); this takes a few minutes once ..."
+	@$(PIP) install --quiet --upgrade --constraint constraints.txt pip hatchling editables
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@touch $@
 
+python:
+	@$(PYTHON) -c '' 2>/dev/null || { \
+	  echo "No '$(PYTHON)' here. Install Python 3.10 - 3.13, or name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "'$(PYTHON)' is Python $(VERSION); 3.10 - 3.13 is needed. Name one: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot create environments: its ensurepip or venv module is missing."; \
+	  echo "On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+
 demo: install
-	@$(BIN)/python examples/demo.py
+	@$(BIN) examples/demo.py
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(TESTS)
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
 
 format: install
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN) -m ruff check --fix .
+	$(BIN) -m ruff format .
 
 types: install
-	$(BIN)/mypy
+	$(BIN) -m mypy
 
-# The wheel, in an environment of its own, outside the checkout, with no extra.
+# The wheel, with no extra, in an environment of its own outside the checkout.
 wheel: install
-	rm -rf dist && $(BIN)/python -m build --quiet --wheel
-	$(BIN)/python .ci/check_wheel.py dist
+	rm -rf dist
+	$(BIN) -m build --wheel --no-isolation
+	$(BIN) .ci/check_wheel.py dist
 
 examples: install
-	$(BIN)/python .ci/run_examples.py
+	$(BIN) .ci/run_examples.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

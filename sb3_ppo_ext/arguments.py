@@ -49,7 +49,8 @@ def _check_clipping(model: PPOX) -> None:
     clips = endpoints(model.clip_range) if callable(model.clip_range) else (model.clip_range,)
     if model.surrogate == "spo" and min(clips, default=1.0) <= 0:
         raise ValueError(
-            f'clip_range={model.clip_range!r}: surrogate="spo" divides by it; let it end above 0, as in "linear:0.2:0.02"'
+            f'clip_range={model.clip_range!r}: surrogate="spo" divides by it; '
+            'let it end above 0, as in "linear:0.2:0.02"'
         )
     if model.dual_clip is None:
         return

@@ -1,0 +1,55 @@
+"""Runs every example for a few hundred steps, each in an empty folder of its own; one that is not listed fails."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ZOO_TRAIN = ["-m", "sb3_ppo_ext_zoo", "train", "--n-timesteps", "300", "--num-threads", "1", "--eval-freq", "-1"]
+
+# File under examples/ -> the runs of it, each the arguments of Python; {} is the file's path.
+RUNS: dict[str, list[list[str]]] = {
+    "adaptive_kl.py": [["{}", "--timesteps", "4096"]],
+    "clip_schedule.py": [["{}", "--timesteps", "512", "--episodes", "2"]],
+    "dashboard_picture.py": [["{}", "--timesteps", "4096", "--picture", "picture.png"]],
+    "demo.py": [["{}", "--timesteps", "512", "--at-least", "0"]],
+    "zoo_config/my_ppox.yml": [[*ZOO_TRAIN, "-conf", "{}", "--env", env] for env in ("CartPole-v1", "Pendulum-v1")],
+}
+# Photographs a page: the one example that needs a program which pip cannot install.
+BROWSERS = {"dashboard_picture.py": ("chromium", "chromium-browser", "google-chrome")}
+
+
+def main() -> int:
+    found = {
+        path.relative_to(EXAMPLES).as_posix() for suffix in ("py", "yml") for path in EXAMPLES.rglob(f"*.{suffix}")
+    }
+    if found != RUNS.keys():
+        print(f"not listed in {__file__}: {sorted(found - RUNS.keys())}; no such file: {sorted(RUNS.keys() - found)}")
+        return 1
+    failed = [name for name in sorted(RUNS) if not run(name)]
+    print(f"{len(RUNS) - len(failed)} examples ran, {len(failed)} failed {failed or ''}")
+    return 1 if failed else 0
+
+
+def run(name: str) -> bool:
+    browsers = BROWSERS.get(name)
+    if browsers and not any(map(shutil.which, browsers)):
+        print(f"LEFT OUT {name}: it needs a browser ({', '.join(browsers)}) and there is none here", flush=True)
+        return True
+    for arguments in RUNS[name]:
+        command = [sys.executable, *(argument.replace("{}", str(EXAMPLES / name)) for argument in arguments)]
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        print(f"{'ok' if done.returncode == 0 else 'FAILED'} {name} ({time.monotonic() - start:.0f} s)", flush=True)
+        if done.returncode != 0:
+            print(f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout}", flush=True)
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
