@@ -26,12 +26,10 @@ def check_arguments(model: PPOX) -> None:
         value = getattr(model, name)
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
-    for name in ("recompute_advantage", "normalize_value"):
+    for name in ("recompute_advantage", "normalize_value", "compile"):
         value = getattr(model, name)
         if not isinstance(value, bool):
             raise ValueError(f"{name}={value!r}: True or False is needed")
-    if model.compile is not False:
-        raise ValueError(f"compile={model.compile!r}: only False is supported in this version")
     _check_clipping(model)
     if model.ref_kl_coef != 0:
         raise ValueError(

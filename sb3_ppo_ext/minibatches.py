@@ -88,21 +88,13 @@ class Rollout:
         if not self.has_rows:
             yield from self._minibatches_of_custom_buffer(batch_size)
             return
-        order = torch.from_numpy(np.random.permutation(self.size)).to(self.buffer.device)
-        for rows in torch.split(order, batch_size):
-            yield self._gather(rows)
+        for rows in self.orders(batch_size):
+            yield gathered_rows(self.rows, rows)
 
-    def _gather(self, rows: Tensor) -> Minibatch:
-        all_rows = self.rows
-        return Minibatch(
-            _observation_rows(all_rows.observation, rows),
-            all_rows.action[rows],
-            all_rows.action_log_prob[rows],
-            all_rows.state_value[rows],
-            all_rows.advantage[rows],
-            all_rows.value_target[rows],
-            None if all_rows.distribution is None else gathered(all_rows.distribution, rows),
-        )
+    def orders(self, batch_size: int) -> tuple[Tensor, ...]:
+        """One epoch as indices of rows, one tensor for each minibatch."""
+        order = torch.from_numpy(np.random.permutation(self.size)).to(self.buffer.device)
+        return torch.split(order, batch_size)
 
     def _minibatches_of_custom_buffer(self, batch_size: int) -> Iterator[Minibatch]:
         mean, scale = self._advantage_statistics()
@@ -147,6 +139,19 @@ class Rollout:
         self.buffer.values = collected
         self._set_advantage()
         self.rows = self.rows._replace(advantage=self.advantage, value_target=self._flat(self.buffer.returns).flatten())
+
+
+def gathered_rows(rollout: Minibatch, rows: Tensor) -> Minibatch:
+    """The given rows of a whole rollout."""
+    return Minibatch(
+        _observation_rows(rollout.observation, rows),
+        rollout.action[rows],
+        rollout.action_log_prob[rows],
+        rollout.state_value[rows],
+        rollout.advantage[rows],
+        rollout.value_target[rows],
+        None if rollout.distribution is None else gathered(rollout.distribution, rows),
+    )
 
 
 def _observation_rows(observation: Observation, rows: Tensor) -> Observation:

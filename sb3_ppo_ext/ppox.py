@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl
+from sb3_ppo_ext.compiled_update import Graphs
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
@@ -54,7 +55,8 @@ class PPOX(PPO):
     :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
-    :param compile: whether the update is compiled; only False in this version
+    :param compile: run the update as one compiled graph: several times faster, and equal to the eager one up to
+        rounding; needs a C++ compiler, the CPU, Adam or AdamW, and 10 to 20 s once
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class PPOX(PPO):
         advantage_scope: str = "minibatch",
         recompute_advantage: bool = False,
         normalize_value: bool = False,
-        compile: bool | str = False,
+        compile: bool = False,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -95,7 +97,7 @@ class PPOX(PPO):
         if _init_setup_model:
             self._setup_model()
 
-    # What load() calls after it has put back the saved attributes and its own keyword arguments.
+    # load() calls it after it has put back the saved attributes and its own keyword arguments.
     def _setup_model(self) -> None:
         for name in KNOBS:
             knob = parse_knob(name, getattr(self, name))
@@ -110,6 +112,7 @@ class PPOX(PPO):
         check_buffer(self)
         self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
         self._watch = Watch()
+        self._graphs: Graphs = {}
         if self.normalize_value:
             install_popart(self.policy)
 
@@ -232,7 +235,7 @@ class PPOX(PPO):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "knobs", "_rates", "_watch"]
+        return [*super()._excluded_save_params(), "knobs", "_rates", "_watch", "_graphs"]
 
 
 def _full_signature() -> inspect.Signature:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_ppo_ext.compiled_update import CompiledUpdate, obstacle
 from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.optimizers import prefer_foreach
@@ -34,18 +35,19 @@ def train_on(model: PPOX, rollout: Rollout) -> list[Measured]:
     """All epochs over the rollout, or fewer where ``target_kl`` stops them."""
     with unvalidated_distributions():
         update = prepare_update(model, rollout)
+        runner = compiled(model, rollout, update) if model.compile else update
         epochs: list[Measured] = []
         for epoch in range(model.n_epochs):
             if model.recompute_advantage and epoch > 0:
                 refresh_advantage(model, rollout, update.adapter)
             update.check = model._watch.step_check(model, epoch)
-            epochs.append(update.epoch(rollout, model.batch_size))
+            epochs.append(runner.epoch(rollout, model.batch_size))
             model._watch.after_epoch(model, epoch, epochs[-1])
             model._n_updates += 1
             step_controllers(model, "epoch", epochs[-1], rollout.size)
             if epochs[-1].stopped:
                 if model.verbose >= 1:
-                    print(f"Early stopping at step {epoch} due to reaching max kl: {update.early_stop_kl:.2f}")
+                    print(f"Early stopping at step {epoch} due to reaching max kl: {runner.early_stop_kl:.2f}")
                 break
     return epochs
 
@@ -83,6 +85,16 @@ def prepare_update(model: PPOX, rollout: Rollout) -> Update:
         target_kl=model.target_kl,
         value_scale=value_scale,
     )
+
+
+def compiled(model: PPOX, rollout: Rollout, update: Update) -> CompiledUpdate:
+    """The same update through the compiled graph; ``ValueError`` with the reason where there can be none."""
+    reason = obstacle(model.policy, rollout, model.policy.optimizer)
+    if reason is not None:
+        raise ValueError(f"compile=True: {reason}; pass compile=False")
+    if model.verbose >= 1 and not model._graphs:
+        print("Compiling the update, once for this model; this takes some 10 to 20 s the first time ...")
+    return CompiledUpdate(update, model._graphs, model._rates.ratios)
 
 
 def _wants_distribution(model: PPOX, rollout: Rollout) -> bool:

@@ -64,10 +64,10 @@ class Update:
             loss, row = self.evaluate(minibatch, self.knobs.values)
             if self._too_far(row):
                 rows.append(torch.cat((row, row.new_full((1,), math.nan))))
-                return Measured(_table(rows), stopped=True)
-            self._step_controllers(row, len(minibatch.advantage))
+                return Measured(table_of(rows), stopped=True)
+            self.step_controllers(row, len(minibatch.advantage))
             rows.append(self.step(loss, row))
-        return Measured(_table(rows), stopped=False)
+        return Measured(table_of(rows), stopped=False)
 
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, and its statistics in the order of ``STATISTICS``."""
@@ -93,7 +93,7 @@ class Update:
         self.early_stop_kl = row[STATISTICS.index("approx_kl")].item()
         return self.early_stop_kl > EARLY_STOP_FACTOR * self.target_kl
 
-    def _step_controllers(self, row: Tensor, samples: int) -> None:
+    def step_controllers(self, row: Tensor, samples: int) -> None:
         """Before the step, so that a learning rate already answers to the KL of this minibatch, as in rsl_rl."""
         if not self.knobs.any_at("minibatch"):
             return
@@ -112,7 +112,7 @@ def steering(measured: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _table(rows: list[Tensor]) -> np.ndarray:
-    """The one transfer of the epoch."""
+def table_of(rows: list[Tensor]) -> np.ndarray:
+    """The statistics of an epoch in one transfer."""
     table: np.ndarray = torch.stack(rows).cpu().double().numpy()
     return table

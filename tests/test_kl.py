@@ -5,6 +5,7 @@ import pytest
 
 from sb3_ppo_ext import AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
 from sb3_ppo_ext.kl import Controller
+from sb3_ppo_ext.update import steering
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.02, 2.0), (0.01, 1.0), (0.004, 0.5), (0.0151, 2.0), (0.0149, 1.0)])
@@ -99,6 +100,12 @@ def test_the_loop_closes_on_a_plant_whose_kl_is_quadratic_in_the_rate() -> None:
     for _ in range(100):
         controller.update(4e4 * controller.value**2, 1)
     assert 0.01 / 1.5 <= 4e4 * controller.value**2 <= 0.01 * 1.5
+
+
+def test_rounding_is_not_a_kl() -> None:
+    measured = {"kl": -6e-8, "clip_fraction_low": 0.1, "clip_fraction_high": 0.2}
+    assert steering(measured) == {"kl": 0.0, "clip_fraction": pytest.approx(0.3)}
+    assert steering({**measured, "kl": 1e-5})["kl"] == 1e-5
 
 
 def test_a_long_rollout_cannot_turn_the_pressure_around() -> None:

@@ -162,6 +162,13 @@ def test_a_crash_while_saving_leaves_the_previous_file(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
 
 
+def test_saving_again_replaces_the_file(tmp_path: Path) -> None:
+    model = PPOX("MlpPolicy", Toy(), **SETTINGS)
+    model.save(tmp_path / "model")
+    model.learn(64).save(tmp_path / "model")
+    assert_same_parameters(model, PPOX.load(tmp_path / "model"))
+
+
 def test_saving_to_a_stream_and_to_a_new_folder(tmp_path: Path) -> None:
     model = PPOX("MlpPolicy", Toy(), **SETTINGS)
     stream = io.BytesIO()
