@@ -6,6 +6,7 @@ Draws the measured KL beside its target, the knob's value and the return; writes
 import argparse
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ parser.add_argument("--output", type=Path, default=Path("adaptive_kl.png"))
 options = parser.parse_args()
 torch.set_num_threads(1)  # faster for a network this small
 
-USES = {
+USES: dict[str, dict[str, Any]] = {
     # The PPO paper's second variant: no clipping, a penalty whose weight adapts (Schulman et al. 2017, section 4).
     "kl_coef": {"kl_coef": AdaptiveKL(1.0, TARGET), "surrogate": "none"},
     # The idea of rsl_rl, in smaller steps and once a rollout. Its own rule is Threshold(2.0, 1.5), every="minibatch".
