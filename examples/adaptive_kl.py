@@ -64,7 +64,14 @@ class Curves(BaseCallback):
 figure, rows = plt.subplots(3, len(USES), figsize=(12, 8), sharex=True, squeeze=False, layout="constrained")
 for column, (knob, arguments) in enumerate(USES.items()):
     env = make_vec_env("Pendulum-v1", n_envs=4, seed=1)
-    settings = {"learning_rate": 1e-3, "gamma": 0.9, "n_steps": 512, "seed": 1, "device": "cpu", **arguments}
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "gamma": 0.9,
+        "n_steps": 512,
+        "seed": 1,
+        "device": "cpu",
+        **arguments,
+    }
     curves = Curves(knob)
     PPOX("MlpPolicy", env, **settings).learn(options.timesteps, callback=curves)
     steps = curves.curves.pop("steps")

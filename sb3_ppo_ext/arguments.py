@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import has_rows
 from sb3_ppo_ext.policies import knows_distribution
-from sb3_ppo_ext.schedules import finite_number
+from sb3_ppo_ext.schedules import endpoints, finite_number
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
@@ -45,6 +45,12 @@ def _check_clipping(model: PPOX) -> None:
         raise ValueError(
             f'clip_range_high={model.clip_range_high!r}: only surrogate="clip" has an upper clip of its own, '
             f'not "{model.surrogate}"; pass clip_range_high=None'
+        )
+    clips = endpoints(model.clip_range) if callable(model.clip_range) else (model.clip_range,)
+    if model.surrogate == "spo" and min(clips, default=1.0) <= 0:
+        raise ValueError(
+            f'clip_range={model.clip_range!r}: surrogate="spo" divides by it; '
+            'let it end above 0, as in "linear:0.2:0.02"'
         )
     if model.dual_clip is None:
         return

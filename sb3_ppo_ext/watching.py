@@ -106,7 +106,10 @@ class Watch:
 
     def after_update(self, model: PPOX) -> None:
         """When the update's scalars are recorded and not yet dumped."""
-        self.diagnostics.check(model.logger.name_to_value, kl_target=kl_target(model))
+        values = dict(model.logger.name_to_value)
+        if model.surrogate != "clip":  # elsewhere a ratio outside the range keeps its gradient
+            values.pop("train/clip_fraction", None)
+        self.diagnostics.check(values, kl_target=kl_target(model))
         if not self.described:
             write_dashboard(model.logger)
             texts = {name: as_text(getattr(model, name)) for name in (*KNOBS, *NUMBERS_OR_NONE)}

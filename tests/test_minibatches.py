@@ -106,7 +106,9 @@ def test_refreshing_with_the_same_values_changes_nothing_and_with_others_equals_
     assert torch.equal(rollout.rows.advantage, before.advantage)
     assert torch.equal(rollout.rows.value_target, before.value_target)
 
+    collected = buffer.values.copy()
     rollout.refresh_advantage(before.state_value + 1, last + 1, dones)
+    np.testing.assert_array_equal(buffer.values, collected)
     assert torch.equal(rollout.rows.state_value, before.state_value)  # what value clipping holds on to
     # With V + c everywhere, the last step of a continuing episode has delta + gamma c - c.
     shifted, plain = rollout.rows.advantage.reshape(N, T), before.advantage.reshape(N, T)

@@ -215,6 +215,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"advantage_scope": "batch"}, "advantage_scope='batch'"),
     ({"surrogate": "spo", "clip_range_high": 0.3}, "clip_range_high=0.3"),
     ({"surrogate": "none", "dual_clip": 3.0}, "dual_clip=3.0"),
+    ({"surrogate": "spo", "clip_range": "lin_0.2"}, "clip_range=.*end above 0"),
     ({"dual_clip": 1.0}, "dual_clip=1.0: it must be above 1"),
     ({"dual_clip": "three"}, "dual_clip='three'"),
     ({"kl_coef": -0.1}, "kl_coef=-0.1"),
