@@ -1,4 +1,4 @@
-"""Runs every example for a few hundred steps, each in an empty folder of its own; one that is not listed fails."""
+"""Runs every example for a few hundred steps, each in an empty folder; an example that is not listed fails."""
 
 import shutil
 import subprocess

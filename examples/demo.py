@@ -64,14 +64,15 @@ table.add_row("training steps/s", f"{logged('time/fps')[-1]:,.0f}")
 table.add_row("KL, mean and last update", f"{np.mean(kl):.2g}, {kl[-1]:.2g} nats per action")
 table.add_row("clip range, first and last update", f"{clip_range[0]:.3g}, {clip_range[-1]:.3g}")
 console.print(table)
+python = shlex.quote(sys.executable)
 for what, where in {
     "model": run / f"{ENV}.zip",
     "config": run / ENV / "config.yml",
     "TensorBoard logs": tensorboard,
-    "open the logs": f"{sys.executable} -m tensorboard.main --logdir {shlex.quote(str(tensorboard))}",
-    "watch it play": f"{sys.executable} -m sb3_ppo_ext_zoo enjoy --env {ENV} -f {shlex.quote(str(options.folder))}",
+    "open the logs": f"{python} -m tensorboard.main --logdir {shlex.quote(str(tensorboard))}",
+    "play (on a screen)": f"{python} -m sb3_ppo_ext_zoo enjoy --env {ENV} -f {shlex.quote(str(options.folder))}",
 }.items():
-    console.print(f"{what + ':':<18}{where}", soft_wrap=True, highlight=False)
+    console.print(f"{what + ':':<20}{where}", soft_wrap=True, highlight=False)
 
 if np.mean(returns) < options.at_least:
     console.print(f"The mean return {np.mean(returns):.1f} is below {options.at_least:.0f}: not solved.", style="red")
