@@ -2,8 +2,9 @@
 
     python tests/benchmarks/against_sb3.py [--repeats 5] [--json figures.json]
 
-Both run in turn in one process (memory and import: in processes of their own), one thread each, and the figure is the
-ratio of medians. Run it on a quiet machine; it is not part of the test suite.
+PPO, PPOX and PPOX with compile=True run in turn in one process (memory and import: in processes of their own), one
+thread each; figures are medians, "x" how many times PPO's. Compiling is not counted, but printed. Run it on a quiet
+machine; it is not part of the test suite.
 """
 
 from __future__ import annotations
@@ -63,24 +64,29 @@ def timed(call: Callable[[], object]) -> float:
 def speed(name: str, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of learn() over one rollout of 2048 steps, and of train() alone."""
     env, count, arguments = CASES[name]
-    models = [
-        algorithm("MlpPolicy", make_vec_env(env, count, seed=0), seed=0, device="cpu", **arguments).learn(2048)
-        for algorithm in (PPO, PPOX)
+    models: list[PPO] = [
+        PPO("MlpPolicy", make_vec_env(env, count, seed=0), seed=0, device="cpu", **arguments).learn(2048),
+        *(
+            PPOX("MlpPolicy", make_vec_env(env, count, seed=0), seed=0, device="cpu", compile=compile, **arguments)
+            for compile in (False, True)
+        ),
     ]
+    models[1].learn(2048)
+    print(
+        f"{name}: first rollout and update with compile=True {timed(lambda: models[2].learn(2048)):.1f} s", flush=True
+    )
     learn = in_turn(repeats, *(lambda m=m: timed(lambda: m.learn(2048, reset_num_timesteps=False)) for m in models))
-    ppo, ppox = models
-
-    def train_of(model: PPO) -> float:
-        # A second train() on one rollout: PPO's first has flattened the buffer, which PPOX leaves as it was.
-        return timed(model.train)
-
-    train = in_turn(repeats, lambda: train_of(ppo), lambda: train_of(ppox))
+    # One rollout over and over: PPO's train() flattens the buffer the first time, PPOX's leaves it as it was.
+    train = in_turn(repeats, *(lambda m=m: timed(m.train) for m in models))
     return compared(*learn), compared(*train)
 
 
-def compared(ppo: float, ppox: float) -> dict[str, float]:
-    """Both figures and how many times PPO's is PPOX's."""
-    return {"PPO": ppo, "PPOX": ppox, "ratio": ppo / ppox}
+def compared(ppo: float, *others: float) -> dict[str, float]:
+    """The figures, and how many times PPO's they are."""
+    figures = {"PPO": ppo}
+    for name, figure in zip(("PPOX", "compiled"), others, strict=False):
+        figures |= {name: figure, f"{name} x": ppo / figure}
+    return figures
 
 
 def in_process(code: str) -> float:
@@ -124,9 +130,11 @@ def main() -> None:
     figures["peak memory, CartPole-v1 (MiB)"] = peak_memory()
     figures["import (s)"] = import_time(options.repeats)
     width = max(map(len, figures))
-    print(f"{'':{width}} {'PPO':>9} {'PPOX':>9} {'PPO/PPOX':>9}")
+    columns = ("PPO", "PPOX", "PPOX x", "compiled", "compiled x")
+    print(" " * width, *(f"{column:>10}" for column in columns))
     for name, row in figures.items():
-        print(f"{name:{width}} {row['PPO']:9.3f} {row['PPOX']:9.3f} {row['ratio']:9.2f}")
+        cells = (f"{row[column]:10.3f}" if column in row else f"{'':10}" for column in columns)
+        print(f"{name:{width}}", *cells)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
