@@ -41,7 +41,9 @@ class EnvPoolVecEnv(EpisodeVecEnv):
     ) -> None:
         self.task = task
         self._config = _checked(task, n_envs, threads, config)
-        self._limit, self._config = _own_limit(task, self._config)
+        self._limit, own = _own_limit(task, self._config)
+        self._limits_here = own is not None
+        self._config = own or self._config
         self._seed = _int32(n_envs, seed)
         self.pool = self._make_pool()
         self._fresh = True
@@ -75,7 +77,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
 
     def _advance(self, actions: Array) -> Step:
         observation, reward, terminated, truncated, info = self.pool.step(actions)
-        if self._limit < self._config.get("max_episode_steps", 0):
+        if self._limits_here:
             truncated = truncated | (info["elapsed_step"] >= self._limit)
         return Step(self._cast(observation), reward, terminated, truncated, info)
 
@@ -140,9 +142,7 @@ _TO_MAKE = "what it can be told are arguments of EnvPoolVecEnv(...)"
 def _checked(task: str, n_envs: int, threads: int | None, config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``envpool.make``; a negative number of threads would end the process without a word."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of its generated protobuf modules
-            import envpool
+        import envpool
     except ImportError as error:
         raise ImportError(f"EnvPoolVecEnv needs EnvPool (Python 3.11 or newer): {INSTALL}") from error
     for name, value, least in (("n_envs", n_envs, 1), ("threads", 1 if threads is None else threads, 1)):
@@ -164,8 +164,8 @@ def _checked(task: str, n_envs: int, threads: int | None, config: dict[str, Any]
     return made
 
 
-def _own_limit(task: str, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The time limit, and the arguments with EnvPool's own out of reach where that changes nothing else.
+def _own_limit(task: str, config: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+    """The time limit, and arguments that put EnvPool's own out of reach, or None if that could change the task.
 
     With a limit one step later, an end that EnvPool reports in the last step is the task's own.
     """
@@ -174,7 +174,7 @@ def _own_limit(task: str, config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
     limit = envpool.make_spec(task, **config).config.max_episode_steps
     if registry.specs[task][0] not in PLAIN_LIMIT or not 0 < limit < np.iinfo(np.int32).max:
-        return limit, config
+        return limit, None
     return limit, {**config, "max_episode_steps": limit + 1}
 
 
