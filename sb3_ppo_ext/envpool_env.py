@@ -47,17 +47,19 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         self._seed = _int32(n_envs, seed)
         self.pool = self._make_pool()
         self._fresh = True
-        with warnings.catch_warnings():  # EnvPool writes the bounds of float32 spaces in float64
-            warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
-            observation_space = _unbounded(self.pool.single_observation_space)
-            action_space = _as_gymnasium(self.pool.single_action_space)
+        observation_space = _unbounded(self.pool.single_observation_space)
+        action_space = _as_gymnasium(self.pool.single_action_space)
         require_supported(observation_space)
         super().__init__(n_envs, observation_space, action_space, monitor_file=monitor_file, name=task)
 
     def _make_pool(self) -> Any:
         import envpool
 
-        return envpool.make(self.task, env_type="gymnasium", seed=self._seed, **self._config)
+        pool: Any = envpool.make(self.task, env_type="gymnasium", seed=self._seed, **self._config)
+        with warnings.catch_warnings():  # it writes the bounds of float32 spaces in float64, when first asked for them
+            warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
+            _ = pool.observation_space, pool.action_space
+        return pool
 
     def _begin(self) -> tuple[Observation, Info]:
         if any(self._options):
