@@ -64,3 +64,43 @@ class Periodic(gym.Env[Any, Any]):
         self.steps += 1
         reward = 1.0 - float((action[0] - self._observation()[0]) ** 2)
         return self._observation(), reward, self.steps >= 4, False, {}
+
+
+class Walk(gym.Env[Any, Any]):
+    """A random walk that ends when it leaves the strip; its noise comes from its own generator, as seeds expect.
+
+    With ``kind="reused"`` it returns its own buffer, which it overwrites, as careless environments do.
+    """
+
+    action_space = spaces.Discrete(3)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012
+
+    def __init__(self, kind: str = "double", render_mode: str | None = None) -> None:
+        self.kind = kind
+        self.render_mode = render_mode
+        box = spaces.Box(-np.inf, np.inf, (2,), np.float64 if kind == "double" else np.float32)
+        dictionary = spaces.Dict({"place": box, "side": spaces.Discrete(2)})
+        self.observation_space: spaces.Space[Any] = dictionary if kind == "dict" else box
+        self.place = np.zeros(2, box.dtype)
+        self.pull = 0.0
+
+    def _observation(self) -> Any:
+        if self.kind == "dict":
+            return {"place": self.place.copy(), "side": int(self.place[0] > 0)}
+        return self.place if self.kind == "reused" else self.place.copy()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place[:] = self.np_random.normal(size=2)
+        return self._observation(), {"start": float(self.place[0])}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place += self.np_random.normal(size=2) + (int(action) - 1) + self.pull
+        out = bool(np.abs(self.place[0]) > 4)
+        return self._observation(), float(self.place.sum()) / 3, out, False, {"is_success": out, "place": self.place[0]}
+
+    def render(self) -> Any:
+        return np.full((4, 4, 3), 10 * round(float(abs(self.place[0]))), np.uint8)
+
+    def doubled(self, number: int) -> int:
+        return 2 * number

@@ -24,23 +24,24 @@ class Command(NamedTuple):
 def train(given: Sequence[str]) -> None:
     """rl_zoo3's training, with ``ppox.yml`` as the default settings."""
     require_ppox("train", given)
-    _train("ppox train", given)
+    _train("train", given)
 
 
 def optimize(given: Sequence[str]) -> None:
     """rl_zoo3's Optuna search, over PPOX's knobs."""
     require_ppox("optimize", given)
-    _train("ppox optimize", ["--optimize-hyperparameters", *given])
+    _train("optimize", ["--optimize-hyperparameters", *given])
 
 
-def _train(program: str, given: Sequence[str]) -> None:
+def _train(command: str, given: Sequence[str]) -> None:
     from sb3_ppo_ext_zoo.experiment import install
+    from sb3_ppo_ext_zoo.vector_environments import vec_env_as_setting
 
     register()
     install()
     from rl_zoo3.train import train as zoo_train
 
-    with command_line(program, ["--algo", NAME, *quote_texts(given)]):
+    with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(vec_env_as_setting(command, given))]):
         zoo_train()
 
 

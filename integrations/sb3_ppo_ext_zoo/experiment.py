@@ -12,6 +12,7 @@ import yaml
 
 from sb3_ppo_ext.knobs import KNOBS, parse_knob
 from sb3_ppo_ext_zoo.registration import NAME
+from sb3_ppo_ext_zoo.vector_environments import Environments, VectorEnvironment, parse_vec_env
 
 SETTINGS = Path(__file__).with_name("ppox.yml")
 ZOO_SETTINGS = Path(rl_zoo3.exp_manager.__file__).with_name("hyperparams") / "ppo.yml"
@@ -25,6 +26,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
     """What rl_zoo3's training runs on, with ``ppox.yml`` as the default and every form of a knob allowed in YAML."""
 
     custom_hyperparams: dict[str, Any] | None
+    vec_env: VectorEnvironment | None = None
 
     def __init__(
         self, args: argparse.Namespace, algo: str, env_id: str, *rest: Any, config: str | None = None, **options: Any
@@ -45,7 +47,23 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         if self.algo == NAME:
             for name in (COUNTS | RATES) & hyperparams.keys():
                 hyperparams[name] = _number(name, hyperparams[name])
+            if "vec_env" in hyperparams:
+                self.vec_env = parse_vec_env(hyperparams.pop("vec_env"))
+                self.vec_env.require_nothing_of_monitor(hyperparams.get("monitor_kwargs"))
         return super()._preprocess_hyperparams(hyperparams)
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        """As rl_zoo3, with the VecEnv that ``vec_env`` names."""
+        if self.vec_env is not None:
+            environments = Environments(
+                env_id=self.env_name.gym_id,
+                env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+                wrapper=self.env_wrapper,
+                seed=self.seed,
+                log_folder=None if eval_env or no_log else self.save_path,
+            )
+            self.vec_env_class = self.vec_env.maker(environments)
+        return super().create_envs(n_envs, eval_env, no_log)
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
         """Checks the knobs and leaves them as they are written.
