@@ -27,6 +27,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
 
     EnvPool calls every episode that ends in its last possible step truncated, also where the task ended there. For
     classic control, Box2D and Gymnasium's MuJoCo tasks that is set right; for other tasks it is as EnvPool says.
+    With ``episodic_life`` the statistics of an Atari game are those of single lives.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         self._config = _checked(task, n_envs, threads, config)
         self._limit, own = _own_limit(task, self._config)
         self._limits_here = own is not None
+        self._is_game = _family(task) == "envpool.atari"
         self._config = own or self._config
         self._seed = _int32(n_envs, seed)
         self.pool = self._make_pool()
@@ -82,6 +84,11 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         if self._limits_here:
             truncated = truncated | (info["elapsed_step"] >= self._limit)
         return Step(self._cast(observation), reward, terminated, truncated, info)
+
+    def _score(self, step: Step) -> Array:
+        """Points in Atari's games, whose rewards may be clipped."""
+        points: Array = step.info["reward"] if self._is_game else step.reward
+        return points
 
     def _restart(self, ended: Array, step: Step) -> tuple[list[Observation], Info]:
         # Left alone, EnvPool would restart these in the next step and ignore the action: a row that is no transition.
@@ -172,12 +179,18 @@ def _own_limit(task: str, config: dict[str, Any]) -> tuple[int, dict[str, Any] |
     With a limit one step later, an end that EnvPool reports in the last step is the task's own.
     """
     import envpool
-    from envpool.registration import registry
 
     limit = envpool.make_spec(task, **config).config.max_episode_steps
-    if registry.specs[task][0] not in PLAIN_LIMIT or not 0 < limit < np.iinfo(np.int32).max:
+    if _family(task) not in PLAIN_LIMIT or not 0 < limit < np.iinfo(np.int32).max:
         return limit, None
     return limit, {**config, "max_episode_steps": limit + 1}
+
+
+def _family(task: str) -> str:
+    """EnvPool's package for this task."""
+    from envpool.registration import registry
+
+    return str(registry.specs[task][0])
 
 
 def _told(info: Info) -> Info:

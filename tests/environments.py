@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+
+# EnvPool's wheels begin at Python 3.11.
+needs_envpool = pytest.mark.skipif(
+    importlib.util.find_spec("envpool") is None,
+    reason='EnvPool is not installed: pip install "sb3_ppo_ext[envpool]"',
+)
 
 ACTIONS: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(-1, 1, (2,), np.float32),
@@ -104,3 +114,13 @@ class Walk(gym.Env[Any, Any]):
 
     def doubled(self, number: int) -> int:
         return 2 * number
+
+
+def walk(kind: str = "double") -> gym.Env[Any, Any]:
+    return TimeLimit(Walk(kind), 9)
+
+
+def sync(
+    count: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, kind: str = "double", **options: Any
+) -> SyncVectorEnv:
+    return SyncVectorEnv([lambda: walk(kind)] * count, autoreset_mode=mode, **options)

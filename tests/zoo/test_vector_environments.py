@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.vec_env import EnvPoolVecEnv, GymnasiumVecEnv
+from tests.environments import needs_envpool
 
-needs_envpool = pytest.mark.skipif(
-    importlib.util.find_spec("envpool") is None,
-    reason='EnvPool is not installed: pip install "sb3_ppo_ext[envpool]"',
-)
 Build = Callable[..., PPOX]
 
 SETTINGS = """
