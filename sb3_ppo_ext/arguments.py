@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import has_rows
@@ -90,3 +92,12 @@ def check_buffer(model: PPOX) -> None:
             f"recompute_advantage=True: {type(model.rollout_buffer).__name__} draws its minibatches by a method of "
             "its own; pass recompute_advantage=False"
         )
+
+
+def joined_signature(host: Callable[..., Any], own: Callable[..., Any]) -> inspect.Signature:
+    """The host's parameters followed by the keyword-only ones of ``own``, which passes the host's on unnamed."""
+    keywords = [one for one in inspect.signature(own).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    taken = {one.name for one in keywords}
+    return inspect.Signature(
+        [*(one for name, one in inspect.signature(host).parameters.items() if name not in taken), *keywords]
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 import pathlib
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl
+from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
 from sb3_ppo_ext.compiled_update import Graphs
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
@@ -201,9 +200,12 @@ class PPOX(PPO):
         callback: MaybeCallback = None,
         reset_num_timesteps: bool = True,
         *args: Any,
+        **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
         self._earlier_timesteps += self.num_timesteps if reset_num_timesteps else 0
-        total_timesteps, callback = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        total_timesteps, callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, *args, **kwargs
+        )
         self._watch.begin(callback)
         return total_timesteps, callback
 
@@ -238,16 +240,5 @@ class PPOX(PPO):
         return [*super()._excluded_save_params(), "knobs", "_rates", "_watch", "_graphs"]
 
 
-def _full_signature() -> inspect.Signature:
-    """PPO's parameters followed by PPOX's own, for ``help`` and editors: ``*args`` and ``**kwargs`` are PPO's."""
-    own = inspect.signature(PPOX.__init__).parameters.values()
-    keywords = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
-    host = [
-        parameter
-        for parameter in inspect.signature(PPO.__init__).parameters.values()
-        if parameter.name != "_init_setup_model"
-    ]
-    return inspect.Signature([*host, *keywords])
-
-
-PPOX.__init__.__signature__ = _full_signature()  # type: ignore[attr-defined]
+# For ``help`` and editors: what ``*args`` and ``**kwargs`` are.
+PPOX.__init__.__signature__ = joined_signature(PPO.__init__, PPOX.__init__)  # type: ignore[attr-defined]
