@@ -52,6 +52,17 @@ CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture
+def compiler() -> None:
+    """What inductor compiles with."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        pytest.skip(f"no C++ compiler here: {error}")
+
+
 def model_of(name: str, *, compile: bool) -> PPOX:
     observation, action, policy, options = CASES[name]
     env = DummyVecEnv([lambda: Toy(observation, action)])
@@ -66,6 +77,7 @@ def assert_close(one: PPOX, other: PPOX, tolerance: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 @pytest.mark.parametrize("name", CASES)
 def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
@@ -81,6 +93,7 @@ def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(tmp_path: Path) -> None:
     models = []
     for compile in (False, True):
@@ -98,6 +111,7 @@ def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_no_step_is_taken_on_a_gradient_that_is_not_finite() -> None:
     model = model_of("discrete", compile=True).learn(64)
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
@@ -115,6 +129,7 @@ class WithDropout(ActorCriticPolicy):
         self.dropout = nn.Dropout(0.1)
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
     ("policy", "options", "message"),
     [
