@@ -200,8 +200,8 @@ def _collected(buffer: RolloutBuffer, name: str) -> Any:
         plain = array.detach().cpu().float().numpy() if isinstance(array, torch.Tensor) else array
         if not flattened:
             return plain
-        rows: np.ndarray = plain.reshape(buffer.n_envs, buffer.buffer_size, *plain.shape[1:])
-        return rows.swapaxes(0, 1)
+        by_env = plain.reshape(buffer.n_envs, buffer.buffer_size, *plain.shape[1:])
+        return np.asarray(by_env.swapaxes(0, 1))
 
     if isinstance(value, Mapping):
         return {key: unflattened(entry) for key, entry in value.items()}
