@@ -49,9 +49,13 @@ print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def in_turn(repeats: int, *sides: Callable[[], float]) -> list[float]:
-    """The median of each side's seconds, the sides taking turns."""
-    seconds = [[side() for side in sides] for _ in range(repeats)]
-    return [statistics.median(column) for column in zip(*seconds, strict=True)]
+    """The median of each side's seconds, the sides taking turns, there and back: the place in a turn matters too."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for turn in range(repeats):
+        order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
+        for index in order:
+            seconds[index].append(sides[index]())
+    return [statistics.median(column) for column in seconds]
 
 
 def timed(call: Callable[[], object]) -> float:
