@@ -125,7 +125,7 @@ class Rollout:
     def _chunks(self, chunk: int) -> Iterator[Observation]:
         with torch.no_grad():
             for rows in torch.split(torch.arange(self.size, device=self.buffer.device), chunk):
-                yield _observation_rows(self.rows.observation, rows)
+                yield observation_rows(self.rows.observation, rows)
 
     def refresh_advantage(self, values: Tensor, last_values: Tensor, dones: np.ndarray) -> None:
         """Advantages and value targets anew from ``values`` [N * T], by the buffer's own GAE.
@@ -144,7 +144,7 @@ class Rollout:
 def gathered_rows(rollout: Minibatch, rows: Tensor) -> Minibatch:
     """The given rows of a whole rollout."""
     return Minibatch(
-        _observation_rows(rollout.observation, rows),
+        observation_rows(rollout.observation, rows),
         rollout.action[rows],
         rollout.action_log_prob[rows],
         rollout.state_value[rows],
@@ -154,7 +154,8 @@ def gathered_rows(rollout: Minibatch, rows: Tensor) -> Minibatch:
     )
 
 
-def _observation_rows(observation: Observation, rows: Tensor) -> Observation:
+def observation_rows(observation: Observation, rows: Tensor) -> Observation:
+    """The given rows of the observations, or of each of them."""
     if isinstance(observation, dict):
         return {key: tensor[rows] for key, tensor in observation.items()}
     return observation[rows]

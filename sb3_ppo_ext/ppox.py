@@ -162,8 +162,8 @@ class PPOX(PPO):
             self.action_space,
             normalize_advantage=self.normalize_advantage and self.advantage_scope == "rollout",
         )
-        epochs = train_on(self, rollout)
-        for name, value in training_records(self, rollout, epochs).items():
+        epochs, exact_kl = train_on(self, rollout)
+        for name, value in training_records(self, rollout, epochs, exact_kl).items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._watch.after_update(self)

@@ -9,13 +9,13 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_ppo_ext.compiled_update import CompiledUpdate, obstacle
+from sb3_ppo_ext.distributions import ActionDistribution, exact_kl
 from sb3_ppo_ext.kl import AdaptiveKL
-from sb3_ppo_ext.minibatches import Rollout
+from sb3_ppo_ext.minibatches import Rollout, observation_rows
 from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import (
     PolicyAdapter,
     SB3Adapter,
-    evaluates_as_sb3,
     knows_distribution,
     unvalidated_distributions,
     unwrapped,
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 CHUNK = 256
 
 
-def train_on(model: PPOX, rollout: Rollout) -> list[Measured]:
-    """All epochs over the rollout, or fewer where ``target_kl`` stops them."""
+def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
+    """All epochs over the rollout, or fewer where ``target_kl`` stops them; and the exact KL, NaN if not known."""
     with unvalidated_distributions():
-        update = prepare_update(model, rollout)
+        steered = _steered_by_exact_kl(model)
+        update = prepare_update(model, rollout, with_distribution=steered)
+        probe = None if steered or not _can_be_probed(model, rollout) else KLProbe(model, rollout, update.adapter)
         runner = compiled(model, rollout, update) if model.compile else update
         epochs: list[Measured] = []
         for epoch in range(model.n_epochs):
@@ -49,14 +51,38 @@ def train_on(model: PPOX, rollout: Rollout) -> list[Measured]:
                 if model.verbose >= 1:
                     print(f"Early stopping at step {epoch} due to reaching max kl: {runner.early_stop_kl:.2f}")
                 break
-    return epochs
+        return epochs, epochs[-1].mean("kl_exact") if probe is None else probe.measure()
 
 
-def prepare_update(model: PPOX, rollout: Rollout) -> Update:
+class KLProbe:
+    """The exact KL of an update where only the log wants it: over some states of the rollout, before and after.
+
+    Where the loss or a controller needs it, every minibatch measures it; for the log alone that would cost too much.
+    """
+
+    def __init__(self, model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
+        self.model = model
+        self.adapter = adapter
+        rows = torch.linspace(0, rollout.size - 1, min(rollout.size, CHUNK), device=model.device).long()
+        self.observation = observation_rows(rollout.rows.observation, rows)
+        self.before = self._distribution()
+
+    def _distribution(self) -> ActionDistribution:
+        self.model.policy.set_training_mode(False)  # as the rollout was collected
+        with torch.no_grad():
+            distribution = self.adapter.distribution(self.observation)
+        self.model.policy.set_training_mode(True)
+        return distribution
+
+    def measure(self) -> float:
+        """KL(before || now), the mean over the states."""
+        return exact_kl(self.before, self._distribution()).mean().item()
+
+
+def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) -> Update:
     """What stays the same over the rollout's minibatches; the statistics of the return move here."""
-    exact = _wants_distribution(model, rollout)
-    adapter = SB3Adapter(model.policy, with_distribution=exact)
-    if exact:
+    adapter = SB3Adapter(model.policy, with_distribution=with_distribution)
+    if with_distribution:
         model.policy.set_training_mode(False)  # as the rollout was collected
         rollout.remember_distributions(adapter.distribution, max(CHUNK, model.batch_size))
         model.policy.set_training_mode(True)
@@ -97,14 +123,14 @@ def compiled(model: PPOX, rollout: Rollout, update: Update) -> CompiledUpdate:
     return CompiledUpdate(update, model._graphs, model._rates.ratios)
 
 
-def _wants_distribution(model: PPOX, rollout: Rollout) -> bool:
-    """Whether to keep the distributions: for the loss, for a controller, or for the log where it costs little."""
-    if not knows_distribution(model.policy) or not rollout.has_rows:
-        return False
+def _steered_by_exact_kl(model: PPOX) -> bool:
+    """Whether the loss or a controller needs the exact KL of every minibatch."""
     steered = any(isinstance(knob, AdaptiveKL) for knob in model.knobs.controllers.values())
-    if model.kl_estimator == "exact" and (model.penalized or steered):
-        return True
-    return evaluates_as_sb3(model.policy)  # no second forward pass per minibatch
+    return model.kl_estimator == "exact" and (model.penalized or steered)
+
+
+def _can_be_probed(model: PPOX, rollout: Rollout) -> bool:
+    return knows_distribution(model.policy) and rollout.has_rows
 
 
 def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:

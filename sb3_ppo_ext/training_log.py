@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
-def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured]) -> dict[str, float]:
+def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured], exact_kl: float) -> dict[str, float]:
     """Key -> value. Means are over all minibatches, but the KL's over the last epoch and "loss" is the last one's."""
     last = epochs[-1]
 
@@ -41,8 +41,8 @@ def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured]) -> d
     }
     if norms.size:
         records["grad_norm"] = norms.mean()
-    if not np.isnan(exact := last.mean("kl_exact")):
-        records["kl_exact"] = exact
+    if not np.isnan(exact_kl):
+        records["kl_exact"] = exact_kl
     if model.target_kl is not None:  # n_epochs where nothing stopped it
         records["early_stop_epoch"] = len(epochs) - last.stopped
     records.update(model.knobs.numbers())
