@@ -54,7 +54,7 @@ class Deaf(gym.vector.VectorWrapper[Any, Any, Any]):
     """Restarts everything, whatever the mask says, and always from the same place: no first look shows it."""
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        _, info = self.env.reset()
+        _, info = self.env.reset(seed=0)  # so that the three do not end in one step
         for env in self.env.unwrapped.envs:  # type: ignore[attr-defined]
             env.unwrapped.place[:] = 0.0
         return np.zeros((self.num_envs, 2)), info
