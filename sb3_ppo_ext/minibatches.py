@@ -16,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
+from sb3_ppo_ext.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.distributions import ActionDistribution, concatenated, gathered
 from sb3_ppo_ext.objective import normalized
 
@@ -135,7 +136,7 @@ class Rollout:
         """
         collected = self.buffer.values
         self.buffer.values = values.cpu().numpy().reshape(self.buffer.n_envs, self.buffer.buffer_size).T
-        self.buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        compute_returns_and_advantage(self.buffer, last_values, dones)
         self.buffer.values = collected
         self._set_advantage()
         self.rows = self.rows._replace(advantage=self.advantage, value_target=self._flat(self.buffer.returns).flatten())
