@@ -22,6 +22,7 @@ from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.optimizers import GroupRates
+from sb3_ppo_ext.rollouts import collect_rollouts, is_replaced
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
 from sb3_ppo_ext.training import step_controllers, train_on
 from sb3_ppo_ext.training_log import training_records
@@ -171,8 +172,9 @@ class PPOX(PPO):
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
+        inherited = super().collect_rollouts
         with self._watch.collecting(self):
-            return super().collect_rollouts(*args, **kwargs)
+            return inherited(*args, **kwargs) if is_replaced(inherited) else collect_rollouts(self, *args, **kwargs)
 
     def learn(
         self: SelfPPOX,
