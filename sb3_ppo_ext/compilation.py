@@ -52,6 +52,7 @@ class Compilation:
         self.epochs = 0  # over all of the training that is known of
         self.update_refused = self.actor_refused = False
         self._said: bool | None = None
+        self._reasons: set[str] = set()
 
     def plan(self, model: PPOX, total_timesteps: int) -> None:
         """At the start of ``learn()``, whose last timestep is ``total_timesteps``: decides, and says so."""
@@ -64,9 +65,7 @@ class Compilation:
         elif model.compile == "auto":
             saved = minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP
             self.wanted = self.wanted or saved >= WORTH * COMPILE_TIME
-            pays = (
-                f"saves about {saved:,.0f} s" if self.wanted else f"would not repay {COMPILE_TIME:.0f} s of compiling"
-            )
+            pays = f"saves about {saved:,.0f} s" if self.wanted else "would not repay the time it takes to compile"
             reason = f"{minibatches:,} minibatches are planned, which {pays}"
         if model.verbose >= 1 and self._said is not self.wanted:
             print(f"PPOX trains {'compiled' if self.wanted else 'eagerly'}: {reason}")
@@ -132,7 +131,9 @@ class Compilation:
     def _refuse(self, model: PPOX, what: str, error: CompileError) -> None:
         if model.compile is True:
             raise ValueError(f'compile=True: {error}; pass compile=False, or "auto" to compile where it can be done')
-        warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
+        if str(error) not in self._reasons:
+            self._reasons.add(str(error))
+            warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
 
 
 def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:

@@ -142,6 +142,13 @@ def _normal(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> fx.Node:
     return graph.call_function(aten.add.Tensor, (mean, graph.call_function(aten.mul.Tensor, (std, noise))))
 
 
+def _filled(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> fx.Node:
+    """``empty.normal_(mean, std)``."""
+    mean = node.args[1] if len(node.args) > 1 else 0.0
+    std = node.args[2] if len(node.args) > 2 else 1.0
+    return graph.call_function(aten.add.Tensor, (graph.call_function(aten.mul.Tensor, (noise, std)), mean))
+
+
 def _multinomial(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> fx.Node:
     race = graph.call_function(aten.div.Tensor, (node.args[0], noise))
     return graph.call_function(aten.argmax.default, (race, -1, True))
@@ -155,6 +162,7 @@ def _bernoulli(graph: fx.Graph, node: fx.Node, noise: fx.Node) -> fx.Node:
 # As torch computes them on a CPU, of one sample each.
 _SAMPLERS: dict[Any, tuple[str, Callable[[fx.Graph, fx.Node, fx.Node], fx.Node]]] = {
     aten.normal.Tensor_Tensor: ("normal", _normal),
+    aten.normal_.default: ("normal", _filled),
     aten.multinomial.default: ("exponential", _multinomial),
     aten.bernoulli.default: ("uniform", _bernoulli),
 }
