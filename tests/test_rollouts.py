@@ -242,7 +242,7 @@ def test_hooks_on_the_policy_s_layers_are_called() -> None:
     seen: list[tuple[int, ...]] = []
     model.policy.mlp_extractor.policy_net[0].register_forward_hook(lambda m, i, out: seen.append(tuple(out.shape)))
     model.learn(72)
-    assert seen.count((3, 64)) == 24
+    assert seen.count((3, 64)) == 24 and seen.count((18, 64)) == 4
 
 
 class Mixin(PPO):
