@@ -70,7 +70,9 @@ class EagerActor:
 
 def forwards_as_sb3(policy: nn.Module) -> bool:
     """Whether calling the policy is Stable-Baselines3's own ``forward``; not so where ``torch.compile`` wrapped it."""
-    return type(policy).forward is ActorCriticPolicy.forward and "forward" not in vars(policy)
+    kind = type(policy)
+    own = kind.forward is ActorCriticPolicy.forward and kind.__call__ is ActorCriticPolicy.__call__
+    return own and "forward" not in vars(policy)
 
 
 def plain_forward(
