@@ -8,21 +8,18 @@ policy is called as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
-from torch.nn.modules import module as global_hooks
 
 from sb3_ppo_ext.minibatches import Observation
+from sb3_ppo_ext.plain_forward import PlainNetworks
 from sb3_ppo_ext.policies import unvalidated_distributions
-
-Layer = Callable[[Tensor], Tensor]
 
 
 class Actor(Protocol):
@@ -46,17 +43,17 @@ class EagerActor:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
-        self._forward = PlainForward(policy) if forwards_as_sb3(policy) else None
+        self._networks = PlainNetworks(policy) if forwards_as_sb3(policy) else None
 
     def act(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """As ``policy(observation)``."""
-        if self._forward is None or self._forward.hooked():
+        if self._networks is None or self._networks.hooked():
             with torch.no_grad():
                 actions, values, log_probs = self.policy(observation)
             return actions, values, log_probs
         try:
             with torch.no_grad(), unvalidated_distributions():
-                actions, values, log_probs = self._forward(observation)
+                actions, values, log_probs = plain_forward(self.policy, self._networks, observation)
         except (RuntimeError, ValueError):  # of a sampler that met a NaN: the distribution says which
             check_distribution(self.policy, observation)
             raise
@@ -73,70 +70,21 @@ class EagerActor:
 
 def forwards_as_sb3(policy: nn.Module) -> bool:
     """Whether calling the policy is Stable-Baselines3's own ``forward``; not so where ``torch.compile`` wrapped it."""
-    return type(policy).forward is ActorCriticPolicy.forward and "forward" not in vars(policy)
+    kind = type(policy)
+    own = kind.forward is ActorCriticPolicy.forward and kind.__call__ is ActorCriticPolicy.__call__
+    return own and "forward" not in vars(policy)
 
 
-class PlainForward:
-    """``ActorCriticPolicy.forward`` on the same tensors, without the bookkeeping of ``nn.Module.__call__``.
-
-    The policy's own features, layers of unknown kind and distribution are asked as ever.
-    """
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        self.policy = policy
-        self.value = straight(policy.value_net)
-        extractor = policy.mlp_extractor
-        self.towers: tuple[list[Layer], list[Layer]] | None = None
-        if type(extractor) is MlpExtractor and "forward" not in vars(extractor):
-            self.towers = straight(extractor.policy_net), straight(extractor.value_net)
-        of_modules = [hooks for one in policy.modules() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
-        self._hooks = (*of_modules, global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks)
-
-    def hooked(self) -> bool:
-        """Whether somebody listens to the layers; they are to be called in full then."""
-        return any(self._hooks)
-
-    def __call__(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log-probabilities."""
-        policy = self.policy
-        latent_pi, latent_vf = self._latents(policy.extract_features(observation))
-        values = through(self.value, latent_vf)
-        distribution = policy._get_action_dist_from_latent(latent_pi)
-        actions = sampled(distribution)
-        log_probs = distribution.log_prob(actions)
-        return actions.reshape((-1, *policy.action_space.shape)), values, log_probs  # type: ignore[misc]  # has a shape
-
-    def _latents(self, features: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        shared = self.policy.share_features_extractor
-        if self.towers is not None:
-            pi_features, vf_features = (features, features) if shared else features
-            return through(self.towers[0], pi_features), through(self.towers[1], vf_features)  # type: ignore[arg-type]  # tensors
-        extractor = self.policy.mlp_extractor
-        if shared:
-            latent_pi, latent_vf = extractor(features)
-            return latent_pi, latent_vf
-        return extractor.forward_actor(features[0]), extractor.forward_critic(features[1])
-
-
-def straight(module: nn.Module) -> list[Layer]:
-    """The module as functions to be called one after the other, which look their parameters up each time."""
-    if "forward" in vars(module):
-        return [module]
-    if type(module) is nn.Sequential:
-        return [layer for part in module for layer in straight(part)]
-    if type(module) is nn.Linear:
-        parameters = module._parameters
-        return [lambda x: nn.functional.linear(x, parameters["weight"], parameters["bias"])]  # type: ignore[arg-type]  # set
-    if type(module) is nn.Tanh:
-        return [torch.tanh]
-    return [module]
-
-
-def through(layers: list[Layer], x: Tensor) -> Tensor:
-    """The output of the layers."""
-    for layer in layers:
-        x = layer(x)
-    return x
+def plain_forward(
+    policy: ActorCriticPolicy, networks: PlainNetworks, observation: Observation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``ActorCriticPolicy.forward``; features and distribution are the policy's own business."""
+    latent_pi, latent_vf = networks.latents(policy.extract_features(observation))
+    values = networks.values(latent_vf)
+    distribution = policy._get_action_dist_from_latent(latent_pi)
+    actions = sampled(distribution)
+    log_probs = distribution.log_prob(actions)
+    return actions.reshape((-1, *policy.action_space.shape)), values, log_probs  # type: ignore[misc]  # has a shape
 
 
 def sampled(distribution: Distribution) -> Tensor:

@@ -43,12 +43,8 @@ def collect_rollouts(
     actor_of: Callable[[ActorCriticPolicy], Actor] = EagerActor,
 ) -> bool:
     """Fills the buffer by ``actor_of(policy)``; False if a callback stopped it before it was full."""
-    assert self._last_obs is not None, "No previous observation was provided"
-    self.policy.set_training_mode(False)
+    begin(self, env, rollout_buffer)
     n_steps = 0
-    rollout_buffer.reset()
-    if self.use_sde:
-        self.policy.reset_noise(env.num_envs)
     callback.on_rollout_start()
     actor, step = actor_of(self.policy), step_of(env)
     while n_steps < n_rollout_steps:
@@ -65,8 +61,7 @@ def collect_rollouts(
             return False
         self._update_info_buffer(infos, dones)
         n_steps += 1
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.reshape(-1, 1)
+        actions = actions.reshape(-1, 1) if isinstance(self.action_space, spaces.Discrete) else actions
         for idx, terminal_obs, terminal_value in cut_by_time_limit(self.policy, actor, dones, infos):  # noqa: B007
             rewards[idx] += self.gamma * terminal_value
         idx, done = len(dones) - 1, dones[-1]  # where the loop over all of them ends
@@ -78,6 +73,15 @@ def collect_rollouts(
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
+
+
+def begin(model: PPOX, env: VecEnv, buffer: RolloutBuffer) -> None:
+    """An empty buffer, a policy in evaluation mode, and fresh noise where it explores by parameters."""
+    assert model._last_obs is not None, "No previous observation was provided"
+    model.policy.set_training_mode(False)
+    buffer.reset()
+    if model.use_sde:
+        model.policy.reset_noise(env.num_envs)
 
 
 def is_replaced(inherited: Callable[..., bool]) -> bool:

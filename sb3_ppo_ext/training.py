@@ -18,6 +18,7 @@ from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import (
     PolicyAdapter,
     SB3Adapter,
+    evaluates_as_sb3,
     knows_distribution,
     unvalidated_distributions,
     unwrapped,
@@ -105,6 +106,7 @@ def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) ->
         set_learning_rate=model._set_learning_rate,
         target_kl=model.target_kl,
         value_scale=None if head is None else head.std,
+        entropy_follows=evaluates_as_sb3(model.policy) and knows_distribution(model.policy),
     )
 
 

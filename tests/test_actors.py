@@ -10,7 +10,8 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Diag
 from torch.distributions import Categorical
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.actors import EagerActor, sampled, straight, through
+from sb3_ppo_ext.actors import EagerActor, sampled
+from sb3_ppo_ext.plain_forward import straight, through
 from tests.environments import Toy
 
 

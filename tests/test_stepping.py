@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_ppo_ext.stepping import DummyStep, copied_infos, step_of
 from tests.environments import Toy, Walk
-from tests.test_rollouts import assert_same, plain
+from tests.rollout_records import assert_same, plain
 
 
 class Told(gym.Wrapper[Any, Any, Any, Any]):
