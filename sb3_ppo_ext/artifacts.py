@@ -27,6 +27,7 @@ from sb3_ppo_ext import compile_worker
 Call = Callable[[list[Tensor]], list[Tensor]]
 
 KEPT = 128  # libraries, of some 2 MiB each
+SEAL = 32  # bytes at the end of each: the digest of all before
 
 
 class CompileError(RuntimeError):
@@ -79,6 +80,16 @@ def _processor() -> str:
         return f"{platform.machine()} {platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+def find(path: Path) -> Call | None:
+    """The function of the library if there is one; one that is damaged or cannot be loaded is as good as none."""
+    try:
+        content = path.read_bytes()
+        # To load half a library, left by a full disk, say, would end the process.
+        return load(path) if hashlib.sha256(content[:-SEAL]).digest() == content[-SEAL:] else None
+    except (FileNotFoundError, CompileError):
+        return None
+
+
 def load(path: Path) -> Call:
     """The library's function: tensors in the order of the graph's inputs -> its outputs."""
     try:
@@ -95,9 +106,12 @@ def compile_all(jobs: Sequence[Job]) -> None:
     ``CompileError`` with the reason; what is interrupted leaves nothing.
     """
     where = folder()
-    where.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".compiling-", dir=where)))
+        try:
+            where.mkdir(parents=True, exist_ok=True, mode=0o700)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".compiling-", dir=where)))
+        except OSError as error:
+            raise CompileError(f"{error}; name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR") from error
         children = []
         for index, job in enumerate(jobs):
             place = scratch / str(index)
@@ -106,10 +120,13 @@ def compile_all(jobs: Sequence[Job]) -> None:
             child = stack.enter_context(_child(place))
             stack.callback(child.kill)
             children.append(child)
-        for child, job in zip(children, jobs, strict=True):
+        for index, (child, job) in enumerate(zip(children, jobs, strict=True)):
             _, told = child.communicate()
             _require_success(child.returncode, told.strip())
-            os.replace(Path(child.args[-1]).with_name("graph.so"), job.path)  # type: ignore[index, arg-type]  # a list
+            library = scratch / str(index) / "graph.so"
+            with library.open("ab") as file:
+                file.write(hashlib.sha256(library.read_bytes()).digest())
+            os.replace(library, job.path)
     libraries = sorted(where.glob("*.so"), key=lambda path: path.stat().st_mtime)
     for path in libraries[:-KEPT]:
         path.unlink(missing_ok=True)

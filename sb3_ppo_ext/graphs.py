@@ -73,14 +73,15 @@ class Graphs:
 
     def _finish(self) -> None:
         assert self._awaited is not None
-        missing = [job for _, job, _ in self._awaited if not job.path.exists()]
+        calls = {job.path: artifacts.find(job.path) for _, job, _ in self._awaited}
+        missing = {job.path: job for _, job, _ in self._awaited if calls[job.path] is None}
         if missing:
             with self.showing():
-                artifacts.compile_all(missing)
+                artifacts.compile_all(list(missing.values()))
         for key, job, noise in self._awaited:
             for old in [old for old in self.known if old[0] == key[0]][: 1 - KEPT]:
                 del self.known[old]
-            self.known[key] = Graph(artifacts.load(job.path), noise)
+            self.known[key] = Graph(calls[job.path] or artifacts.load(job.path), noise)
 
 
 def _unfinished(_: list[Tensor]) -> list[Tensor]:
