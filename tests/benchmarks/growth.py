@@ -3,9 +3,10 @@
     python -m tests.benchmarks.growth [--quick] [--repeats 3] [--threads N] [--json FILE] [--picture FILE]
     python -m tests.benchmarks.growth --grid [...]
 
-Prints three tables and draws them (--picture); with --grid learn() for every (policy, batch size, environments) instead, the worst
-cell last. PPO, PPOX eager and PPOX compiled take turns; figures are medians; compiling is not counted. Torch has the
-threads it takes by itself unless --threads says otherwise. --quick is a sketch in minutes: fewer points, one repeat.
+Prints three tables and draws them (--picture); with --grid, learn() in every cell of (policy, batch size, environments)
+instead, the worst cell last. PPO, PPOX eager and PPOX compiled take turns; figures are medians; compiling is not
+counted. Torch has the threads it takes by itself unless --threads says otherwise: where other programs run too, one is
+the only number whose figures mean anything. --quick is a sketch in minutes: fewer points, one repeat.
 Run it on a quiet machine; it is not part of the test suite.
 """
 
