@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_graphs_are_compiled_once_and_then_loaded(cache: Path) -> None:
         def __exit__(self, *_: object) -> None:
             pass
 
-    first = Graphs(Shown)  # type: ignore[arg-type]  # a context manager all the same
+    first = Graphs(Shown)
     with first.together():
         unfinished = first.get("one", affine, inputs, POLICY)
         first.get("other", lambda given: (given["a"] - given["b"],), inputs, POLICY)
@@ -70,7 +71,7 @@ def test_graphs_are_compiled_once_and_then_loaded(cache: Path) -> None:
     call = first.get("one", affine, inputs, POLICY).call
     torch.testing.assert_close(call([torch.ones(3), torch.arange(3.0)])[0], torch.tensor([2.0, 3.0, 4.0]))
     assert len(compiled) == 1 and first.made == 2
-    second = Graphs(Shown)  # type: ignore[arg-type]  # as of another process
+    second = Graphs(Shown)  # as of another process
     second.get("one", affine, inputs, POLICY)
     assert len(compiled) == 1
     assert sorted(path.suffix for path in cache.iterdir()) == [".so", ".so"]
@@ -79,7 +80,7 @@ def test_graphs_are_compiled_once_and_then_loaded(cache: Path) -> None:
     half = broken.read_bytes()[:10_000]
     broken.unlink()  # this process still has it mapped
     broken.write_bytes(half)
-    Graphs(Shown).get("one", affine, inputs, POLICY).call([torch.ones(3), torch.ones(3)])  # type: ignore[arg-type]
+    Graphs(Shown).get("one", affine, inputs, POLICY).call([torch.ones(3), torch.ones(3)])
     assert len(compiled) == 2
 
 
@@ -93,7 +94,7 @@ def test_an_interrupted_compilation_leaves_neither_file_nor_process(
             started.append(self)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         artifacts.compile_all([job_of()])
     assert started[0].poll() is not None
@@ -124,6 +125,6 @@ def test_the_least_recently_used_go_first(cache: Path, monkeypatch: pytest.Monke
     cache.mkdir()
     for age, name in enumerate(("new.so", "older.so", "oldest.so")):
         (cache / name).touch()
-        artifacts.os.utime(cache / name, (1e9 - age, 1e9 - age))
+        os.utime(cache / name, (1e9 - age, 1e9 - age))
     artifacts.compile_all([])
     assert sorted(path.name for path in cache.iterdir()) == ["new.so", "older.so"]
