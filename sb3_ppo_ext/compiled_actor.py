@@ -32,6 +32,7 @@ class CompiledActor:
             self._call, self._noise = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True)
         self._constants = list(inputs["constants"].values())
         self._explores = bool(inputs["exploration"])
+        self._keys = list(observation) if isinstance(observation, dict) else []
         self._rows = len(pytree.tree_leaves(observation)[0])
         self._quiet = [torch.ones(noise.shape) for noise in self._noise]
 
@@ -43,8 +44,9 @@ class CompiledActor:
 
     def _run(self, observation: Observation, noise: list[Tensor]) -> list[Tensor]:
         # Read anew each time: they are drawn again in the middle of a rollout.
-        exploration = list(exploration_of(self.policy).values()) if self._explores else []
-        return self._call([*self._constants, *exploration, *pytree.tree_leaves(observation), *noise])
+        exploration = exploration_of(self.policy).values() if self._explores else ()
+        parts = [observation[key] for key in self._keys] if isinstance(observation, dict) else [observation]
+        return self._call([*self._constants, *exploration, *parts, *noise])
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """The value [1] of each observation, as many at a time as there are environments; draws nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -66,6 +67,7 @@ class CompiledUpdate:
             "knobs": {name: torch.zeros((), dtype=_dtype(name)) for name in self.plan.knobs},
             "kl_limit": torch.tensor(limit),
         }
+        self._fixed = tensors_of(self.inputs)
 
     @torch.no_grad()
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
@@ -83,15 +85,16 @@ class CompiledUpdate:
                 elif last is not None:
                     measured.append(last(rows))
                 else:
-                    self.state.advance(_steps(measured))
+                    self.state.advance(int(torch.stack(measured)[:, -1].isfinite().sum()))
                     counted = len(measured) + 1
                     measured.append(self._eagerly(rollout, rows))
                 if stopped := self._too_far(measured[-1]):
                     measured[-1][-1] = math.nan  # no step was taken, so no norm
                     break
         finally:  # also where the user interrupts
-            self.state.advance(_steps(measured[counted:]))
-        return Measured(table_of(measured), stopped)
+            table = table_of(measured) if measured else np.empty((0, len(STATISTICS) + 1))
+            self.state.advance(int(np.isfinite(table[counted:, -1]).sum()))
+        return Measured(table, stopped)
 
     def prepare(self, rollout: Rollout, batch_size: int) -> None:
         """Compiles what ``epoch`` will call; ``CompileError`` with the reason where that fails."""
@@ -107,11 +110,12 @@ class CompiledUpdate:
     def _updater(self, rollout: Rollout, size: int) -> UpdateRows:
         """The update of ``size`` given rows."""
         inputs = {**self.inputs, "rollout": rollout.rows, "rows": torch.arange(size)}
-        return self._in_two(inputs) if self.eager.knobs.any_at("minibatch") else self._in_one(inputs)
+        tensors = [*self._fixed, *tensors_of({"rollout": rollout.rows, "rows": inputs["rows"]})]
+        return (self._in_two if self.eager.knobs.any_at("minibatch") else self._in_one)(inputs, tensors)
 
-    def _in_one(self, inputs: Inputs) -> UpdateRows:
+    def _in_one(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         """As one graph."""
-        call, tensors = self._graph("whole", inputs), tensors_of(inputs)
+        call = self._graph("whole", inputs)
 
         def update(rows: Tensor) -> Tensor:
             tensors[-1] = rows
@@ -119,9 +123,9 @@ class CompiledUpdate:
 
         return update
 
-    def _in_two(self, inputs: Inputs) -> UpdateRows:
+    def _in_two(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         """As two graphs, between which controllers answer to the KL of this very minibatch."""
-        call, tensors = self._graph("gradient", inputs), tensors_of(inputs)
+        call = self._graph("gradient", inputs)
 
         def stepping(row: Tensor, gradients: Sequence[Tensor]) -> Inputs:
             return {**self.inputs, "row": row, "gradients": list(gradients)}
@@ -134,7 +138,7 @@ class CompiledUpdate:
             row, *gradients = call(tensors)
             self.eager.step_controllers(row[:-1], len(rows))
             self._fill_knobs()
-            step(tensors_of(stepping(row, gradients)))
+            step([*self._fixed, row, *gradients])
             return row
 
         return update
@@ -168,11 +172,6 @@ class CompiledUpdate:
             return False
         self.early_stop_kl = row[_APPROX_KL].item()
         return self.early_stop_kl > EARLY_STOP_FACTOR * self.eager.target_kl
-
-
-def _steps(rows: list[Tensor]) -> int:
-    """How many of the minibatches were followed by a step: those with a finite gradient."""
-    return int(torch.stack([row[-1] for row in rows]).isfinite().sum()) if rows else 0
 
 
 def _dtype(knob: str) -> torch.dtype:

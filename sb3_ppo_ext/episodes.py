@@ -96,7 +96,7 @@ class EpisodeVecEnv(VecEnv):
         self._returns += self._score(step)
         self._lengths += 1
         done = step.terminated | step.truncated
-        infos = self._finish(np.flatnonzero(done), step) if done.any() else self._no_infos
+        infos = self._finish(np.flatnonzero(done), step) if np.count_nonzero(done) else self._no_infos
         return step.observation, step.reward.astype(np.float32), done, infos
 
     def _score(self, step: Step) -> Array:

@@ -50,7 +50,7 @@ def collect_rollouts(
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             self.policy.reset_noise(env.num_envs)
-        obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]  # no tuples
+        obs_tensor = as_tensor(self._last_obs, self.device)
         sampled, values, log_probs = actor.act(obs_tensor)
         actions = sampled.cpu().numpy()
         clipped_actions = within_bounds(self, actions)
@@ -84,6 +84,13 @@ def begin(model: PPOX, env: VecEnv, buffer: RolloutBuffer) -> None:
         model.policy.reset_noise(env.num_envs)
 
 
+def as_tensor(observation: Any, device: torch.device) -> Observation:
+    """``obs_as_tensor``, without what it costs to name the CPU."""
+    if device.type == "cpu" and isinstance(observation, np.ndarray):
+        return torch.from_numpy(observation)
+    return obs_as_tensor(observation, device)
+
+
 def is_replaced(inherited: Callable[..., bool]) -> bool:
     """Whether a bound ``collect_rollouts`` is another than Stable-Baselines3's: a mixin's, or patched in."""
     return getattr(inherited, "__func__", None) is not OWN
@@ -107,6 +114,8 @@ def cut_by_time_limit(
 
     See https://github.com/DLR-RM/stable-baselines3/issues/633.
     """
+    if not np.count_nonzero(dones):  # in a tenth of the time that flatnonzero takes
+        return
     cut = [
         index
         for index in np.flatnonzero(dones).tolist()
