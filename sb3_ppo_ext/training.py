@@ -68,7 +68,9 @@ class KLProbe:
     def __init__(self, model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
         self.model = model
         self.adapter = adapter
-        rows = torch.linspace(0, rollout.size - 1, min(rollout.size, CHUNK), device=model.device).long()
+        # At most a fiftieth of the update's own work, which sees each state in every epoch, three passes at a time.
+        count = min(rollout.size, CHUNK, max(rollout.size * model.n_epochs // 32, 1))
+        rows = torch.linspace(0, rollout.size - 1, count, device=model.device).long()
         self.observation = observation_rows(rollout.rows.observation, rows)
         self.before = self._distribution()
 
