@@ -62,11 +62,30 @@ def trace(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> f
         return function(pytree.tree_unflatten(filled, structure))
 
     try:
-        traced = make_fx(flat, tracing_mode="fake")(*(leaves[place] for place in places))
+        traced = make_fx(flat, DECOMPOSED, tracing_mode="fake")(*(leaves[place] for place in places))
     except Exception as error:  # whatever a policy's own code may raise where its numbers are not known
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise CompileError(f"the policy cannot be traced ({type(error).__name__}: {first_line})") from error
     return traced
+
+
+def _product(a: Tensor, b: Tensor) -> Any:
+    """A matrix product that is no work for a matrix library: heads of one or two outputs, inputs of a few numbers.
+
+    Written out, it is a loop of its own among the others; to call MKL for it takes longer than to compute it.
+    """
+    (rows, inner), columns = a.shape, b.shape[1]
+    if min(rows, inner, columns) > 4 or rows * inner * columns > 2**16:
+        return NotImplemented
+    return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
+
+
+def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    product = _product(a, b) if beta == alpha == 1 else NotImplemented
+    return product if product is NotImplemented else product + bias
+
+
+DECOMPOSED: dict[Any, Callable[..., Any]] = {aten.mm.default: _product, aten.addmm.default: _product_and_bias}
 
 
 def tensors_of(inputs: Inputs) -> list[Tensor]:

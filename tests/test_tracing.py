@@ -74,7 +74,7 @@ def test_the_traced_forward_is_the_policys_with_the_same_draws(name: str) -> Non
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 33])
 @pytest.mark.parametrize("name", ["box", "discrete", "multidiscrete", "multibinary"])
-def test_sampled_actions_are_the_policys_to_the_bit_for_any_number_of_rows(name: str, rows: int) -> None:
+def test_sampled_actions_are_the_policys_for_any_number_of_rows(name: str, rows: int) -> None:
     policy = policy_of(name)
     inputs = acting_inputs(policy, observations(policy, rows))
     graph, noise = traced_actor(policy, inputs)
@@ -82,7 +82,9 @@ def test_sampled_actions_are_the_policys_to_the_bit_for_any_number_of_rows(name:
     with torch.no_grad():
         expected = policy(inputs["observation"])[0]
     torch.manual_seed(rows)
-    assert torch.equal(graph(*tensors_of(inputs), *(one.draw() for one in noise))[0], expected)
+    found = graph(*tensors_of(inputs), *(one.draw() for one in noise))[0]
+    # Choices to the bit; of a Gaussian action the draw is, and the mean is rounded otherwise.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 if name == "box" else 0)
 
 
 def test_parameters_are_inputs_of_the_graph() -> None:
