@@ -102,7 +102,7 @@ def ppo_terms(
     log_ratio = new.log_prob - minibatch.action_log_prob
     return Terms(
         _policy_term(log_ratio, advantage, choices, knobs, mask, reduce),
-        _value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
+        value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
         objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
         kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.penalized else None,
         None if new.ref_log_prob is None else reference_kl(new, choices.kl_estimator, reduce),
@@ -124,15 +124,16 @@ def _policy_term(
     return objective.clipped_surrogate(log_ratio, advantage, low=low, high=high, mask=mask, reduce=reduce)
 
 
-def _value_term(
+def value_term(
     value: Tensor,
     minibatch: Minibatch,
     choices: Objective,
     knobs: KnobValues,
-    mask: Tensor | None,
-    scale: Scalar | None,
-    reduce: Reduce,
+    mask: Tensor | None = None,
+    scale: Scalar | None = None,
+    reduce: Reduce = masked_mean,
 ) -> Tensor:
+    """The value's error, clipped or not; see ``ppo_terms`` for ``scale`` and ``reduce``."""
     target, old_value, error = minibatch.value_target, minibatch.state_value, choices.value_error
     if scale is not None:
         value, target, old_value = value / scale, target / scale, old_value / scale
