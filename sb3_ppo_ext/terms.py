@@ -50,6 +50,11 @@ class Objective:
     normalize_advantage: bool = True  # over each minibatch
     value_error: str = "l2"
 
+    @property
+    def uses_distributions(self) -> bool:
+        """Whether the loss needs the old and the new distribution."""
+        return self.penalized and self.kl_estimator == "exact"
+
 
 class Terms(NamedTuple):
     """Unweighted scalars, to be minimised."""
