@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from tensordict import TensorDict
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.objectives.value import GAE
 
 from sb3_ppo_ext.tensordicts import rollout_to_tensordict, tensordict_to_rollout
@@ -72,6 +74,28 @@ def test_the_tensordict_is_a_copy() -> None:
     for name in (*ARRAYS, "observations"):
         getattr(buffer, name)[:] = 7
     assert (tensordict == before).all()
+
+
+class Copies(TorchDispatchMode):
+    """Counts the operations that write a tensor anew."""
+
+    NAMES = ("aten._to_copy.default", "aten.clone.default", "aten.copy_.default", "aten.cat.default")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(function) in self.NAMES
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("observation", ["vector", "dict"])
+def test_every_array_is_copied_once(observation: str) -> None:
+    buffer = rollout("discrete", observation)
+    with Copies() as copies:
+        tensordict = rollout_to_tensordict(buffer)
+    assert copies.count == len(list(tensordict.keys(True, True)))
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.99, 1.0), (0.95, 0.97)])
