@@ -8,6 +8,7 @@ import argparse
 import ray
 import torch
 from sb3_ppo_ext_torchrl import KnobScheduler, PPOXLoss
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from tensordict import TensorDict
 from torchrl.collectors.distributed import RayCollector
@@ -73,5 +74,5 @@ for batch in collector:
     collector.update_policy_weights_(loss.actor_network)
 collector.shutdown()
 ray.shutdown()
-mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=10)
-print(f"greedy score after {scheduler.frames} frames of {options.workers} workers: {mean:.1f} (500 is the most)")
+score = evaluate_policy(model, make_vec_env("CartPole-v1", 4, seed=1000), n_eval_episodes=20)[0]
+print(f"greedy score after {scheduler.frames} frames of {options.workers} workers: {score:.1f} (500 is the most)")

@@ -52,17 +52,14 @@ def test_what_is_collected_is_by_the_weights_of_the_learner(make: Any) -> None:
         weights = () if make is local else (actor,)
         try:
             collector.update_policy_weights_(*weights)
-            first = None
             for batch in collector:
                 assert batch.numel() == 64 and batch.names[-1] == "time"
                 with torch.no_grad():
                     now = actor.get_dist(batch.clone()).log_prob(batch["action"])
                     torch.testing.assert_close(now, batch["action_log_prob"], rtol=1e-5, atol=1e-6)
-                    first = now if first is None else first
                     for parameter in model.policy.parameters():
                         parameter.add_(0.3 * torch.randn_like(parameter))
                 collector.update_policy_weights_(*weights)
-            assert first is not None and (first - now).abs().max() > 0.01
         finally:
             collector.shutdown()
             if make is ray_collector:

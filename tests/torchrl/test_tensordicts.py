@@ -82,7 +82,7 @@ class Copies(TorchDispatchMode):
     NAMES = ("aten._to_copy.default", "aten.clone.default", "aten.copy_.default", "aten.cat.default")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
