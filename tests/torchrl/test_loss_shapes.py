@@ -112,6 +112,26 @@ def test_the_masks_torchrl_writes_itself_are_found() -> None:
     torch.testing.assert_close(PPOXLoss(actor, critic)(rows)["loss_objective"], expected)
 
 
+def test_of_several_masks_a_slot_must_pass_all() -> None:
+    batch, actor, critic = batch_and_parts()
+    rows = batch.flatten(0, 1)
+    one, other = torch.arange(32) < 20, torch.arange(32) % 2 == 0
+    rows["collector", "mask"], rows["shifted_valid"] = one[:, None], other[:, None]
+    expected = PPOXLoss(actor, critic)(rows.exclude("collector", "shifted_valid")[one & other])
+    torch.testing.assert_close(PPOXLoss(actor, critic)(rows)["loss_objective"], expected["loss_objective"])
+
+
+def test_the_reference_pulls_by_its_own_log_probabilities() -> None:
+    batch, actor, critic = batch_and_parts()
+    log_prob = actor.get_dist(batch.clone()).log_prob(batch["action"])
+    # log (reference / new) = 0.4 everywhere, so KL(new || reference) by k3 is e^0.4 - 1 - 0.4
+    batch["ref_log_prob"] = log_prob.detach() + 0.4
+    losses = PPOXLoss(actor, critic, ref_kl_coef=0.5)(batch)
+    expected = PPOXLoss(actor, critic)(batch)["loss_objective"] + 0.5 * 0.09182470
+    torch.testing.assert_close(losses["loss_objective"], expected)
+    torch.testing.assert_close(losses["ref_kl"], torch.tensor(0.09182470))
+
+
 def test_loss_critic_is_the_part_it_is_in_the_loss() -> None:
     batch, actor, critic = batch_and_parts()
     for arguments in ({}, {"clip_value": 0.1}, {"clip_value": 0.1, "value_clip": "sb3", "loss_critic_type": "l2"}):

@@ -47,7 +47,7 @@ class Joined(nn.Module):
         self.net = nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs), *after)
 
     def forward(self, *observations: torch.Tensor) -> Any:
-        return self.net(torch.cat([one.flatten(-1) for one in observations], dim=-1))
+        return self.net(torch.cat([one.flatten(1) if one.ndim > 3 else one for one in observations], dim=-1))
 
 
 def parts(kind: str, in_keys: Any = ("observation",), inputs: int = 4) -> dict[str, Callable[[], Any]]:
@@ -158,6 +158,17 @@ def test_dict_observations_go_by_name() -> None:
     model.learn(64)
     action, _ = model.predict(OBSERVATIONS["dict"].sample())
     assert action in (0, 1, 2)
+
+
+def test_images_are_scaled_as_sb3_scales_them_or_not_at_all() -> None:
+    made = parts("categorical", inputs=36 * 36 * 3)
+    for scale, brightest in ((True, 1.0), (False, 255.0)):
+        kwargs = {"actor": made["actor"], "critic": made["critic"], "normalize_images": scale}
+        env = environments("image", "discrete")
+        model = PPO(TorchRLPolicy, env, n_steps=8, batch_size=8, device="cpu", policy_kwargs=kwargs)
+        policy: Any = model.policy
+        image = torch.full((1, *policy.observation_space.shape), 255, dtype=torch.uint8)
+        assert policy._tensordict(image)["observation"].max() == brightest
 
 
 def refused(match: str, **policy_kwargs: Any) -> None:
