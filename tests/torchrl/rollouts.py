@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from sb3_ppo_ext_torchrl import actor_module
 from stable_baselines3.common.utils import obs_as_tensor
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.tensordicts import rollout_to_tensordict
@@ -36,6 +36,11 @@ def rollout_of(model: PPOX) -> TensorDict:
         batch = rollout_to_tensordict(model.rollout_buffer, last_values=last, dones=model._last_episode_starts)
         actor_module(model.policy).get_dist_params(batch)
     return batch
+
+
+def rows_of(model: PPOX) -> TensorDictBase:
+    """The rollout as Stable-Baselines3 flattens it: environment after environment."""
+    return rollout_of(model).transpose(0, 1).flatten(0, 1)
 
 
 def moved(model: PPOX, by: float = 0.05) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,7 @@ def test_state_goes_over_and_so_does_a_copy() -> None:
     batch, actor, critic = batch_and_parts()
     loss, other = (PPOXLoss(actor, critic, clip_epsilon=eps, kl_coef=beta) for eps, beta in ((0.1, 0.5), (0.3, 2.0)))
     twin = copy.deepcopy(loss)
+    assert pickle.loads(pickle.dumps(loss))(batch)["loss_objective"] == loss(batch)["loss_objective"]
     assert twin(batch)["loss_objective"] == loss(batch)["loss_objective"] != other(batch)["loss_objective"]
     other.load_state_dict(loss.state_dict())
     assert other(batch)["loss_objective"] == loss(batch)["loss_objective"] and float(other.kl_coef) == 0.5

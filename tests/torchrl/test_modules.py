@@ -86,7 +86,12 @@ def test_images_share_their_network() -> None:
 
 @pytest.mark.parametrize(
     ("action", "observation", "in_keys"),
-    [("box", "vector", None), ("discrete", "vector", None), ("multidiscrete", "dict", {"a": "a", "b": "b"})],
+    [
+        ("box", "vector", None),
+        ("discrete", "vector", None),
+        ("multibinary", "vector", None),
+        ("multidiscrete", "dict", {"a": "a", "b": "b"}),
+    ],
 )
 def test_they_act_in_torchrls_environments(action: str, observation: str, in_keys: Any) -> None:
     toy = Toy(observation, action)
