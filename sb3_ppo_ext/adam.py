@@ -20,31 +20,53 @@ class AdamGroup:
 
 
 class AdamState:
-    """The tensors of a torch Adam for some of its parameters, in their order, shared with the optimizer."""
+    """The state of a torch Adam for some of its parameters, in their order: its own tensors.
+
+    Parameters that share a group and a number of steps share a *clock*, the powers of the betas that correct the bias.
+    One that the optimizer does not hold has none, and gets a state that nothing reads.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-        group_of = {
-            parameter: index for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]
-        }
-        self.group_of = [group_of[parameter] for parameter in parameters]
-        states = [self._state(optimizer, parameter) for parameter in parameters]
+        groups = groups_of(optimizer)
+        held = {parameter: index for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
+        states = [self._state(optimizer, one) if one in held else self._fresh(one) for one in parameters]
         self.first = [state["exp_avg"] for state in states]
         self.second = [state["exp_avg_sq"] for state in states]
         self.steps = [state["step"] for state in states]
+        counts = zip(parameters, self.steps, strict=True)
+        kinds = [(held[one], step.item()) if one in held else None for one, step in counts]
+        clocks = sorted({kind for kind in kinds if kind is not None})
+        self.clock_of = tuple(None if kind is None else clocks.index(kind) for kind in kinds)
+        self.clocks = tuple(groups[index] for index, _ in clocks)
+        self.group_of_clock = tuple(index for index, _ in clocks)
+        self._counts = [count for _, count in clocks]
+        self.powers = [[torch.zeros((), dtype=torch.float64) for _ in range(2)] for _ in clocks]
+        self.advance(0)
 
     @staticmethod
-    def _state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    def _fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros((), dtype=torch.get_default_dtype()),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+
+    @classmethod
+    def _state(cls, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
         state: dict[str, Tensor] = optimizer.state[parameter]
         if not state:  # as Adam does it at its first step
-            state["step"] = torch.zeros((), dtype=torch.get_default_dtype())
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state.update(cls._fresh(parameter))
         return state
 
-    def advance(self, count: float) -> None:
-        """Sets every parameter's count of steps."""
-        for step in self.steps:
-            step.fill_(count)
+    def advance(self, steps: int) -> None:
+        """Counts ``steps`` more, everywhere, and sets the powers to those before the next."""
+        self._counts = [count + steps for count in self._counts]
+        for clock, step in zip(self.clock_of, self.steps, strict=True):
+            if clock is not None:
+                step.fill_(self._counts[clock])
+        for powers, group, count in zip(self.powers, self.clocks, self._counts, strict=True):
+            powers[0].fill_(group.beta1**count)
+            powers[1].fill_(group.beta2**count)
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> list[AdamGroup]:
@@ -68,11 +90,13 @@ def adam_step(
     second: Tensor,
     *,
     gradient: Tensor,
-    step: Tensor,
+    powers: tuple[Tensor, Tensor],
     rate: Tensor,
     group: AdamGroup,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameter and both moments after step number ``step`` (float64, counting from 1) at learning rate ``rate``.
+    """The parameter and both moments after a step at learning rate ``rate``.
+
+    ``powers`` are beta1 and beta2 (float64) to the power of the step's number, counting from 1.
 
     Kingma & Ba 2015, algorithm 1, in the order of operations of ``torch.optim.Adam``; Loshchilov & Hutter 2019 for
     the decoupled decay.
@@ -83,6 +107,5 @@ def adam_step(
         gradient = gradient + group.weight_decay * parameter
     first = first.lerp(gradient, 1 - group.beta1)
     second = second * group.beta2 + (1 - group.beta2) * gradient * gradient
-    scale = (1 - group.beta2**step).sqrt()
-    denominator = second.sqrt() / scale + group.eps
-    return parameter - (rate / (1 - group.beta1**step)) * (first / denominator), first, second
+    denominator = second.sqrt() / (1 - powers[1]).sqrt() + group.eps
+    return parameter - (rate / (1 - powers[0])) * (first / denominator), first, second

@@ -30,8 +30,9 @@ def check_arguments(model: PPOX) -> None:
             raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
     for name in ("recompute_advantage", "normalize_value", "compile"):
         value = getattr(model, name)
-        if not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r}: True or False is needed")
+        if not (isinstance(value, bool) or (name == "compile" and value == "auto")):
+            choice = 'True, False or "auto"' if name == "compile" else "True or False"
+            raise ValueError(f"{name}={value!r}: {choice} is needed")
     _check_clipping(model)
     if model.ref_kl_coef != 0:
         raise ValueError(

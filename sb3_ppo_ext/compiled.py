@@ -1,27 +1,27 @@
-"""The minibatch update as one compiled graph: gather, forward, terms, gradient, norm clip, Adam, statistics.
+"""The minibatch update and the rollout's forward pass as pure functions of tensors, to be traced and compiled.
 
-Traced with ``make_fx`` over the policy itself and compiled by inductor, without dynamo: no guards, no graph break at
-the backward pass. Knobs enter as 0-d tensors, so that no schedule or controller recompiles;
-parameters and optimizer state are the policy's and the optimizer's own tensors, updated in place.
+The update is one graph: gather, forward, terms, gradient, norm clip, Adam, statistics. Knobs enter as 0-d tensors, so
+that no schedule or controller recompiles; parameters and optimizer state are the policy's and the optimizer's own
+tensors, updated in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.adam import AdamGroup, adam_step
 from sb3_ppo_ext.minibatches import gathered_rows
 from sb3_ppo_ext.policies import PolicyAdapter
 from sb3_ppo_ext.terms import STATISTICS, KnobValues, Objective, ppo_terms, statistics
+from sb3_ppo_ext.tracing import Inputs, substituted
 
-Inputs = dict[str, Any]
 _APPROX_KL = STATISTICS.index("approx_kl")
 
 
@@ -30,41 +30,16 @@ class Plan:
     """What is fixed in a graph: another plan, or inputs of another shape, make another graph."""
 
     objective: Objective
-    groups: tuple[AdamGroup, ...]
-    group_of: tuple[int, ...]
-    ratios: tuple[float, ...]
+    clocks: tuple[AdamGroup, ...]  # of ``AdamState``
+    clock_of: tuple[int | None, ...]  # for each parameter; None: the optimizer does not hold it
+    ratios: tuple[float, ...]  # of the learning rates, for each clock
     max_grad_norm: float
     knobs: tuple[str, ...]  # those that are set
     value_scaled: bool
 
 
-@contextmanager
-def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """``module`` with other tensors for its parameters and buffers, by name, until the end of the block.
-
-    Not ``torch.func.functional_call``: a feature extractor that actor and critic share is registered under three names,
-    and that function then leaves the other tensors in the module.
-    """
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    other = {id(own[name]): tensor for name, tensor in tensors.items()}
-    places = [
-        (table, name, tensor)
-        for part in module.modules()
-        for table in (part._parameters, part._buffers)
-        for name, tensor in table.items()
-        if id(tensor) in other
-    ]
-    try:
-        for table, name, tensor in places:
-            table[name] = other[id(tensor)]  # type: ignore[assignment]  # a plain tensor where a Parameter stood
-        yield
-    finally:
-        for table, name, tensor in places:
-            table[name] = tensor  # type: ignore[assignment]  # its own
-
-
 class UpdateGraphs:
-    """The update as functions of ``inputs``, for ``Graph`` to trace; they change parameters and state in place."""
+    """The update as functions of ``inputs``; they change parameters and state in place."""
 
     def __init__(self, policy: nn.Module, adapter: PolicyAdapter, plan: Plan) -> None:
         self.policy = policy
@@ -73,12 +48,22 @@ class UpdateGraphs:
 
     def whole(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Gradient and step in one; returns the statistics, with the gradient's norm as the last entry."""
-        row, *gradients = self.gradient(inputs)
+        row, gradients = self._gradient(inputs)
         self.step({**inputs, "row": row, "gradients": gradients})
         return (row,)
 
     def gradient(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """The statistics, and the gradient clipped to ``max_grad_norm``, parameter by parameter."""
+        row, gradients = self._gradient(inputs)
+        names = list(inputs["parameters"])
+        # A parameter the loss does not depend on has none; zeros keep its place, and ``step`` leaves it out.
+        whole = [
+            torch.zeros_like(inputs["parameters"][name]) if gradient is None else gradient
+            for name, gradient in zip(names, gradients, strict=True)
+        ]
+        return (row, *whole)
+
+    def _gradient(self, inputs: Inputs) -> tuple[Tensor, list[Tensor | None]]:
         plan = self.plan
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
         minibatch = gathered_rows(inputs["rollout"], inputs["rows"])
@@ -88,12 +73,14 @@ class UpdateGraphs:
             new = self.adapter.evaluate(minibatch)
         terms = ppo_terms(new, minibatch, plan.objective, knobs, value_scale=scale)
         loss = terms.weigh(knobs)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         row = statistics(new, minibatch, terms, loss, plan.objective, knobs)
         with torch.no_grad():
-            norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
+            norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
+            norm = torch.stack(norms).norm()
             clip = (plan.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-            return (torch.cat((row, norm.reshape(1))), *(gradient * clip for gradient in gradients))
+            clipped = [None if gradient is None else gradient * clip for gradient in gradients]
+            return torch.cat((row, norm.reshape(1))), clipped
 
     @torch.no_grad()
     def step(self, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -103,53 +90,56 @@ class UpdateGraphs:
         """
         plan, row = self.plan, inputs["row"]
         go = row[-1].isfinite() & (row[_APPROX_KL] <= inputs["kl_limit"])
-        step = inputs["step"] + 1
+        powers = [
+            (power1 * group.beta1, power2 * group.beta2)
+            for (power1, power2), group in zip(inputs["powers"], plan.clocks, strict=True)
+        ]
         for index, parameter in enumerate(inputs["parameters"].values()):
-            group = plan.group_of[index]
+            clock, gradient = plan.clock_of[index], inputs["gradients"][index]
+            if clock is None or gradient is None:
+                continue
             before = (parameter, inputs["first"][index], inputs["second"][index])
-            after = adam_step(
-                *before,
-                gradient=inputs["gradients"][index],
-                step=step,
-                rate=inputs["knobs"]["learning_rate"] * plan.ratios[group],
-                group=plan.groups[group],
-            )
+            rate = inputs["knobs"]["learning_rate"] * plan.ratios[clock]
+            after = adam_step(*before, gradient=gradient, powers=powers[clock], rate=rate, group=plan.clocks[clock])
             for tensor, new in zip(before, after, strict=True):
                 tensor.copy_(torch.where(go, new, tensor))
-        inputs["step"].copy_(torch.where(go, step, inputs["step"]))
+        for old_powers, new_powers in zip(inputs["powers"], powers, strict=True):
+            for old, new in zip(old_powers, new_powers, strict=True):
+                old.copy_(torch.where(go, new, old))
         return (go,)
 
 
-class Graph:
-    """A compiled function of nested inputs; called with the tensors among them in one flat list."""
+class ActorGraph:
+    """The policy's own ``forward`` as a function of ``inputs``: actions, values, log-probabilities."""
 
-    def __init__(self, function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> None:
-        leaves, structure = pytree.tree_flatten(inputs)
-        places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
 
-        def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-            filled = list(leaves)
-            for place, tensor in zip(places, tensors, strict=True):
-                filled[place] = tensor
-            return function(pytree.tree_unflatten(filled, structure))
-
-        from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, for who compiles
-
-        # On fake tensors, so that tracing takes no step.
-        traced = make_fx(flat, tracing_mode="fake")(*(leaves[place] for place in places))
-        with torch.no_grad():
-            self.call: Callable[..., tuple[Tensor, ...]] = torch._inductor.compile(traced, [*tensors_of(inputs)])
+    @torch.no_grad()
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Actions [N, ...], values [N, 1] and log-probabilities [N], as ``forward`` returns them."""
+        with substituted(self.policy, inputs["constants"]), exploring(self.policy, inputs["exploration"]):
+            action, value, log_prob = self.policy(inputs["observation"])
+        return action, value, log_prob
 
 
-def tensors_of(inputs: Inputs) -> list[Tensor]:
-    """The tensors among the inputs, in the order a ``Graph`` takes them."""
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+@contextmanager
+def exploring(policy: Any, matrices: Mapping[str, Tensor]) -> Iterator[None]:
+    """gSDE's exploration matrices, which are no buffers of the policy, replaced until the end of the block."""
+    distribution = policy.action_dist
+    own = {name: getattr(distribution, name) for name in matrices}
+    try:
+        for name, matrix in matrices.items():
+            setattr(distribution, name, matrix)
+        yield
+    finally:
+        for name, matrix in own.items():
+            setattr(distribution, name, matrix)
 
 
-def signature(inputs: Inputs) -> Any:
-    """What a graph was made for: structure, shapes and types of its inputs, and the plain values among them."""
-    leaves, structure = pytree.tree_flatten(inputs)
-    shapes = (
-        (leaf.shape, leaf.dtype, leaf.stride(), leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves
-    )
-    return (structure, *shapes)
+def exploration_of(policy: Any) -> dict[str, Tensor]:
+    """gSDE's exploration matrices as they stand: one for all environments, and one for each."""
+    distribution = policy.action_dist
+    if not isinstance(distribution, StateDependentNoiseDistribution):
+        return {}
+    return {name: getattr(distribution, name).detach() for name in ("exploration_mat", "exploration_matrices")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from sb3_ppo_ext.adam import AdamState, groups_of
-from sb3_ppo_ext.compiled import Graph, Inputs, Plan, UpdateGraphs, signature, tensors_of
+from sb3_ppo_ext.artifacts import Call, CompileError
+from sb3_ppo_ext.compiled import Plan, UpdateGraphs
+from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
 from sb3_ppo_ext.terms import STATISTICS
+from sb3_ppo_ext.tracing import Inputs, tensors_of
 from sb3_ppo_ext.update import EARLY_STOP_FACTOR, Measured, Update, table_of
 
-Graphs = dict[Any, Graph]
+UpdateRows = Callable[[Tensor], Tensor]  # rows of the rollout -> statistics of their update
+
+_APPROX_KL = STATISTICS.index("approx_kl")
 
 # What is added or clamped counts in the precision of Python's numbers; what is multiplied into a loss is rounded to the
 # loss's own precision first: as torch does with a Python number in either place, so that eager and graph agree.
@@ -26,22 +30,27 @@ WIDE = frozenset({"clip_range", "clip_range_high", "clip_range_vf", "learning_ra
 
 
 class CompiledUpdate:
-    """As ``Update``, one call per minibatch. ``graphs`` is where compiled graphs are kept from rollout to rollout."""
+    """As ``Update``, one call per minibatch. ``graphs`` keeps the compiled graphs from rollout to rollout.
 
-    def __init__(self, eager: Update, graphs: Graphs, ratios: list[float]) -> None:
+    A last minibatch that is smaller has a graph of its own where ``compile_last`` says that this pays.
+    """
+
+    def __init__(self, eager: Update, graphs: Graphs, ratios: list[float], *, compile_last: bool) -> None:
         assert isinstance(eager.adapter, SB3Adapter)
         self.eager = eager
         self.adapter = eager.adapter
         self.graphs = graphs
+        self.compile_last = compile_last
         self.early_stop_kl = math.nan
+        self._calls: dict[tuple[str, int | None], Call] = {}
         policy = self.adapter.policy
         self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         self.state = AdamState(eager.optimizer, list(self.trained.values()))
         self.plan = Plan(
             objective=eager.objective,
-            groups=tuple(groups_of(eager.optimizer)),
-            group_of=tuple(self.state.group_of),
-            ratios=tuple(ratios),
+            clocks=self.state.clocks,
+            clock_of=self.state.clock_of,
+            ratios=tuple(ratios[group] for group in self.state.group_of_clock),
             max_grad_norm=eager.max_grad_norm,
             knobs=tuple(name for name, value in eager.knobs.values._asdict().items() if value is not None),
             value_scaled=eager.value_scale is not None,
@@ -53,56 +62,79 @@ class CompiledUpdate:
             "constants": {**frozen, **dict(policy.named_buffers())},
             "first": self.state.first,
             "second": self.state.second,
-            "step": self.state.steps[0].double(),
+            "powers": self.state.powers,
             "knobs": {name: torch.zeros((), dtype=_dtype(name)) for name in self.plan.knobs},
             "kl_limit": torch.tensor(limit),
         }
 
+    @torch.no_grad()
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
         """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
         batch_size = min(batch_size, rollout.size)
-        inputs = {**self.inputs, "rollout": rollout.rows, "rows": torch.arange(batch_size)}
         self._fill_knobs()
-        minibatch = self._in_two if self.eager.knobs.any_at("minibatch") else self._in_one
-        update = minibatch(inputs)
+        whole, last = self._updaters(rollout, batch_size)
         measured: list[Tensor] = []
+        counted = 0  # rows whose steps are in the optimizer's own count
         stopped = False
-        for rows in rollout.orders(batch_size):
-            measured.append(update(rows) if len(rows) == batch_size else self._eagerly(rollout, rows))
-            if stopped := self._too_far(measured[-1]):
-                measured[-1][-1] = math.nan  # no step was taken, so no norm
-                break
-        self.state.advance(self.inputs["step"].item())
+        try:
+            for rows in rollout.orders(batch_size):
+                if len(rows) == batch_size:
+                    measured.append(whole(rows))
+                elif last is not None:
+                    measured.append(last(rows))
+                else:
+                    self.state.advance(_steps(measured))
+                    counted = len(measured) + 1
+                    measured.append(self._eagerly(rollout, rows))
+                if stopped := self._too_far(measured[-1]):
+                    measured[-1][-1] = math.nan  # no step was taken, so no norm
+                    break
+        finally:  # also where the user interrupts
+            self.state.advance(_steps(measured[counted:]))
         return Measured(table_of(measured), stopped)
 
-    def _in_one(self, inputs: Inputs) -> Callable[[Tensor], Tensor]:
-        """The update of the given rows as one graph."""
-        call, tensors = self._graph("whole", inputs)
+    def prepare(self, rollout: Rollout, batch_size: int) -> None:
+        """Compiles what ``epoch`` will call; ``CompileError`` with the reason where that fails."""
+        self._updaters(rollout, min(batch_size, rollout.size))
 
-        @torch.no_grad()
+    def _updaters(self, rollout: Rollout, batch_size: int) -> tuple[UpdateRows, UpdateRows | None]:
+        last = rollout.size % batch_size
+        return (
+            self._updater(rollout, batch_size),
+            self._updater(rollout, last) if last and self.compile_last else None,
+        )
+
+    def _updater(self, rollout: Rollout, size: int) -> UpdateRows:
+        """The update of ``size`` given rows."""
+        inputs = {**self.inputs, "rollout": rollout.rows, "rows": torch.arange(size)}
+        return self._in_two(inputs) if self.eager.knobs.any_at("minibatch") else self._in_one(inputs)
+
+    def _in_one(self, inputs: Inputs) -> UpdateRows:
+        """As one graph."""
+        call, tensors = self._graph("whole", inputs), tensors_of(inputs)
+
         def update(rows: Tensor) -> Tensor:
             tensors[-1] = rows
-            return call(*tensors)[0]
+            return call(tensors)[0]
 
         return update
 
-    def _in_two(self, inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    def _in_two(self, inputs: Inputs) -> UpdateRows:
         """As two graphs, between which controllers answer to the KL of this very minibatch."""
-        call, tensors = self._graph("gradient", inputs)
-        example = call(*tensors)
+        call, tensors = self._graph("gradient", inputs), tensors_of(inputs)
 
         def stepping(row: Tensor, gradients: Sequence[Tensor]) -> Inputs:
             return {**self.inputs, "row": row, "gradients": list(gradients)}
 
-        step, _ = self._graph("step", stepping(example[0], example[1:]))
+        shapes = [torch.empty_like(parameter) for parameter in self.inputs["parameters"].values()]
+        step = self._graph("step", stepping(torch.zeros(len(STATISTICS) + 1), shapes))
 
-        @torch.no_grad()
         def update(rows: Tensor) -> Tensor:
             tensors[-1] = rows
-            row, *gradients = call(*tensors)
+            row, *gradients = call(tensors)
             self.eager.step_controllers(row[:-1], len(rows))
             self._fill_knobs()
-            step(*tensors_of(stepping(row, gradients)))
+            step(tensors_of(stepping(row, gradients)))
             return row
 
         return update
@@ -111,28 +143,24 @@ class CompiledUpdate:
         for name, tensor in self.inputs["knobs"].items():
             tensor.fill_(getattr(self.eager.knobs.values, name))
 
-    def _graph(self, part: str, inputs: Inputs) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
-        """The compiled part of the update and its tensors; ``rows``, another one for every call, is the last."""
-        key = (part, self.plan, id(self.adapter.policy), signature(inputs))
-        if key not in self.graphs:
-            for old in [old for old in self.graphs if old[0] == part]:  # of another batch size or policy
-                del self.graphs[old]
+    def _graph(self, part: str, inputs: Inputs) -> Call:
+        key = (part, len(inputs["rows"]) if "rows" in inputs else None)
+        if key not in self._calls:  # looking a graph up takes as long as calling it
             parts = UpdateGraphs(self.adapter.policy, self.adapter, self.plan)
-            self.graphs[key] = Graph(
-                {"whole": parts.whole, "gradient": parts.gradient, "step": parts.step}[part], inputs
-            )
-        return self.graphs[key].call, tensors_of(inputs)
+            function = {"whole": parts.whole, "gradient": parts.gradient, "step": parts.step}[part]
+            graph = self.graphs.get(f"update, {part}", function, inputs, self.adapter.policy, self.plan)
+            self._calls[key] = graph.call
+        return self._calls[key]
 
     def _eagerly(self, rollout: Rollout, order: Tensor) -> Tensor:
-        """The truncated last minibatch: a graph of its own would double the time to compile."""
-        self.state.advance(self.inputs["step"].item())
-        loss, row = self.eager.evaluate(gathered_rows(rollout.rows, order), self.eager.knobs.values)
-        if row[_APPROX_KL] > self.inputs["kl_limit"]:
-            return torch.cat((row, row.new_full((1,), math.nan)))
-        self.eager.step_controllers(row, len(order))
-        row = self.eager.step(loss, row)
+        with torch.enable_grad():
+            loss, row = self.eager.evaluate(gathered_rows(rollout.rows, order), self.eager.knobs.values)
+            if row[_APPROX_KL] > self.inputs["kl_limit"]:
+                return torch.cat((row, row.new_full((1,), math.nan)))
+            self.eager.step_controllers(row, len(order))
+            row = self.eager.step(loss, row)
         self._fill_knobs()
-        self.inputs["step"].copy_(self.state.steps[0])
+        self.state.advance(1)  # as the optimizer has counted itself
         return row
 
     def _too_far(self, row: Tensor) -> bool:
@@ -142,27 +170,29 @@ class CompiledUpdate:
         return self.early_stop_kl > EARLY_STOP_FACTOR * self.eager.target_kl
 
 
-_APPROX_KL = STATISTICS.index("approx_kl")
+def _steps(rows: list[Tensor]) -> int:
+    """How many of the minibatches were followed by a step: those with a finite gradient."""
+    return int(torch.stack([row[-1] for row in rows]).isfinite().sum()) if rows else 0
 
 
 def _dtype(knob: str) -> torch.dtype:
     return torch.float64 if knob in WIDE else torch.float32
 
 
-def obstacle(policy: nn.Module, rollout: Rollout, optimizer: torch.optim.Optimizer) -> str | None:
-    """Why the update cannot be compiled, or None."""
+def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.optim.Optimizer) -> None:
+    """``CompileError`` with the reason where the update is not one that a graph can stand for."""
     if rollout.buffer.device.type != "cpu":
-        return f"the device is {rollout.buffer.device}; only the CPU is supported in this version"
+        raise CompileError(f"the device is {rollout.buffer.device}; only the CPU is supported in this version")
     if not rollout.has_rows:
-        return f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own"
+        raise CompileError(f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own")
     for name, module in unwrapped(policy).named_modules():
         if isinstance(module, (_BatchNorm, _DropoutNd)):
-            return f"the policy's {name} is a {type(module).__name__}, which does more than compute"
-    from torch._inductor.cpp_builder import get_cpp_compiler  # a second of imports, for who compiles
-
+            raise CompileError(f"the policy's {name} is a {type(module).__name__}, which does more than compute")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise CompileError("the optimizer has hooks on its steps")
+    if any(parameter._backward_hooks for parameter in policy.parameters()):
+        raise CompileError("a parameter of the policy has a hook on its gradient")
     try:
         groups_of(optimizer)
-        get_cpp_compiler()
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return None
+    except ValueError as error:
+        raise CompileError(str(error)) from error

@@ -16,8 +16,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
+from sb3_ppo_ext.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.distributions import ActionDistribution, concatenated, gathered
 from sb3_ppo_ext.objective import normalized
+
+ALIGNMENT = 64  # bytes, of what torch allocates
+GATHERED_AT_ONCE = 2**24  # bytes; a second copy of images would be too much
 
 Observation = Tensor | dict[str, Tensor]
 
@@ -88,7 +92,11 @@ class Rollout:
         if not self.has_rows:
             yield from self._minibatches_of_custom_buffer(batch_size)
             return
-        for rows in self.orders(batch_size):
+        orders = self.orders(batch_size)
+        if self.rows.distribution is None and splits_evenly(self.rows, batch_size):
+            yield from split_rows(gathered_rows(self.rows, torch.cat(orders)), batch_size)
+            return
+        for rows in orders:
             yield gathered_rows(self.rows, rows)
 
     def orders(self, batch_size: int) -> tuple[Tensor, ...]:
@@ -135,7 +143,7 @@ class Rollout:
         """
         collected = self.buffer.values
         self.buffer.values = values.cpu().numpy().reshape(self.buffer.n_envs, self.buffer.buffer_size).T
-        self.buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        compute_returns_and_advantage(self.buffer, last_values, dones)
         self.buffer.values = collected
         self._set_advantage()
         self.rows = self.rows._replace(advantage=self.advantage, value_target=self._flat(self.buffer.returns).flatten())
@@ -152,6 +160,33 @@ def gathered_rows(rollout: Minibatch, rows: Tensor) -> Minibatch:
         rollout.value_target[rows],
         None if rollout.distribution is None else gathered(rollout.distribution, rows),
     )
+
+
+def tensors_of(rollout: Minibatch) -> list[Tensor]:
+    """Everything with a row per step but the distribution."""
+    observations = rollout.observation.values() if isinstance(rollout.observation, dict) else (rollout.observation,)
+    return [*observations, *rollout[1:6]]
+
+
+def splits_evenly(rollout: Minibatch, batch_size: int) -> bool:
+    """Whether an epoch can be gathered at once: small enough, and minibatches begin where fresh tensors could.
+
+    A matrix product may round differently for a matrix that does not begin at a multiple of 64 bytes.
+    """
+    row_bytes = [tensor.nbytes // max(len(tensor), 1) for tensor in tensors_of(rollout)]
+    return sum(row_bytes) * len(rollout.advantage) <= GATHERED_AT_ONCE and all(
+        batch_size * size % ALIGNMENT == 0 for size in row_bytes
+    )
+
+
+def split_rows(rollout: Minibatch, batch_size: int) -> Iterator[Minibatch]:
+    """Views of ``batch_size`` rows after another."""
+    columns = zip(*(torch.split(tensor, batch_size) for tensor in tensors_of(rollout)), strict=True)
+    for parts in columns:
+        observation: Observation = parts[0]
+        if isinstance(rollout.observation, dict):
+            observation = dict(zip(rollout.observation, parts, strict=False))
+        yield Minibatch(observation, *parts[-5:])
 
 
 def observation_rows(observation: Observation, rows: Tensor) -> Observation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ def masked_mean(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
 def masked_sum(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
     """The sum over the slots where ``mask`` is True."""
     return fill_masked(tensor, mask).sum()
+
+
+def sum_of(first: Tensor, *others: Tensor | None) -> Tensor:
+    """The sum of the terms there are."""
+    return sum((term for term in others if term is not None), first)
 
 
 def normalized(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -141,7 +147,15 @@ def kl_k3(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked
     return reduce((torch.exp(log_ratio) - 1) - log_ratio, mask)
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor | None, Reduce], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+class KLEstimator(Protocol):
+    """What the three have in common."""
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
+        """KL(old || new) in nats per action."""
+        ...
+
+
+KL_ESTIMATORS: dict[str, KLEstimator] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
 # The error of a value, slot by slot, under TorchRL's names. Stable-Baselines3's is "l2" (no factor 1/2).

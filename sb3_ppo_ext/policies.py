@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from sb3_ppo_ext.distributions import KNOWN_DISTRIBUTIONS, ActionDistribution, parameters_of
 from sb3_ppo_ext.minibatches import Minibatch, Observation
+from sb3_ppo_ext.plain_forward import PlainNetworks
 
 
 class Evaluation(NamedTuple):
@@ -60,15 +61,24 @@ class SB3Adapter:
         self.with_distribution = with_distribution
         # Its own evaluate_actions leaves the distribution it evaluated in action_dist; another's may not.
         self.leaves_distribution = evaluates_as_sb3(policy)
+        self._networks = PlainNetworks(self.policy) if self.leaves_distribution else None
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
         """Values, log-probabilities and entropy by ``evaluate_actions``, and the distribution if it is wanted."""
-        value, log_prob, entropy = self.policy.evaluate_actions(minibatch.observation, minibatch.action)
+        value, log_prob, entropy = self._evaluate_actions(minibatch.observation, minibatch.action)
         distribution = None
         if self.with_distribution:
             current = self.policy.action_dist if self.leaves_distribution else None
             distribution = parameters_of(current or self.policy.get_distribution(minibatch.observation))
         return Evaluation(log_prob, entropy, value.flatten(), distribution)
+
+    def _evaluate_actions(self, observation: Observation, action: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self._networks is None or self._networks.hooked():
+            return self.policy.evaluate_actions(observation, action)
+        latent_pi, latent_vf = self._networks.latents(self.policy.extract_features(observation))
+        distribution = self.policy._get_action_dist_from_latent(latent_pi)
+        log_prob = distribution.log_prob(action)
+        return self._networks.values(latent_vf), log_prob, distribution.entropy()
 
     def distribution(self, observation: Observation) -> ActionDistribution:
         """The parameters of the action distribution [B]."""
@@ -81,7 +91,8 @@ class SB3Adapter:
 
 def evaluates_as_sb3(policy: torch.nn.Module) -> bool:
     """Whether ``evaluate_actions`` is Stable-Baselines3's own."""
-    return type(unwrapped(policy)).evaluate_actions is ActorCriticPolicy.evaluate_actions
+    own = unwrapped(policy)
+    return type(own).evaluate_actions is ActorCriticPolicy.evaluate_actions and "evaluate_actions" not in vars(own)
 
 
 @contextmanager

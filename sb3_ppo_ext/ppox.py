@@ -10,18 +10,21 @@ from typing import Any, TypeVar
 
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
-from sb3_ppo_ext.compiled_update import Graphs
+from sb3_ppo_ext.compilation import Compilation
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.optimizers import GroupRates
+from sb3_ppo_ext.rollouts import collect_rollouts, is_replaced
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
 from sb3_ppo_ext.training import step_controllers, train_on
 from sb3_ppo_ext.training_log import training_records
@@ -54,8 +57,9 @@ class PPOX(PPO):
     :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
-    :param compile: run the update as one compiled graph: several times faster, and equal to the eager one up to
-        rounding; needs a C++ compiler, the CPU, Adam or AdamW, and 10 to 20 s once
+    :param compile: True: update and acting run as compiled graphs, several times faster and equal to the eager ones up
+        to rounding, after 20 to 30 s the first time on a machine; False: eager; "auto": compiled where the planned work
+        is long enough to repay that, else eager
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class PPOX(PPO):
         advantage_scope: str = "minibatch",
         recompute_advantage: bool = False,
         normalize_value: bool = False,
-        compile: bool = False,
+        compile: bool | str = "auto",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -111,7 +115,7 @@ class PPOX(PPO):
         check_buffer(self)
         self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
         self._watch = Watch()
-        self._graphs: Graphs = {}
+        self._compilation = Compilation()
         if self.normalize_value:
             install_popart(self.policy)
 
@@ -169,10 +173,16 @@ class PPOX(PPO):
         self._watch.after_update(self)
         step_controllers(self, "rollout", epochs[-1], rollout.size)
 
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
         """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
+        inherited = super().collect_rollouts
         with self._watch.collecting(self):
-            return super().collect_rollouts(*args, **kwargs)
+            if is_replaced(inherited):
+                return inherited(env, callback, rollout_buffer, n_rollout_steps)
+            actor_of = self._compilation.actor_of(self)
+            return collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps, actor_of)
 
     def learn(
         self: SelfPPOX,
@@ -184,7 +194,7 @@ class PPOX(PPO):
         progress_bar: bool = False,
     ) -> SelfPPOX:
         """As :meth:`PPO.learn`; the last update is logged too."""
-        with self._watch.learning(self, logged=log_interval is not None):
+        with self._compilation.threads(self), self._watch.learning(self, logged=log_interval is not None):
             return super().learn(
                 total_timesteps=total_timesteps,
                 callback=callback,
@@ -207,6 +217,7 @@ class PPOX(PPO):
             total_timesteps, callback, reset_num_timesteps, *args, **kwargs
         )
         self._watch.begin(callback)
+        self._compilation.plan(self, total_timesteps)
         return total_timesteps, callback
 
     def save(
@@ -237,7 +248,7 @@ class PPOX(PPO):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "knobs", "_rates", "_watch", "_graphs"]
+        return [*super()._excluded_save_params(), "knobs", "_rates", "_watch", "_compilation"]
 
 
 # For ``help`` and editors: what ``*args`` and ``**kwargs`` are.

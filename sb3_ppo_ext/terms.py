@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +58,11 @@ class Objective:
         return self.penalized and self.kl_estimator == "exact"
 
 
+def is_zero(coefficient: Scalar) -> bool:
+    """Whether a weight is the number 0; of a tensor it is not asked, which may hold another one next time."""
+    return not isinstance(coefficient, Tensor) and coefficient == 0
+
+
 class Terms(NamedTuple):
     """Unweighted scalars, to be minimised."""
 
@@ -78,12 +85,7 @@ class Terms(NamedTuple):
     def weigh(self, knobs: KnobValues) -> Tensor:
         """The loss, in Stable-Baselines3's order of summation."""
         terms = self.weighted(knobs)
-        return sum_of(terms.policy + terms.entropy + terms.value, terms.kl, terms.ref_kl)
-
-
-def sum_of(first: Tensor, *others: Tensor | None) -> Tensor:
-    """The sum of the terms there are."""
-    return sum((term for term in others if term is not None), first)
+        return objective.sum_of(terms.policy + terms.entropy + terms.value, terms.kl, terms.ref_kl)
 
 
 def ppo_terms(
@@ -179,7 +181,15 @@ STATISTICS = (
 )
 
 
-@torch.no_grad()
+class Measurement(NamedTuple):
+    """What the statistics of a minibatch are made of, without gradient."""
+
+    losses: tuple[Tensor, Tensor, Tensor, Tensor]  # the loss and its terms: policy, value, entropy
+    log_ratio: Tensor  # [B], or [B, L] with a mask
+    kl_exact: Tensor | None
+    mask: Tensor | None
+
+
 def statistics(
     new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor, choices: Objective, knobs: KnobValues
 ) -> Tensor:
@@ -187,27 +197,54 @@ def statistics(
 
     A KL is NaN where the distributions it needs are not at hand.
     """
-    mask = new.mask
-    log_ratio = fill_masked(new.log_prob - minibatch.action_log_prob, mask)
-    ratio = log_ratio.exp()
-    k3 = objective.kl_k3(log_ratio, mask)
-    exact = loss.new_full((), float("nan"))
+    return row_of(measurement_of(new, minibatch, terms, loss), choices, knobs)
+
+
+@torch.no_grad()
+def measurement_of(new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor) -> Measurement:
+    """What to keep of a minibatch."""
+    exact = None
     if new.distribution is not None and minibatch.distribution is not None:
         exact = kl_divergence(new, minibatch, "exact")
+    losses = (loss.detach(), terms.policy.detach(), terms.value.detach(), terms.entropy.detach())
+    return Measurement(losses, fill_masked(new.log_prob - minibatch.action_log_prob, new.mask), exact, new.mask)
+
+
+@torch.no_grad()
+def row_of(measurement: Measurement, choices: Objective, knobs: KnobValues) -> Tensor:
+    """The statistics of a minibatch in the order of ``STATISTICS``."""
+    losses = torch.stack(measurement.losses)
+    exact = losses.new_full((), math.nan) if measurement.kl_exact is None else measurement.kl_exact
+    return torch.cat((losses, _of_ratio(measurement.log_ratio, measurement.mask, exact, choices, knobs)))
+
+
+@torch.no_grad()
+def rows_of(kept: list[Measurement], choices: Objective, knobs: KnobValues) -> Tensor:
+    """The statistics of many minibatches under the same knobs, one row each."""
+    tables = []
+    for _, group in itertools.groupby(kept, key=lambda one: one.log_ratio.shape):
+        measurements = list(group)
+        losses = torch.stack([loss for one in measurements for loss in one.losses]).view(len(measurements), -1)
+        exact = _stacked(measurements, "kl_exact")
+        log_ratio, mask = torch.stack([one.log_ratio for one in measurements]), _stacked(measurements, "mask")
+        exact = losses.new_full((len(measurements),), math.nan) if exact is None else exact
+        of_each = torch.vmap(_of_ratio, in_dims=(0, None if mask is None else 0, 0, None, None))
+        tables.append(torch.cat((losses, of_each(log_ratio, mask, exact, choices, knobs)), dim=1))
+    return torch.cat(tables)
+
+
+def _stacked(measurements: list[Measurement], name: str) -> Tensor | None:
+    found = [getattr(one, name) for one in measurements]
+    return None if found[0] is None else torch.stack(found)
+
+
+def _of_ratio(log_ratio: Tensor, mask: Tensor | None, exact: Tensor, choices: Objective, knobs: KnobValues) -> Tensor:
+    """The statistics that follow from the ratio, and the exact KL among them."""
+    ratio = log_ratio.exp()
+    k3 = objective.kl_k3(log_ratio, mask)
     by_estimator = {"exact": exact, "k3": k3}.get(choices.kl_estimator)
     if by_estimator is None:
-        by_estimator = kl_divergence(new, minibatch, choices.kl_estimator)
-    return torch.stack(
-        (
-            loss,
-            terms.policy,
-            terms.value,
-            terms.entropy,
-            k3,
-            exact,
-            by_estimator,
-            masked_mean((ratio < 1 - knobs.low).float(), mask),
-            masked_mean((ratio > 1 + knobs.high).float(), mask),
-            ratio.max(),
-        )
-    )
+        by_estimator = KL_ESTIMATORS[choices.kl_estimator](log_ratio, mask)
+    low = masked_mean((ratio < 1 - knobs.low).float(), mask)
+    high = masked_mean((ratio > 1 + knobs.high).float(), mask)
+    return torch.stack((k3, exact, by_estimator, low, high, ratio.max()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
 
-from sb3_ppo_ext.compiled_update import CompiledUpdate, obstacle
 from sb3_ppo_ext.distributions import ActionDistribution, exact_kl
 from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import Rollout, observation_rows
@@ -16,6 +18,7 @@ from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import (
     PolicyAdapter,
     SB3Adapter,
+    evaluates_as_sb3,
     knows_distribution,
     unvalidated_distributions,
     unwrapped,
@@ -34,10 +37,12 @@ CHUNK = 256
 def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
     """All epochs over the rollout, or fewer where ``target_kl`` stops them; and the exact KL, NaN if not known."""
     with unvalidated_distributions():
-        steered = _steered_by_exact_kl(model)
+        steered = steered_by_exact_kl(model)
+        if (head := popart_head(model)) is not None:
+            head.update(rollout.value_target)
         update = prepare_update(model, rollout, with_distribution=steered)
         probe = None if steered or not _can_be_probed(model, rollout) else KLProbe(model, rollout, update.adapter)
-        runner = compiled(model, rollout, update) if model.compile else update
+        runner = model._compilation.update(model, rollout, update)
         epochs: list[Measured] = []
         for epoch in range(model.n_epochs):
             if model.recompute_advantage and epoch > 0:
@@ -68,11 +73,8 @@ class KLProbe:
         self.before = self._distribution()
 
     def _distribution(self) -> ActionDistribution:
-        self.model.policy.set_training_mode(False)  # as the rollout was collected
-        with torch.no_grad():
-            distribution = self.adapter.distribution(self.observation)
-        self.model.policy.set_training_mode(True)
-        return distribution
+        with as_collected(self.model.policy), torch.no_grad():
+            return self.adapter.distribution(self.observation)
 
     def measure(self) -> float:
         """KL(before || now), the mean over the states."""
@@ -80,19 +82,13 @@ class KLProbe:
 
 
 def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) -> Update:
-    """What stays the same over the rollout's minibatches; the statistics of the return move here."""
+    """What stays the same over the rollout's minibatches."""
     adapter = SB3Adapter(model.policy, with_distribution=with_distribution)
     if with_distribution:
-        model.policy.set_training_mode(False)  # as the rollout was collected
-        rollout.remember_distributions(adapter.distribution, max(CHUNK, model.batch_size))
-        model.policy.set_training_mode(True)
+        with as_collected(model.policy):
+            rollout.remember_distributions(adapter.distribution, max(CHUNK, model.batch_size))
     prefer_foreach(model.policy.optimizer)
-    value_scale = None
-    if model.normalize_value:
-        head = unwrapped(model.policy).value_net
-        assert isinstance(head, PopArtLinear)
-        head.update(rollout.value_target)
-        value_scale = head.std
+    head = popart_head(model)
     return Update(
         adapter=adapter,
         objective=Objective(
@@ -109,21 +105,31 @@ def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) ->
         knobs=model.knobs,
         set_learning_rate=model._set_learning_rate,
         target_kl=model.target_kl,
-        value_scale=value_scale,
+        value_scale=None if head is None else head.std,
+        entropy_follows=evaluates_as_sb3(model.policy) and knows_distribution(model.policy),
     )
 
 
-def compiled(model: PPOX, rollout: Rollout, update: Update) -> CompiledUpdate:
-    """The same update through the compiled graph; ``ValueError`` with the reason where there can be none."""
-    reason = obstacle(model.policy, rollout, model.policy.optimizer)
-    if reason is not None:
-        raise ValueError(f"compile=True: {reason}; pass compile=False")
-    if model.verbose >= 1 and not model._graphs:
-        print("Compiling the update, once for this model; this takes some 10 to 20 s the first time ...")
-    return CompiledUpdate(update, model._graphs, model._rates.ratios)
+def popart_head(model: PPOX) -> PopArtLinear | None:
+    """The layer that keeps the statistics of the return, with ``normalize_value``."""
+    if not model.normalize_value:
+        return None
+    head = unwrapped(model.policy).value_net
+    assert isinstance(head, PopArtLinear)
+    return head
 
 
-def _steered_by_exact_kl(model: PPOX) -> bool:
+@contextmanager
+def as_collected(policy: nn.Module) -> Iterator[None]:
+    """The policy in evaluation mode, as it collects rollouts, until the end of the block of its training."""
+    unwrapped(policy).set_training_mode(False)
+    try:
+        yield
+    finally:
+        unwrapped(policy).set_training_mode(True)
+
+
+def steered_by_exact_kl(model: PPOX) -> bool:
     """Whether the loss or a controller needs the exact KL of every minibatch."""
     steered = any(isinstance(knob, AdaptiveKL) for knob in model.knobs.controllers.values())
     return model.kl_estimator == "exact" and (model.penalized or steered)
@@ -135,12 +141,10 @@ def _can_be_probed(model: PPOX, rollout: Rollout) -> bool:
 
 def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
     """Values and GAE under the current value function, as Andrychowicz et al. 2021 recommend before every epoch."""
-    model.policy.set_training_mode(False)
-    values = rollout.map_rows(adapter.values, max(CHUNK, model.batch_size))
-    with torch.no_grad():
+    with as_collected(model.policy), torch.no_grad():
+        values = rollout.map_rows(adapter.values, max(CHUNK, model.batch_size))
         assert model._last_obs is not None
         last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
-    model.policy.set_training_mode(True)
     rollout.refresh_advantage(values, last_values, np.asarray(model._last_episode_starts))
 
 

@@ -11,10 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.descent import Descent, PlainDescent, descending
 from sb3_ppo_ext.knob_set import KnobSet
 from sb3_ppo_ext.minibatches import Minibatch, Rollout
 from sb3_ppo_ext.policies import PolicyAdapter
-from sb3_ppo_ext.terms import STATISTICS, KnobValues, Objective, ppo_terms, statistics
+from sb3_ppo_ext.terms import (
+    STATISTICS,
+    KnobValues,
+    Measurement,
+    Objective,
+    is_zero,
+    measurement_of,
+    ppo_terms,
+    row_of,
+    rows_of,
+)
 
 NAMES = (*STATISTICS, "grad_norm")
 KL_RESOLUTION = 1e-6  # nats; float32
@@ -54,11 +65,18 @@ class Update:
     set_learning_rate: Callable[[float], None]
     target_kl: float | None = None
     value_scale: Tensor | None = None
+    entropy_follows: bool = False  # whether no parameter has its gradient from the entropy alone
     check: Callable[[Tensor], None] = lambda row: None  # sees a minibatch's row before its step
     early_stop_kl: float = field(default=math.nan, init=False)
 
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
         """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
+        with descending(self.optimizer, self.parameters) as descent:
+            if self.target_kl is not None or self.knobs.any_at("minibatch") or rollout.buffer.device.type != "cpu":
+                return self._measured_at_once(rollout, batch_size, descent)
+            return self._measured_afterwards(rollout, batch_size, descent)
+
+    def _measured_at_once(self, rollout: Rollout, batch_size: int, descent: Descent) -> Measured:
         rows: list[Tensor] = []
         for minibatch in rollout.minibatches(batch_size):
             loss, row = self.evaluate(minibatch, self.knobs.values)
@@ -66,26 +84,51 @@ class Update:
                 rows.append(torch.cat((row, row.new_full((1,), math.nan))))
                 return Measured(table_of(rows), stopped=True)
             self.step_controllers(row, len(minibatch.advantage))
-            rows.append(self.step(loss, row))
+            rows.append(self.step(loss, row, descent))
         return Measured(table_of(rows), stopped=False)
+
+    def _measured_afterwards(self, rollout: Rollout, batch_size: int, descent: Descent) -> Measured:
+        """Statistics of all minibatches together: one by one they are a twentieth of the work."""
+        kept, norms, knobs = [], [], self.knobs.values
+        for minibatch in rollout.minibatches(batch_size):
+            loss, measurement = self._loss(minibatch, knobs)
+            norm = self._clipped_gradient(loss, descent)
+            if not math.isfinite(norm.item()):
+                self.check(torch.cat((row_of(measurement, self.objective, knobs), norm.reshape(1))))
+            descent.step()
+            kept.append(measurement)
+            norms.append(norm)
+        rows = rows_of(kept, self.objective, knobs)
+        table = torch.cat((rows, torch.stack(norms)[:, None]), dim=1)
+        return Measured(table.double().numpy(), stopped=False)
 
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, and its statistics in the order of ``STATISTICS``."""
+        loss, measurement = self._loss(minibatch, knobs)
+        return loss, row_of(measurement, self.objective, knobs)
+
+    def _loss(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Measurement]:
         new = self.adapter.evaluate(minibatch)
+        if self.entropy_follows and new.entropy is not None and is_zero(knobs.ent_coef):
+            # Its gradient would be zeros, added to gradients that are there without it.
+            new = new._replace(entropy=new.entropy.detach())
         terms = ppo_terms(new, minibatch, self.objective, knobs, value_scale=self.value_scale)
         loss = terms.weigh(knobs)
-        return loss, statistics(new, minibatch, terms, loss, self.objective, knobs)
+        return loss, measurement_of(new, minibatch, terms, loss)
 
-    def step(self, loss: Tensor, row: Tensor) -> Tensor:
+    def step(self, loss: Tensor, row: Tensor, descent: Descent | None = None) -> Tensor:
         """One optimizer step against the gradient, clipped to ``max_grad_norm``; ``row`` with its norm before."""
+        descent = descent or PlainDescent(self.optimizer, self.parameters)
+        row = torch.cat((row, self._clipped_gradient(loss, descent).reshape(1)))
+        self.check(row)
+        descent.step()
+        return row
+
+    def _clipped_gradient(self, loss: Tensor, descent: Descent) -> Tensor:
         for parameter in self.parameters:  # what zero_grad() does, without the time it takes over it
             parameter.grad = None
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        row = torch.cat((row, norm.reshape(1)))
-        self.check(row)
-        self.optimizer.step()
-        return row
+        return descent.clip(self.max_grad_norm)
 
     def _too_far(self, row: Tensor) -> bool:
         if self.target_kl is None:

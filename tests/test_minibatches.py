@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_ppo_ext.distributions import Bernoulli
-from sb3_ppo_ext.minibatches import Rollout, has_rows
+from sb3_ppo_ext.minibatches import Rollout, has_rows, splits_evenly
 from tests.environments import ACTIONS, OBSERVATIONS
 
 T, N = 6, 3
@@ -38,15 +38,18 @@ def rollout_of(buffer: RolloutBuffer, *, normalize: bool = False) -> Rollout:
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("observation", ["vector", "dict"])
-def test_same_minibatches_as_the_buffers_own_for_one_seed(action: str, observation: str) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_same_minibatches_as_the_buffers_own_for_one_seed(action: str, observation: str, at_once: bool) -> None:
     torch.manual_seed(0)
     buffer = filled(action, observation)
     rollout = rollout_of(buffer)
+    size = 16 if at_once else 4  # 4 floats are 16 bytes, 16 are 64
+    assert splits_evenly(rollout.rows, size) is at_once
     np.random.seed(5)
-    ours = list(rollout.minibatches(4))
+    ours = list(rollout.minibatches(size))
     np.random.seed(5)
-    theirs = list(buffer.get(4))
-    assert [len(minibatch.advantage) for minibatch in ours] == [4, 4, 4, 4, 2]
+    theirs = list(buffer.get(size))
+    assert [len(minibatch.advantage) for minibatch in ours] == ([16, 2] if at_once else [4, 4, 4, 4, 2])
     for mine, sample in zip(ours, theirs, strict=True):
         expected = sample.actions.long().flatten() if action == "discrete" else sample.actions
         torch.testing.assert_close(mine.action, expected, rtol=0, atol=0)

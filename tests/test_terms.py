@@ -10,7 +10,17 @@ from sb3_ppo_ext.distributions import Bernoulli
 from sb3_ppo_ext.minibatches import Minibatch
 from sb3_ppo_ext.objective import clipped_surrogate, kl_k1
 from sb3_ppo_ext.policies import Evaluation
-from sb3_ppo_ext.terms import STATISTICS, KnobValues, Objective, Terms, ppo_terms, statistics
+from sb3_ppo_ext.terms import (
+    STATISTICS,
+    KnobValues,
+    Measurement,
+    Objective,
+    Terms,
+    ppo_terms,
+    row_of,
+    rows_of,
+    statistics,
+)
 
 PLAIN = Objective(normalize_advantage=False)
 
@@ -112,3 +122,21 @@ def test_tokens_under_a_mask_weigh_what_they_weigh_without_padding() -> None:
         for one, other, terms in ((new, batch._replace(distribution=None), plain), (tokens, padded_batch, masked))
     ]
     torch.testing.assert_close(*rows, equal_nan=True)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "k1", "k2", "k3"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_statistics_of_many_minibatches_are_those_of_each(estimator: str, masked: bool) -> None:
+    shape = (5, 3) if masked else (5,)
+    kept = [
+        Measurement(
+            (torch.randn(()), torch.randn(()), torch.randn(()), torch.randn(())),
+            torch.randn(shape if index < 3 else (2, *shape[1:])),  # the last is smaller
+            torch.rand(()) if masked else None,
+            torch.rand(shape if index < 3 else (2, *shape[1:])) < 0.7 if masked else None,
+        )
+        for index in range(4)
+    ]
+    choices, knobs = Objective(kl_estimator=estimator), KnobValues(0.2, 0.3)
+    expected = torch.stack([row_of(one, choices, knobs) for one in kept])
+    torch.testing.assert_close(rows_of(kept, choices, knobs), expected, equal_nan=True)

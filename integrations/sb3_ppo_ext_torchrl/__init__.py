@@ -1,6 +1,7 @@
 """PPOX in TorchRL: its objective as a loss module, policies that cross over, schedules and controllers of the loss.
 
-Importing it imports torchrl, which sets the global start method of multiprocessing to "spawn".
+Importing it imports torchrl, which sets the global start method of multiprocessing to "spawn" and switches the argument
+checks of ``torch.distributions`` off.
 """
 
 from importlib.util import find_spec

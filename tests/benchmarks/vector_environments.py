@@ -1,6 +1,6 @@
 """Microseconds per environment step of SB3's VecEnvs and of ours, nothing but environments in the loop.
 
-    python tests/benchmarks/vector_environments.py [--seconds 1.0] [--repeats 3] [--processes 8] [--json figures.json]
+    python -m tests.benchmarks.vector_environments [--seconds 1.0] [--repeats 3] [--processes 8] [--json figures.json]
 
 SubprocVecEnv is left out where it would start more processes than --processes.
 
@@ -12,11 +12,11 @@ SyncVectorEnv, that of CartPole Gymnasium's NumPy batch. Run it on a quiet machi
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_ppo_ext.vec_env import EnvPoolVecEnv, GymnasiumVecEnv
+from tests.benchmarks.measuring import Table, in_turn, machine_line, number, write_json
 
 TASKS = ("CartPole-v1", "HalfCheetah-v5")
 COUNTS = (1, 8, 64)
@@ -62,10 +63,10 @@ def measured(task: str, count: int, seconds: float, repeats: int, processes: int
             envs[kind] = make(task, count)
         except ImportError as error:
             print(f"{kind}: {error}")
-    turns = [{kind: microseconds(env, seconds) for kind, env in envs.items()} for _ in range(repeats)]
+    turns = in_turn(repeats, {kind: partial(microseconds, env, seconds) for kind, env in envs.items()})
     for env in envs.values():
         env.close()
-    return {kind: statistics.median(turn[kind] for turn in turns) for kind in envs}
+    return {kind: statistics.median(turns[kind]) for kind in envs}
 
 
 def main() -> None:
@@ -77,17 +78,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    print(machine_line())
     figures = {
         f"{task}, {count}": measured(task, count, options.seconds, options.repeats, options.processes)
         for task in TASKS
         for count in COUNTS
     }
-    print(f"{'microseconds per environment step':33}", *(f"{name:>18}" for name in figures))
+    table = Table("µs per environment step", *figures, width=18)
     for kind in KINDS:
-        row = [f"{figures[name][kind]:18.2f}" if kind in figures[name] else f"{'-':>18}" for name in figures]
-        print(f"{kind:33}", *row)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        table.row(kind, *(number(row.get(kind)) for row in figures.values()))
+    write_json(options.json, {"µs": figures})
 
 
 if __name__ == "__main__":

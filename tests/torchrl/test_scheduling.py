@@ -166,7 +166,9 @@ def trained(every: str, kl: float = 1e9) -> tuple[PPOX, Any, KnobScheduler, list
 
     model = PPOX("MlpPolicy", "CartPole-v1", seed=0, device="cpu")
     loss = PPOXLoss.from_ppox(model, kl_coef=1.0)
+    torch.manual_seed(0)
     env = GymEnv("CartPole-v1", categorical_action_encoding=True)
+    env.set_seed(0)
     total = BATCHES * FRAMES
     collector = Collector(
         env, loss.actor_network, frames_per_batch=FRAMES, total_frames=total, auto_register_policy_transforms=True
@@ -184,7 +186,7 @@ def trained(every: str, kl: float = 1e9) -> tuple[PPOX, Any, KnobScheduler, list
         optim_steps_per_batch=None,  # until the sampler is through: a number equal to that leaves epochs out
         num_epochs=EPOCHS,
         loss_module=loss,
-        optimizer=torch.optim.Adam(loss.parameters(), lr=1e-3),
+        optimizer=torch.optim.Adam(loss.parameters(), lr=1e-2),  # so that no step leaves the KL below rounding
         replay_buffer=buffer,
         progress_bar=False,
         enable_logging=False,

@@ -1,0 +1,53 @@
+"""Generalized advantage estimation as Stable-Baselines3's rollout buffers do it, bit for bit, over arrays [T, N]."""
+
+from __future__ import annotations
+
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import Tensor
+
+OWN = RolloutBuffer.compute_returns_and_advantage  # Dict buffers inherit it
+
+
+def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> None:
+    """As the method of this name of ``buffer``, which is called where it is not Stable-Baselines3's own."""
+    arrays = (buffer.rewards, buffer.values, buffer.episode_starts, buffer.advantages)
+    own = type(buffer).compute_returns_and_advantage is OWN and OWN.__name__ not in vars(buffer)
+    if not own or any(array.shape != (buffer.buffer_size, buffer.n_envs) for array in arrays):
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        return
+    next_values = np.concatenate((buffer.values[1:], last_values.cpu().numpy().reshape(1, -1)))
+    ended = np.concatenate((buffer.episode_starts[1:], dones.astype(np.float32).reshape(1, -1)))
+    generalized_advantages(
+        buffer.rewards,
+        buffer.values,
+        next_values,
+        1.0 - ended,
+        gamma=buffer.gamma,
+        gae_lambda=buffer.gae_lambda,
+        out=buffer.advantages,
+    )
+    buffer.returns = buffer.advantages + buffer.values
+
+
+def generalized_advantages(
+    reward: np.ndarray,
+    value: np.ndarray,
+    next_value: np.ndarray,
+    non_terminal: np.ndarray,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    out: np.ndarray,
+) -> None:
+    """A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t, cut where the episode ended, [T, N].
+
+    Schulman et al. 2016, eq. 16. The order of the operations is Stable-Baselines3's: another one rounds differently.
+    """
+    delta = reward + gamma * next_value * non_terminal - value
+    discount = gamma * gae_lambda * non_terminal
+    advantage = np.zeros(delta.shape[1:], np.result_type(delta, discount))
+    for step in range(len(delta) - 1, -1, -1):
+        np.multiply(discount[step], advantage, out=advantage)
+        advantage += delta[step]
+        out[step] = advantage

@@ -1,0 +1,169 @@
+"""Whether a model compiles, and what it says about it.
+
+``compile="auto"`` decides by the planned work alone, never by a clock or by what happens to be in a cache: the same
+arguments train the same parameters on any day. The constants are what was measured with ``MlpPolicy``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_ppo_ext.actors import Actor, EagerActor
+from sb3_ppo_ext.artifacts import CompileError
+from sb3_ppo_ext.compiled_actor import CompiledActor
+from sb3_ppo_ext.compiled_update import CompiledUpdate, require_compilable
+from sb3_ppo_ext.graphs import Graphs
+from sb3_ppo_ext.minibatches import Rollout
+from sb3_ppo_ext.policies import unvalidated_distributions, unwrapped
+from sb3_ppo_ext.threads import computing_with, threads_for
+from sb3_ppo_ext.training import prepare_update, steered_by_exact_kl
+from sb3_ppo_ext.update import Update
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.ppox import PPOX
+
+SAVED_PER_MINIBATCH = 1.2e-3  # seconds
+SAVED_PER_STEP = 0.2e-3  # of all environments together
+COMPILE_TIME = 20.0  # of one graph, on a machine that has never compiled before
+WORTH = 2.0  # how many times over the time has to be saved
+
+
+class CompileWarning(UserWarning):
+    """``compile="auto"`` wanted to compile and could not."""
+
+
+class Compilation:
+    """Goes with one model and is not saved: a loaded model decides anew."""
+
+    def __init__(self) -> None:
+        self.graphs = Graphs(showing)
+        self.wanted: bool | None = None  # None: no learn() has said yet
+        self.epochs = 0  # over all of the training that is known of
+        self.update_refused = self.actor_refused = False
+        self._said: bool | None = None
+        self._reasons: set[str] = set()
+
+    def plan(self, model: PPOX, total_timesteps: int) -> None:
+        """At the start of ``learn()``, whose last timestep is ``total_timesteps``: decides, and says so."""
+        self.epochs, steps = planned_work(model, total_timesteps)
+        minibatches = self.epochs * math.ceil(model.n_steps * model.n_envs / model.batch_size)
+        reason = f"compile={model.compile}"
+        self.wanted = model.compile is True or (model.compile == "auto" and bool(self.wanted))
+        if model.compile == "auto" and model.device.type != "cpu":
+            reason = f"the device is {model.device}"
+        elif model.compile == "auto":
+            saved = minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP
+            self.wanted = self.wanted or saved >= WORTH * COMPILE_TIME
+            pays = f"saves about {saved:,.0f} s" if self.wanted else "would not repay the time it takes to compile"
+            reason = f"{minibatches:,} minibatches are planned, which {pays}"
+        if model.verbose >= 1 and self._said is not self.wanted:
+            print(f"PPOX trains {'compiled' if self.wanted else 'eagerly'}: {reason}")
+        self._said = self.wanted
+
+    def threads(self, model: PPOX) -> AbstractContextManager[None]:
+        """The threads torch computes with in ``learn()``; with ``compile=False`` all, as PPO: their number shows in the
+        last bits.
+        """
+        if model.compile is False or model.device.type != "cpu":
+            return nullcontext()
+        return computing_with(threads_for(model.policy, model.batch_size, torch.get_num_threads()))
+
+    def actor_of(self, model: PPOX) -> Callable[[ActorCriticPolicy], Actor]:
+        """Who acts in the next rollout, to be asked for when that begins."""
+        if self._wants(model) and not self.graphs.known:
+            self._compile_together(model)
+        return lambda _: self._actor(model)
+
+    def _compile_together(self, model: PPOX) -> None:
+        """Acting and update before the first rollout: takes less time than one after the other."""
+        try:
+            with self.graphs.together(), unvalidated_distributions():
+                model.policy.set_training_mode(False)
+                self._actor(model)
+                model.policy.set_training_mode(True)  # as in train()
+                rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)  # of zeros
+                exact = steered_by_exact_kl(model)
+                self.update(model, rollout, prepare_update(model, rollout, with_distribution=exact))
+        except CompileError as error:
+            self.update_refused = self.actor_refused = True
+            self._refuse(model, "the model", error)
+
+    def update(self, model: PPOX, rollout: Rollout, eager: Update) -> Update | CompiledUpdate:
+        """What runs the minibatches of ``train()``."""
+        if not self._wants(model) or self.update_refused:
+            return eager
+        try:
+            require_compilable(model.policy, rollout, model.policy.optimizer)
+            # One smaller minibatch an epoch; eager it costs little where there are many others.
+            compile_last = self.epochs * SAVED_PER_MINIBATCH >= WORTH * COMPILE_TIME
+            compiled = CompiledUpdate(eager, self.graphs, model._rates.ratios, compile_last=compile_last)
+            compiled.prepare(rollout, model.batch_size)
+        except CompileError as error:
+            self.update_refused = True
+            self._refuse(model, "the update", error)
+            return eager
+        return compiled
+
+    def _actor(self, model: PPOX) -> Actor:
+        if self._wants(model) and not self.actor_refused:
+            try:
+                observation = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]  # there is one
+                return CompiledActor(unwrapped(model.policy), self.graphs, observation)
+            except CompileError as error:
+                self.actor_refused = True
+                self._refuse(model, "acting", error)
+        return EagerActor(model.policy)
+
+    def _wants(self, model: PPOX) -> bool:
+        return model.compile is True or (model.compile == "auto" and bool(self.wanted))
+
+    def _refuse(self, model: PPOX, what: str, error: CompileError) -> None:
+        if model.compile is True:
+            raise ValueError(f'compile=True: {error}; pass compile=False, or "auto" to compile where it can be done')
+        if str(error) not in self._reasons:
+            self._reasons.add(str(error))
+            warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
+
+
+def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:
+    """Epochs and steps of all environments, those behind the model included: short calls of ``learn()`` add up."""
+    rollouts = math.ceil(max(total_timesteps - model.num_timesteps, 0) / (model.n_steps * model.n_envs))
+    done = model._n_updates // max(model.n_epochs, 1)
+    return model._n_updates + rollouts * model.n_epochs, (done + rollouts) * model.n_steps
+
+
+@contextmanager
+def showing() -> Iterator[None]:
+    """Says on a terminal that, and for how long already, it is compiled; leaves no trace there."""
+    stream = sys.stderr
+    if not stream.isatty():
+        yield
+        return
+    done = threading.Event()
+    start = time.monotonic()
+
+    def tick() -> None:
+        while not done.wait(0.5):
+            stream.write(f"\rPPOX compiles, once on this machine, for about 20 s: {time.monotonic() - start:.0f} s ")
+            stream.flush()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        stream.write("\r\033[K")
+        stream.flush()

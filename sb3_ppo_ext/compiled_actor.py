@@ -1,0 +1,56 @@
+"""Acting while a rollout is collected, through the compiled forward pass of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_ext.actors import refuse_nan
+from sb3_ppo_ext.compiled import ActorGraph, exploration_of
+from sb3_ppo_ext.graphs import Graphs
+from sb3_ppo_ext.minibatches import Observation
+from sb3_ppo_ext.policies import unvalidated_distributions
+
+
+class CompiledActor:
+    """As the policy's own ``forward`` up to rounding, with the same draws from torch's generator."""
+
+    def __init__(self, policy: ActorCriticPolicy, graphs: Graphs, observation: Observation) -> None:
+        """For batches of the size of ``observation``."""
+        self.policy = policy
+        constants = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+        inputs = {
+            "constants": {name: tensor.detach() for name, tensor in constants.items()},
+            "exploration": exploration_of(policy),
+            "observation": observation,
+        }
+        with unvalidated_distributions():
+            self._call, self._noise = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True)
+        self._constants = list(inputs["constants"].values())
+        self._explores = bool(inputs["exploration"])
+        self._rows = len(pytree.tree_leaves(observation)[0])
+        self._quiet = [torch.ones(noise.shape) for noise in self._noise]
+
+    def act(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions [N, ...], values [N, 1] and log-probabilities [N]."""
+        actions, values, log_probs = self._run(observation, [noise.draw() for noise in self._noise])
+        refuse_nan(self.policy, observation, log_probs)
+        return actions, values, log_probs
+
+    def _run(self, observation: Observation, noise: list[Tensor]) -> list[Tensor]:
+        # Read anew each time: they are drawn again in the middle of a rollout.
+        exploration = list(exploration_of(self.policy).values()) if self._explores else []
+        return self._call([*self._constants, *exploration, *pytree.tree_leaves(observation), *noise])
+
+    def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
+        """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
+        for start in range(0, len(observations), self._rows):
+            some = observations[start : start + self._rows]
+            padded = [*some, *[some[0]] * (self._rows - len(some))]
+            batch = pytree.tree_map(lambda *rows: torch.cat(rows), *padded)
+            _, values, _ = self._run(batch, self._quiet)
+            yield from values[: len(some)]

@@ -1,0 +1,91 @@
+"""The compiled graphs of one model: made when first asked for, and anew when what they were made for has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sb3_ppo_ext import artifacts
+from sb3_ppo_ext.artifacts import Call, Job
+from sb3_ppo_ext.tracing import Inputs, Noise, fingerprint, noise_as_inputs, signature, tensors_of, trace
+
+Function = Callable[[Inputs], tuple[Tensor, ...]]
+
+KEPT = 4  # of one kind in one model, for those who alternate between two settings
+
+
+class Graph(NamedTuple):
+    """A compiled function: what it is called with are the tensors of its inputs, in order, and then its noise."""
+
+    call: Call
+    noise: list[Noise]
+
+
+class Graphs:
+    """Graphs in memory, by what they compute and for what; ``showing`` surrounds the time of compiling."""
+
+    def __init__(self, showing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self.showing = showing
+        self.known: dict[Any, Graph] = {}
+        self.made = 0  # graphs that were traced so far
+        self._awaited: list[tuple[Any, Job, list[Noise]]] | None = None
+
+    def get(
+        self, kind: str, function: Function, inputs: Inputs, policy: nn.Module, plan: Any = None, *, draws: bool = False
+    ) -> Graph:
+        """``function`` compiled for inputs of these shapes; with ``draws`` it may draw random numbers.
+
+        Within ``together()`` it may be none yet: ask again afterwards.
+        """
+        key = (kind, plan, torch.get_num_threads(), fingerprint(policy), signature(inputs))
+        if key not in self.known:
+            self._make(key, function, inputs, draws)
+        return self.known.get(key, UNFINISHED)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All graphs asked for in this block are compiled at its end, at once."""
+        self._awaited = []
+        try:
+            yield
+            self._finish()
+        finally:
+            self._awaited = None
+
+    def _make(self, key: Any, function: Function, inputs: Inputs, draws: bool) -> None:
+        traced = trace(function, inputs)
+        self.made += 1
+        noise = noise_as_inputs(traced) if draws else []
+        tensors = [*tensors_of(inputs), *(torch.ones(one.shape) for one in noise)]
+        entry = (key, Job(traced, tensors, torch.get_num_threads()), noise)
+        if self._awaited is not None:
+            self._awaited.append(entry)
+            return
+        self._awaited = [entry]
+        try:
+            self._finish()
+        finally:
+            self._awaited = None
+
+    def _finish(self) -> None:
+        assert self._awaited is not None
+        calls = {job.path: artifacts.find(job.path) for _, job, _ in self._awaited}
+        missing = {job.path: job for _, job, _ in self._awaited if calls[job.path] is None}
+        if missing:
+            with self.showing():
+                artifacts.compile_all(list(missing.values()))
+        for key, job, noise in self._awaited:
+            for old in [old for old in self.known if old[0] == key[0]][: 1 - KEPT]:
+                del self.known[old]
+            self.known[key] = Graph(calls[job.path] or artifacts.load(job.path), noise)
+
+
+def _unfinished(_: list[Tensor]) -> list[Tensor]:
+    raise RuntimeError("called before it was compiled")
+
+
+UNFINISHED = Graph(_unfinished, [])
