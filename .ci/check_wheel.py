@@ -14,6 +14,9 @@ CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 MUST_CONTAIN = {
     "sb3_ppo_ext/py.typed",
     "sb3_ppo_ext/ppox.py",
+    "sb3_ppo_ext/tensordicts.py",
+    "sb3_ppo_ext_torchrl/py.typed",
+    "sb3_ppo_ext_torchrl/loss.py",
     "sb3_ppo_ext_zoo/py.typed",
     "sb3_ppo_ext_zoo/ppox.yml",
     "sb3_ppo_ext_zoo/cli.py",
@@ -25,17 +28,19 @@ import sb3_ppo_ext
 from sb3_ppo_ext import (PPOX, AdaptiveClipFraction, AdaptiveKL, Cosine, Exponential, Linear, Piecewise, Proportional,
                          Threshold, Warmup)
 assert "site-packages" in sb3_ppo_ext.__file__, f"imported from the checkout: {sb3_ppo_ext.__file__}"
-extras = {"torchrl", "transformers", "rl_zoo3"} & sys.modules.keys()
+extras = {"torchrl", "tensordict", "transformers", "rl_zoo3"} & sys.modules.keys()
 assert not extras, f"import sb3_ppo_ext imports {extras}"
 """
 
-ZOO = """
+# module -> the extra it needs; none is installed where this runs.
+EXTRAS = {"sb3_ppo_ext_zoo": "zoo", "sb3_ppo_ext_torchrl": "torchrl", "sb3_ppo_ext.tensordicts": "torchrl"}
+WITHOUT = """
 try:
-    import sb3_ppo_ext_zoo
+    import {module}
 except ImportError as error:
-    assert 'pip install "sb3_ppo_ext[zoo]"' in str(error), f"no pip line in: {error}"
+    assert 'pip install "sb3_ppo_ext[{extra}]"' in str(error), f"no pip line in: {{error}}"
 else:
-    raise SystemExit("sb3_ppo_ext_zoo imports without rl_zoo3: has the wheel lost its extras?")
+    raise SystemExit("{module} imports without its extra: has the wheel lost its extras?")
 """
 
 TRAINS = """
@@ -70,7 +75,10 @@ def use(wheel: Path, folder: Path) -> int:
     scripts = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin")
     pip = [str(scripts / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--constraint", str(CONSTRAINTS), str(wheel)], check=True, cwd=folder)
-    for what, code in {"imports": IMPORTS, "without the zoo extra": ZOO, "trains": TRAINS}.items():
+    without = {
+        f"{module} without its extra": WITHOUT.format(module=module, extra=extra) for module, extra in EXTRAS.items()
+    }
+    for what, code in {"imports": IMPORTS, **without, "trains": TRAINS}.items():
         # -I: neither PYTHONPATH nor the current folder is searched.
         done = subprocess.run([str(scripts / "python"), "-I", "-c", code], cwd=folder)
         print(f"{'ok' if done.returncode == 0 else 'FAILED'} {wheel.name}: {what}", flush=True)

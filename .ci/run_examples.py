@@ -16,6 +16,9 @@ RUNS: dict[str, list[list[str]]] = {
     "clip_schedule.py": [["{}", "--timesteps", "512", "--episodes", "2"]],
     "dashboard_picture.py": [["{}", "--timesteps", "4096", "--picture", "picture.png"]],
     "demo.py": [["{}", "--timesteps", "512", "--at-least", "0"]],
+    "sb3_to_torchrl.py": [["{}", "--timesteps", "1024"]],
+    "torchrl_loop.py": [["{}", "--frames", "1024"]],
+    "torchrl_ray.py": [["{}", "--frames", "1024", "--workers", "2"]],
     "zoo_config/my_ppox.yml": [[*ZOO_TRAIN, "-conf", "{}", "--env", env] for env in ("CartPole-v1", "Pendulum-v1")],
 }
 # Photographs a page: the one example that needs a program which pip cannot install.

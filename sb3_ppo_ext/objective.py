@@ -7,13 +7,18 @@ from which ratio, KL and clip fraction all follow. Losses are to be minimised; K
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 Scalar = float | Tensor
+
+# From one number per slot to the loss: ``masked_mean``, ``masked_sum``, or ``fill_masked`` for no reduction at all.
+Reduce = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def _same_shape(**tensors: Tensor) -> None:
@@ -35,22 +40,41 @@ def masked_mean(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
     return fill_masked(tensor, mask).sum() / mask.sum().clamp(min=1)
 
 
+def masked_sum(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The sum over the slots where ``mask`` is True."""
+    return fill_masked(tensor, mask).sum()
+
+
+def sum_of(first: Tensor, *others: Tensor | None) -> Tensor:
+    """The sum of the terms there are."""
+    return sum((term for term in others if term is not None), first)
+
+
 def normalized(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     """``(A - mean) / (std + 1e-8)`` with the unbiased std, as in Stable-Baselines3's PPO; unchanged for one element."""
-    kept = advantage if mask is None else advantage[mask]
-    if kept.numel() <= 1:
-        return advantage
-    return (fill_masked(advantage, mask) - kept.mean()) / (kept.std() + 1e-8)
+    if mask is None:
+        return advantage if advantage.numel() <= 1 else (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    # Without indexing by the mask, whose result has a shape that no graph can know.
+    count = mask.sum()
+    centred = fill_masked(advantage - masked_mean(advantage, mask), mask)
+    std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
+    return torch.where(count > 1, centred / (std + 1e-8), advantage)
 
 
 def clipped_surrogate(
-    log_ratio: Tensor, advantage: Tensor, *, low: Scalar, high: Scalar, mask: Tensor | None = None
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    low: Scalar,
+    high: Scalar,
+    mask: Tensor | None = None,
+    reduce: Reduce = masked_mean,
 ) -> Tensor:
     """Clipped policy loss, ``-E[min(r A, clip(r, 1 - low, 1 + high) A)]``.
 
     Schulman et al. 2017, eq. 7 (low == high); Yu et al. 2025 (DAPO), eq. 8, for a higher upper bound.
     """
-    return -masked_mean(_clipped_gain(log_ratio, advantage, low, high, mask), mask)
+    return -reduce(_clipped_gain(log_ratio, advantage, low, high, mask), mask)
 
 
 def dual_clipped_surrogate(
@@ -61,6 +85,7 @@ def dual_clipped_surrogate(
     high: Scalar,
     dual_clip: Scalar,
     mask: Tensor | None = None,
+    reduce: Reduce = masked_mean,
 ) -> Tensor:
     """The clipped loss with ``max(., c A)`` where A < 0, so that a huge ratio cannot make it arbitrarily bad.
 
@@ -68,7 +93,7 @@ def dual_clipped_surrogate(
     """
     gain = _clipped_gain(log_ratio, advantage, low, high, mask)
     advantage = fill_masked(advantage, mask)
-    return -masked_mean(torch.where(advantage < 0, torch.max(gain, dual_clip * advantage), gain), mask)
+    return -reduce(torch.where(advantage < 0, torch.max(gain, dual_clip * advantage), gain), mask)
 
 
 def _clipped_gain(log_ratio: Tensor, advantage: Tensor, low: Scalar, high: Scalar, mask: Tensor | None) -> Tensor:
@@ -82,7 +107,9 @@ def _clamped(tensor: Tensor, low: Scalar, high: Scalar) -> Tensor:
     return torch.clamp(tensor, low, high)  # type: ignore[arg-type]  # takes numbers or tensors; typed for one at a time
 
 
-def spo_surrogate(log_ratio: Tensor, advantage: Tensor, *, clip: Scalar, mask: Tensor | None = None) -> Tensor:
+def spo_surrogate(
+    log_ratio: Tensor, advantage: Tensor, *, clip: Scalar, mask: Tensor | None = None, reduce: Reduce = masked_mean
+) -> Tensor:
     """Simple policy optimization, ``-E[r A - |A| (r - 1)^2 / (2 clip)]``: best at r = 1 + sign(A) clip, without a kink.
 
     Xie et al. 2025, eq. 11, where ``clip`` is their epsilon.
@@ -90,60 +117,98 @@ def spo_surrogate(log_ratio: Tensor, advantage: Tensor, *, clip: Scalar, mask: T
     _same_shape(log_ratio=log_ratio, advantage=advantage)
     advantage = fill_masked(advantage, mask)
     ratio = fill_masked(log_ratio, mask).exp()
-    return -masked_mean(ratio * advantage - advantage.abs() * (ratio - 1) ** 2 / (2 * clip), mask)
+    return -reduce(ratio * advantage - advantage.abs() * (ratio - 1) ** 2 / (2 * clip), mask)
 
 
-def unclipped_surrogate(log_ratio: Tensor, advantage: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def unclipped_surrogate(
+    log_ratio: Tensor, advantage: Tensor, *, mask: Tensor | None = None, reduce: Reduce = masked_mean
+) -> Tensor:
     """``-E[r A]``, for use with a KL penalty. Schulman et al. 2017, eq. 6 (the conservative policy iteration loss)."""
     _same_shape(log_ratio=log_ratio, advantage=advantage)
-    return -masked_mean(fill_masked(log_ratio, mask).exp() * fill_masked(advantage, mask), mask)
+    return -reduce(fill_masked(log_ratio, mask).exp() * fill_masked(advantage, mask), mask)
 
 
-def kl_k1(log_ratio: Tensor, mask: Tensor | None = None) -> Tensor:
+def kl_k1(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
     """``E_old[-log r]``, an unbiased estimate of KL(old || new) that can be negative."""
-    return masked_mean(-log_ratio, mask)
+    return reduce(-log_ratio, mask)
 
 
-def kl_k2(log_ratio: Tensor, mask: Tensor | None = None) -> Tensor:
+def kl_k2(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
     """``E_old[(log r)^2 / 2]``, a biased estimate of KL(old || new) of low variance."""
-    return masked_mean(fill_masked(log_ratio, mask) ** 2 / 2, mask)
+    return reduce(fill_masked(log_ratio, mask) ** 2 / 2, mask)
 
 
-def kl_k3(log_ratio: Tensor, mask: Tensor | None = None) -> Tensor:
+def kl_k3(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
     """``E_old[(r - 1) - log r]``, unbiased and never negative: Stable-Baselines3's ``approx_kl``.
 
     The three estimators: Schulman 2020, "Approximating KL divergence".
     """
     log_ratio = fill_masked(log_ratio, mask)
-    return masked_mean((torch.exp(log_ratio) - 1) - log_ratio, mask)
+    return reduce((torch.exp(log_ratio) - 1) - log_ratio, mask)
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+class KLEstimator(Protocol):
+    """What the three have in common."""
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
+        """KL(old || new) in nats per action."""
+        ...
 
 
-def value_loss(value: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of the value, ``E[(V - target)^2]`` (no factor 1/2, as in Stable-Baselines3)."""
+KL_ESTIMATORS: dict[str, KLEstimator] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+# The error of a value, slot by slot, under TorchRL's names. Stable-Baselines3's is "l2" (no factor 1/2).
+VALUE_ERRORS: dict[str, Callable[..., Tensor]] = {
+    "l2": functional.mse_loss,
+    "l1": functional.l1_loss,
+    "smooth_l1": functional.smooth_l1_loss,
+}
+
+
+def value_loss(
+    value: Tensor, target: Tensor, *, mask: Tensor | None = None, error: str = "l2", reduce: Reduce = masked_mean
+) -> Tensor:
+    """The error of the value; by default its mean square, ``E[(V - target)^2]``, as in Stable-Baselines3."""
     _same_shape(value=value, target=target)
-    if mask is None:
-        return functional.mse_loss(target, value)
-    return masked_mean((fill_masked(target, mask) - fill_masked(value, mask)) ** 2, mask)
+    if mask is None and reduce is masked_mean:
+        return VALUE_ERRORS[error](target, value)  # averages by itself, in one pass
+    errors = VALUE_ERRORS[error](fill_masked(target, mask), fill_masked(value, mask), reduction="none")
+    return reduce(errors, mask)
 
 
 def sb3_clipped_value_loss(
-    value: Tensor, target: Tensor, old_value: Tensor, *, clip: Scalar, mask: Tensor | None = None
+    value: Tensor,
+    target: Tensor,
+    old_value: Tensor,
+    *,
+    clip: Scalar,
+    mask: Tensor | None = None,
+    error: str = "l2",
+    reduce: Reduce = masked_mean,
 ) -> Tensor:
     """``E[(V_old + clip(V - V_old, -clip, clip) - target)^2]``: only the clipped value, as in Stable-Baselines3."""
-    return value_loss(_clipped_value(value, old_value, clip), target, mask=mask)
+    return value_loss(_clipped_value(value, old_value, clip), target, mask=mask, error=error, reduce=reduce)
 
 
 def max_clipped_value_loss(
-    value: Tensor, target: Tensor, old_value: Tensor, *, clip: Scalar, mask: Tensor | None = None
+    value: Tensor,
+    target: Tensor,
+    old_value: Tensor,
+    *,
+    clip: Scalar,
+    mask: Tensor | None = None,
+    error: str = "l2",
+    reduce: Reduce = masked_mean,
 ) -> Tensor:
     """``E[max((V - target)^2, (V_clipped - target)^2)]``, as in the authors' code (openai/baselines ppo2/model.py)."""
     _same_shape(value=value, target=target, old_value=old_value)
     value, target, old_value = (fill_masked(tensor, mask) for tensor in (value, target, old_value))
-    clipped = _clipped_value(value, old_value, clip)
-    return masked_mean(torch.max((value - target) ** 2, (clipped - target) ** 2), mask)
+    errors = [
+        VALUE_ERRORS[error](target, estimate, reduction="none")
+        for estimate in (value, _clipped_value(value, old_value, clip))
+    ]
+    return reduce(torch.max(*errors), mask)
 
 
 def _clipped_value(value: Tensor, old_value: Tensor, clip: Scalar) -> Tensor:
@@ -154,8 +219,21 @@ def _clipped_value(value: Tensor, old_value: Tensor, clip: Scalar) -> Tensor:
 VALUE_CLIPS = {"sb3": sb3_clipped_value_loss, "max": max_clipped_value_loss}
 
 
-def entropy_loss(entropy: Tensor | None, log_prob: Tensor, mask: Tensor | None = None) -> Tensor:
+def entropy_loss(
+    entropy: Tensor | None, log_prob: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean
+) -> Tensor:
     """``-E[H]``; without an analytic entropy ``-E[-log_prob]``, as Stable-Baselines3 does for squashed actions."""
     if entropy is None:
-        return -masked_mean(-log_prob, mask)
-    return -masked_mean(entropy, mask)
+        return -reduce(-log_prob, mask)
+    return -reduce(entropy, mask)
+
+
+def effective_sample_size(log_ratio: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``(sum r)^2 / sum r^2`` over the number of slots, 1 where all ratios agree; 0 under an empty mask."""
+    if mask is None:
+        count: Scalar = log_ratio.numel()
+    else:
+        log_ratio, count = log_ratio.masked_fill(~mask, -math.inf), mask.sum().clamp(min=1)
+    flat = log_ratio.flatten()
+    size = (2 * flat.logsumexp(0) - (2 * flat).logsumexp(0)).exp() / count
+    return size if mask is None else torch.where(mask.any(), size, torch.zeros_like(size))

@@ -24,6 +24,7 @@ class Evaluation(NamedTuple):
     value: Tensor  # in reward units
     distribution: ActionDistribution | None = None
     mask: Tensor | None = None
+    ref_log_prob: Tensor | None = None  # of the same actions under a frozen reference policy
 
 
 class PolicyAdapter(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from sb3_ppo_ext import objective
 from sb3_ppo_ext.distributions import exact_kl
 from sb3_ppo_ext.minibatches import Minibatch
-from sb3_ppo_ext.objective import KL_ESTIMATORS, VALUE_CLIPS, Scalar, fill_masked, masked_mean
+from sb3_ppo_ext.objective import KL_ESTIMATORS, VALUE_CLIPS, Reduce, Scalar, fill_masked, masked_mean
 from sb3_ppo_ext.policies import Evaluation
 
 
@@ -50,6 +50,12 @@ class Objective:
     kl_estimator: str = "exact"
     value_clip: str = "sb3"
     normalize_advantage: bool = True  # over each minibatch
+    value_error: str = "l2"
+
+    @property
+    def uses_distributions(self) -> bool:
+        """Whether the loss needs the old and the new distribution."""
+        return self.penalized and self.kl_estimator == "exact"
 
 
 def is_zero(coefficient: Scalar) -> bool:
@@ -64,11 +70,22 @@ class Terms(NamedTuple):
     value: Tensor
     entropy: Tensor  # -E[H]
     kl: Tensor | None  # None: no penalty in the loss
+    ref_kl: Tensor | None = None  # None: no reference policy
+
+    def weighted(self, knobs: KnobValues) -> Terms:
+        """Every term times its weight. The only place where weights meet terms."""
+        return Terms(
+            self.policy,
+            knobs.vf_coef * self.value,
+            knobs.ent_coef * self.entropy,
+            None if self.kl is None else knobs.kl_coef * self.kl,
+            None if self.ref_kl is None else knobs.ref_kl_coef * self.ref_kl,
+        )
 
     def weigh(self, knobs: KnobValues) -> Tensor:
-        """The loss. The only place where weights meet terms, in Stable-Baselines3's order of summation."""
-        loss = self.policy + knobs.ent_coef * self.entropy + knobs.vf_coef * self.value
-        return loss if self.kl is None else loss + knobs.kl_coef * self.kl
+        """The loss, in Stable-Baselines3's order of summation."""
+        terms = self.weighted(knobs)
+        return objective.sum_of(terms.policy + terms.entropy + terms.value, terms.kl, terms.ref_kl)
 
 
 def ppo_terms(
@@ -78,10 +95,12 @@ def ppo_terms(
     knobs: KnobValues,
     *,
     value_scale: Scalar | None = None,
+    reduce: Reduce = masked_mean,
 ) -> Terms:
     """The terms of PPO's loss for one minibatch.
 
-    ``value_scale`` (reward units) makes the value term, and the range of its clip, count in that unit.
+    ``value_scale`` (reward units) makes the value term, and the range of its clip, count in that unit. With another
+    ``reduce`` than the mean, the terms are what that makes of one number per slot.
     """
     mask = new.mask
     advantage = minibatch.advantage
@@ -89,50 +108,63 @@ def ppo_terms(
         advantage = objective.normalized(advantage, mask)
     log_ratio = new.log_prob - minibatch.action_log_prob
     return Terms(
-        _policy_term(log_ratio, advantage, choices, knobs, mask),
-        _value_term(new.value, minibatch, choices, knobs, mask, value_scale),
-        objective.entropy_loss(new.entropy, new.log_prob, mask),
-        kl_divergence(new, minibatch, choices.kl_estimator) if choices.penalized else None,
+        _policy_term(log_ratio, advantage, choices, knobs, mask, reduce),
+        value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
+        objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
+        kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.penalized else None,
+        None if new.ref_log_prob is None else reference_kl(new, choices.kl_estimator, reduce),
     )
 
 
 def _policy_term(
-    log_ratio: Tensor, advantage: Tensor, choices: Objective, knobs: KnobValues, mask: Tensor | None
+    log_ratio: Tensor, advantage: Tensor, choices: Objective, knobs: KnobValues, mask: Tensor | None, reduce: Reduce
 ) -> Tensor:
     if choices.surrogate == "spo":
-        return objective.spo_surrogate(log_ratio, advantage, clip=knobs.clip_range, mask=mask)
+        return objective.spo_surrogate(log_ratio, advantage, clip=knobs.clip_range, mask=mask, reduce=reduce)
     if choices.surrogate == "none":
-        return objective.unclipped_surrogate(log_ratio, advantage, mask=mask)
+        return objective.unclipped_surrogate(log_ratio, advantage, mask=mask, reduce=reduce)
+    low, high = knobs.low, knobs.high
     if choices.dual_clip is not None:
         return objective.dual_clipped_surrogate(
-            log_ratio, advantage, low=knobs.low, high=knobs.high, dual_clip=choices.dual_clip, mask=mask
+            log_ratio, advantage, low=low, high=high, dual_clip=choices.dual_clip, mask=mask, reduce=reduce
         )
-    return objective.clipped_surrogate(log_ratio, advantage, low=knobs.low, high=knobs.high, mask=mask)
+    return objective.clipped_surrogate(log_ratio, advantage, low=low, high=high, mask=mask, reduce=reduce)
 
 
-def _value_term(
+def value_term(
     value: Tensor,
     minibatch: Minibatch,
     choices: Objective,
     knobs: KnobValues,
-    mask: Tensor | None,
-    scale: Scalar | None,
+    mask: Tensor | None = None,
+    scale: Scalar | None = None,
+    reduce: Reduce = masked_mean,
 ) -> Tensor:
-    target, old_value = minibatch.value_target, minibatch.state_value
+    """The value's error, clipped or not; see ``ppo_terms`` for ``scale`` and ``reduce``."""
+    target, old_value, error = minibatch.value_target, minibatch.state_value, choices.value_error
     if scale is not None:
         value, target, old_value = value / scale, target / scale, old_value / scale
     if knobs.clip_range_vf is None:
-        return objective.value_loss(value, target, mask=mask)
+        return objective.value_loss(value, target, mask=mask, error=error, reduce=reduce)
     clipped_loss = VALUE_CLIPS[choices.value_clip]
-    return clipped_loss(value, target, old_value, clip=knobs.clip_range_vf, mask=mask)
+    return clipped_loss(value, target, old_value, clip=knobs.clip_range_vf, mask=mask, error=error, reduce=reduce)
 
 
-def kl_divergence(new: Evaluation, minibatch: Minibatch, estimator: str) -> Tensor:
+def kl_divergence(new: Evaluation, minibatch: Minibatch, estimator: str, reduce: Reduce = masked_mean) -> Tensor:
     """KL(old || new) in nats per action: exact, or by a sampled estimator."""
     if estimator != "exact":
-        return KL_ESTIMATORS[estimator](new.log_prob - minibatch.action_log_prob, new.mask)
+        return KL_ESTIMATORS[estimator](new.log_prob - minibatch.action_log_prob, new.mask, reduce)
     assert minibatch.distribution is not None and new.distribution is not None, "kept wherever it is asked for"
-    return masked_mean(exact_kl(minibatch.distribution, new.distribution), new.mask)
+    return reduce(exact_kl(minibatch.distribution, new.distribution), new.mask)
+
+
+def reference_kl(new: Evaluation, estimator: str, reduce: Reduce = masked_mean) -> Tensor:
+    """KL(new || reference) in nats per action, from the log-probabilities of the actions taken.
+
+    "exact" means k3 here: of the reference there are log-probabilities only. Shao et al. 2024 (GRPO), eq. 4.
+    """
+    assert new.ref_log_prob is not None
+    return KL_ESTIMATORS["k3" if estimator == "exact" else estimator](new.ref_log_prob - new.log_prob, new.mask, reduce)
 
 
 STATISTICS = (

@@ -1,0 +1,21 @@
+"""PPOX in TorchRL: its objective as a loss module, policies that cross over, schedules and controllers of the loss.
+
+Importing it imports torchrl, which sets the global start method of multiprocessing to "spawn" and switches the argument
+checks of ``torch.distributions`` off.
+"""
+
+from importlib.util import find_spec
+
+_missing = [name for name in ("torchrl", "tensordict") if find_spec(name) is None]
+if _missing:
+    raise ImportError(
+        f"sb3_ppo_ext_torchrl needs {' and '.join(_missing)}, which cannot be found. Install with\n"
+        '  pip install "sb3_ppo_ext[torchrl]"'
+    )
+
+from sb3_ppo_ext_torchrl.loss import PPOXLoss  # noqa: E402  # after the check, so that its message comes first
+from sb3_ppo_ext_torchrl.modules import actor_module, critic_module  # noqa: E402
+from sb3_ppo_ext_torchrl.policy import TorchRLPolicy  # noqa: E402
+from sb3_ppo_ext_torchrl.scheduling import KnobScheduler, KnobSchedulerHook  # noqa: E402
+
+__all__ = ["KnobScheduler", "KnobSchedulerHook", "PPOXLoss", "TorchRLPolicy", "actor_module", "critic_module"]

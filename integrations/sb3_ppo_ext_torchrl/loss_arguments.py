@@ -1,0 +1,116 @@
+"""What ``PPOXLoss`` is given, checked before anything is built: a wrong argument raises with its remedy."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.objectives import ClipPPOLoss, PPOLoss
+
+from sb3_ppo_ext.arguments import CHOICES
+from sb3_ppo_ext.terms import Objective
+
+# ClipPPOLoss passes what it does not name on to PPOLoss, which swallows what it does not know either.
+ACCEPTED = {
+    name: parameter
+    for cls in (ClipPPOLoss, PPOLoss)
+    for name, parameter in inspect.signature(cls.__init__).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+REDUCTIONS = (None, "mean", "sum", "none")
+VALUE_ERRORS = ("l2", "l1", "smooth_l1")
+COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_ratio")
+
+
+def checked_options(options: Mapping[str, Any], critic: TensorDictModuleBase | None) -> dict[str, Any]:
+    """ClipPPOLoss's own arguments, its numbers as floats: an int would become an int buffer, in which 0.3 is 0."""
+    for name in options:
+        if name not in ACCEPTED:
+            near = difflib.get_close_matches(name, ACCEPTED, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(ACCEPTED)}"
+            raise TypeError(f"PPOXLoss has no argument {name!r}{hint}")
+    checked = dict(options)
+    for name in COEFFICIENTS:
+        if name in checked:
+            checked[name] = as_float(name, checked[name])
+    checked["clip_epsilon"] = _clip_epsilon(checked.get("clip_epsilon", 0.2))
+    _one_of("reduction", checked.get("reduction"), REDUCTIONS)
+    _one_of("loss_critic_type", checked.get("loss_critic_type", "smooth_l1"), VALUE_ERRORS)
+    critic = checked.get("critic", critic)
+    if critic is not None and checked.get("critic_coeff") != 0 and not any(True for _ in critic.parameters()):
+        raise ValueError(
+            f"the critic, a {type(critic).__name__}, has no parameters to train; "
+            "pass the value operator itself, or critic_coeff=0"
+        )
+    return checked
+
+
+def checked_objective(options: Mapping[str, Any], *, penalized: bool, **choices: Any) -> Objective:
+    """Which of PPOX's alternatives is minimised."""
+    for name in ("surrogate", "kl_estimator", "value_clip"):
+        _one_of(name, choices[name], CHOICES[name])
+    dual_clip, surrogate = choices["dual_clip"], choices["surrogate"]
+    if dual_clip is not None:
+        dual_clip = as_float("dual_clip", dual_clip)
+        if surrogate != "clip" or dual_clip <= 1:
+            raise ValueError(
+                f'dual_clip={dual_clip!r}: a number above 1 (Ye et al. 2020 use 3) with surrogate="clip" is needed, '
+                "or None"
+            )
+    if isinstance(options["clip_epsilon"], tuple) and surrogate != "clip":
+        raise ValueError(
+            f'clip_epsilon={options["clip_epsilon"]}: only surrogate="clip" has an upper clip of its own, '
+            f'not "{surrogate}"; pass one number'
+        )
+    return Objective(
+        surrogate=surrogate,
+        dual_clip=dual_clip,
+        penalized=penalized,
+        kl_estimator=choices["kl_estimator"],
+        value_clip=choices["value_clip"],
+        normalize_advantage=False,  # done before, where TorchRL's own ways to do it are at hand
+        value_error=options.get("loss_critic_type", "smooth_l1"),
+    )
+
+
+def as_float(name: str, value: Any) -> Any:
+    """``value`` with its numbers as floats; None, a flag and a mapping by head stay what they are."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {key: as_float(f"{name}[{key!r}]", number) for key, number in value.items()}
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else value.float()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={value!r}: a number is needed") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={value!r}: a finite number is needed")
+    return number
+
+
+def _clip_epsilon(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):  # TorchRL checks the values of a pair itself
+        return tuple(as_float("clip_epsilon", part) for part in value)
+    value = as_float("clip_epsilon", value)
+    if value is None or isinstance(value, bool) or value < 0:
+        raise ValueError(f"clip_epsilon={value!r}: a number of at least 0 is needed, or a pair (low, high)")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
+
+
+def joined_signature(own: Any) -> inspect.Signature:
+    """For ``help`` and editors: TorchRL's arguments in the place of ``**options``."""
+    mine = [one for one in inspect.signature(own).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    taken = {one.name for one in mine}
+    return inspect.Signature([*mine, *(one for name, one in ACCEPTED.items() if name not in taken)])

@@ -1,0 +1,149 @@
+"""What ``PPOXLoss`` reads from a tensordict: nothing is broadcast, and what is missing is named."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDictBase, is_tensor_collection
+from torch import Tensor
+
+from sb3_ppo_ext.distributions import ActionDistribution
+from sb3_ppo_ext.minibatches import Minibatch
+from sb3_ppo_ext.policies import Evaluation
+from sb3_ppo_ext_torchrl.distributions import torch_parameters
+
+
+class Read(NamedTuple):
+    """A minibatch and what the current policy says of it. Log-probabilities are relative to the old policy."""
+
+    new: Evaluation
+    minibatch: Minibatch
+    behaviour: Tensor  # log-ratio to the policy that collected; differs from the old one with delay_actor
+    entropy: Any  # as TorchRL has it: [*batch, 1], a tensordict by head, or None
+
+
+def advantage_of(loss: Any, tensordict: TensorDictBase) -> tuple[Tensor, bool]:
+    """The advantage [*batch, 1], and whether the value estimator has just made it."""
+    key = loss.tensor_keys.advantage
+    advantage = tensordict.get(key, None, as_padded_tensor=True)
+    fresh = advantage is None
+    if fresh:
+        _estimate(loss, tensordict)
+        advantage = tensordict.get(key)
+    log_prob = tensordict.get(loss.tensor_keys.sample_log_prob, None) if _is_one_key(loss) else None
+    if advantage.shape[-1:] != (1,) or (isinstance(log_prob, Tensor) and log_prob.shape != advantage.shape[:-1]):
+        other = "" if log_prob is None else f", {loss.tensor_keys.sample_log_prob!r} {tuple(log_prob.shape)}"
+        raise ValueError(
+            f"{key!r} has shape {tuple(advantage.shape)}{other}; [*batch, 1] and [*batch] are needed: give the "
+            "advantage a trailing dimension of one (unsqueeze(-1)), the log-probability none (squeeze(-1))"
+        )
+    return advantage, fresh
+
+
+def _is_one_key(loss: Any) -> bool:
+    key = loss.tensor_keys.sample_log_prob
+    return isinstance(key, (str, tuple))
+
+
+def _estimate(loss: Any, tensordict: TensorDictBase) -> None:
+    keys = loss.tensor_keys
+    missing = [key for key in (keys.reward, keys.done) if tensordict.get(("next", key), None) is None]
+    if loss.critic_network is None or missing:
+        lacks = "there is no critic" if loss.critic_network is None else f"('next', {missing[0]!r}) is missing too"
+        raise ValueError(
+            f"the key {keys.advantage!r} is missing, and {lacks}, so it cannot be estimated here; run a "
+            "value estimator such as torchrl.objectives.value.GAE on the whole batch first"
+        )
+    loss.value_estimator(
+        tensordict,
+        params=loss._cached_critic_network_params_detached,
+        target_params=loss.target_critic_network_params,
+    )
+
+
+def mask_of(loss: Any, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
+    """True where a slot of [*batch] counts, by ``loss_mask_key``; None where nothing is masked."""
+    mask: Tensor | None = None
+    for key in loss._loss_mask_keys():
+        part = tensordict.get(key, None)
+        if part is None:
+            if loss.loss_mask_key != "auto":
+                raise ValueError(f"loss_mask_key is {key!r}, and there is no such key; set it to None for no mask")
+            continue
+        shape = part.shape
+        while part.ndim > like.ndim and part.shape[-1] == 1:
+            part = part.squeeze(-1)
+        if part.shape != like.shape or part.dtype is not torch.bool:
+            raise ValueError(
+                f"the mask {key!r} is {part.dtype} {tuple(shape)}; torch.bool {tuple(like.shape)} is needed, "
+                "as the log-probability, True where a slot counts"
+            )
+        mask = part if mask is None else mask & part
+    return mask
+
+
+def old_distribution(loss: Any, tensordict: TensorDictBase) -> ActionDistribution:
+    """The distribution the old policy acted by: from the data, or of the target actor with ``delay_actor``."""
+    if loss.delay_actor:
+        with torch.no_grad():
+            _, distribution, _ = loss._get_cur_log_prob(tensordict, params=loss.target_actor_network_params)
+        return torch_parameters(distribution)
+    actor = loss.actor_network
+    names = getattr(actor, "dist_params_keys", None)
+    if names is None:
+        raise ValueError(
+            f"kl_estimator='exact': {type(actor).__name__} does not name its distribution's parameters; use 'k3'"
+        )
+    for name in names:
+        if tensordict.get(name, None) is None:
+            raise ValueError(
+                f"kl_estimator='exact' compares with the old distribution, and its parameter {name!r} is missing: "
+                "collect with the actor (it writes it), or write it before training with actor.get_dist_params(data) "
+                "under torch.no_grad(), or use kl_estimator='k3'"
+            )
+    # Detached and kept: the actor overwrites these keys when it is run below.
+    stored = tensordict.select(*names).detach()
+    return torch_parameters(actor.build_dist_from_params(stored))
+
+
+def reference_log_ratio(loss: Any, tensordict: TensorDictBase) -> Tensor:
+    """log (reference / old) [*batch] of the actions taken."""
+    key, old_key = loss.tensor_keys.ref_log_prob, loss.tensor_keys.sample_log_prob
+    reference, old = tensordict.get(key, None), tensordict.get(old_key, None)
+    if not isinstance(reference, Tensor) or not isinstance(old, Tensor) or reference.shape != old.shape:
+        shapes = [None if one is None else tuple(one.shape) for one in (reference, old)]
+        raise ValueError(
+            f"ref_kl_coef needs the log-probabilities of the reference policy under {key!r}, a tensor of the shape of "
+            f"{old_key!r}: there are {shapes[0]} and {shapes[1]}; write them, or pass ref_kl_coef=None"
+        )
+    return reference - old
+
+
+def column(loss: Any, tensordict: TensorDictBase, name: str) -> Tensor:
+    """One of the loss's keys, there."""
+    key = getattr(loss.tensor_keys, name)
+    value: Tensor | None = tensordict.get(key, None)
+    if value is None:
+        raise ValueError(
+            f"the key {key!r} is missing; a value estimator such as torchrl.objectives.value.GAE writes it"
+        )
+    return value
+
+
+def require_same_shape(loss: Any, value: Tensor, target: Tensor, old: Tensor) -> None:
+    """[B] against [B, 1] would broadcast to [B, B]."""
+    if not value.shape == target.shape == old.shape:
+        keys = loss.tensor_keys
+        raise ValueError(
+            f"the critic gives {tuple(value.shape)}, {keys.value_target!r} has shape {tuple(target.shape)} and "
+            f"{keys.value!r} {tuple(old.shape)}; all must be [*batch, 1]"
+        )
+
+
+def total(entropy: Any) -> Tensor:
+    """The entropy [*batch], summed over the heads of a composite action."""
+    if is_tensor_collection(entropy):
+        entropy = entropy.sum(dim="feature", reduce=True)
+    flat: Tensor = entropy[..., 0]
+    return flat

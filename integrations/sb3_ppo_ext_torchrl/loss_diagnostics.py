@@ -1,0 +1,60 @@
+"""What ``PPOXLoss`` reports beside its losses: scalars, under the mask, without gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import is_tensor_collection
+from torch import Tensor
+
+from sb3_ppo_ext.objective import effective_sample_size, fill_masked, kl_k3, masked_mean
+from sb3_ppo_ext.terms import KnobValues, kl_divergence, reference_kl
+from sb3_ppo_ext_torchrl.loss_data import Read
+
+
+@torch.no_grad()
+def diagnostics(loss: Any, read: Read, knobs: KnobValues) -> dict[str, Any]:
+    """Everything but the losses; no name begins with "loss", for trainers sum and minimise what does."""
+    new, rows, mask = read.new, read.minibatch, read.new.mask
+    ratio = fill_masked(new.log_prob, mask).exp()
+    outside = (ratio < 1 - knobs.low) | (ratio > 1 + knobs.high)
+    behaviour = ratio if read.behaviour is new.log_prob else fill_masked(read.behaviour, mask).exp()
+    result: dict[str, Any] = {
+        "clip_fraction": masked_mean(outside.to(ratio.dtype), mask),
+        "kl_approx": kl_k3(new.log_prob, mask),
+        "ESS": effective_sample_size(read.behaviour, mask),
+        "max_ratio": fill_masked(behaviour, mask).max(),
+        "mean_ratio": masked_mean(behaviour, mask),
+    }
+    if read.entropy is not None:
+        assert new.entropy is not None
+        result["entropy"] = masked_mean(new.entropy, mask)
+        if is_tensor_collection(read.entropy):
+            result["composite_entropy"] = read.entropy.detach()
+    if loss.objective.penalized:
+        result["kl"] = kl_divergence(new, rows, loss.objective.kl_estimator)
+    if new.ref_log_prob is not None:
+        result["ref_kl"] = reference_kl(new, loss.objective.kl_estimator)
+    if loss._has_critic and knobs.clip_range_vf is not None:
+        result["value_clip_fraction"] = value_clip_fraction(new.value, rows.state_value, knobs.clip_range_vf, mask)
+    if loss._has_critic and loss.log_explained_variance:
+        result["explained_variance"] = explained_variance(new.value, rows.value_target, mask)
+    return result
+
+
+@torch.no_grad()
+def value_clip_fraction(value: Tensor, old_value: Tensor, clip: Any, mask: Tensor | None = None) -> Tensor:
+    """How many values moved by more than ``clip``."""
+    return masked_mean(((value - old_value).abs() > clip).to(value.dtype), mask)
+
+
+@torch.no_grad()
+def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``1 - Var[target - V] / Var[target]``."""
+    total = _variance(target, mask) + torch.finfo(target.dtype).eps
+    return 1 - _variance(target - value, mask) / total
+
+
+def _variance(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    return masked_mean((tensor - masked_mean(tensor, mask)) ** 2, mask)

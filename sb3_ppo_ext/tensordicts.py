@@ -1,0 +1,214 @@
+"""Stable-Baselines3's rollout buffer <-> TensorDict [T, N], under TorchRL's default keys and in its shapes.
+
+==========================  =========================  ============================================================
+key                         shape                      in the buffer
+==========================  =========================  ============================================================
+observation                 [T, N, ...]                observations; of a Dict space ("observation", name) each
+action                      [T, N, ...]                actions, in the shape of the action space
+action_log_prob             [T, N]                     log_probs
+state_value                 [T, N, 1]                  values
+advantage, value_target     [T, N, 1]                  advantages, returns
+is_init                     [T, N, 1], bool            episode_starts (TorchRL's InitTracker writes the same)
+("next", "reward")          [T, N, 1]                  rewards, with what was bootstrapped at a time limit added in
+("next", "state_value")     [T, N, 1]                  the value of the state after the step  |  both only if the end
+("next", "done")            [T, N, 1], bool            whether the episode ended there        |  of the rollout is given
+("next", "terminated")      [T, N, 1], bool            the same as done: see ``rollout_to_tensordict``
+mask                        [T, N, L], bool            for token sequences: True where a token counts. No buffer of
+                                                       Stable-Baselines3 has one
+==========================  =========================  ============================================================
+
+T steps come first and carry the name "time", which is how TorchRL's value estimators find them: without it they take
+the last dimension for the time, and are silently wrong.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from torch import Tensor
+
+if find_spec("tensordict") is None:
+    raise ImportError(
+        "sb3_ppo_ext.tensordicts needs tensordict, which cannot be found. Install with\n"
+        '  pip install "sb3_ppo_ext[torchrl]"'
+    )
+
+from tensordict import TensorDict, TensorDictBase
+
+Key = str | tuple[str, ...]
+
+MASK = "mask"
+TIME = "time"
+
+# One number for each step: key -> array of the buffer, and whether TorchRL gives it a trailing dimension of one.
+NUMBERS: dict[Key, tuple[str, bool]] = {
+    "action_log_prob": ("log_probs", False),
+    "state_value": ("values", True),
+    "advantage": ("advantages", True),
+    "value_target": ("returns", True),
+    ("next", "reward"): ("rewards", True),
+}
+
+
+def rollout_to_tensordict(
+    buffer: RolloutBuffer,
+    *,
+    last_values: Tensor | None = None,
+    dones: np.ndarray | None = None,
+    device: torch.device | str | None = None,
+) -> TensorDict:
+    """A full rollout as TensorDict [T, N]; every array is copied once, straight to ``device`` (the buffer's own).
+
+    ``last_values`` [N] and ``dones`` [N] are those of ``RolloutBuffer.compute_returns_and_advantage``, which the buffer
+    does not keep: the value of the state after the rollout, and whether the last step ended an episode. With them
+    TorchRL's ``GAE(gamma=..., lmbda=..., value_network=None)`` gives the buffer's advantages: to the bit where the
+    float32 product gamma * lambda is the same as of Python's numbers, as for 0.99 and 0.95, else up to its rounding. A
+    time limit counts as ``terminated``: Stable-Baselines3 has added the value it cut off to the reward already.
+
+    ``ValueError`` for a buffer that is not full, or that ``get()`` has flattened already.
+    """
+    _require_steps(buffer)
+    device = buffer.device if device is None else torch.device(device)
+    content: dict[Key, Any] = {"observation": _observation(buffer, device)}
+    content["action"] = _copied(buffer.actions, device).reshape(*buffer.actions.shape[:2], *_action_shape(buffer))
+    for key, (name, trailing) in NUMBERS.items():
+        numbers = _copied(getattr(buffer, name), device)
+        content[key] = numbers.unsqueeze(-1) if trailing else numbers
+    starts = torch.from_numpy(buffer.episode_starts).to(device).bool().unsqueeze(-1)
+    content["is_init"] = starts
+    if (last_values is None) != (dones is None):
+        raise ValueError("last_values and dones describe the end of the rollout together: give both or neither")
+    if last_values is not None and dones is not None:
+        last = _per_env("last_values", last_values.detach(), buffer).to(content["state_value"])
+        ended = _per_env("dones", torch.from_numpy(np.array(dones)), buffer).to(starts)
+        content[("next", "state_value")] = torch.cat((content["state_value"][1:], last))
+        content[("next", "done")] = torch.cat((starts[1:], ended))
+        content[("next", "terminated")] = content[("next", "done")].clone()
+    size = [buffer.buffer_size, buffer.n_envs]
+    tensordict = TensorDict({}, batch_size=size, names=[TIME, None], device=device)
+    for key, value in content.items():
+        tensordict[key] = value
+    return tensordict
+
+
+def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> None:
+    """Fills ``buffer`` from what ``rollout_to_tensordict`` makes, or from a batch that TorchRL collected; exactly.
+
+    One batch dimension carries the name "time", wherever it stands; the other, if there is one, is the environments.
+    ``ValueError`` for a key that is missing, or of another shape or type than the buffer's: nothing is broadcast or
+    rounded. The buffer then trains as if it had been collected: ``advantage`` and ``value_target`` are taken as given.
+    """
+    rows = _steps_first(tensordict)
+    size = (buffer.buffer_size, buffer.n_envs)
+    if tuple(rows.batch_size) != size:
+        raise ValueError(
+            f"the tensordict has (steps, environments) {tuple(rows.batch_size)}, the buffer {size}; "
+            "make the buffer with buffer_size and n_envs of the tensordict"
+        )
+    if rows.get(MASK, None) is not None:
+        raise ValueError(f"{type(buffer).__name__} has no place for the key {MASK!r}; exclude it first")
+    arrays = {name: _numbers(rows, key, trailing) for key, (name, trailing) in NUMBERS.items()}
+    arrays["episode_starts"] = _numbers(rows, "is_init", True, torch.bool)
+    actions = _value(rows, "action", _action_shape(buffer), buffer.actions.dtype).reshape(buffer.actions.shape)
+    observations = _observations_back(rows, buffer)
+    buffer.reset()
+    for name, array in arrays.items():
+        getattr(buffer, name)[:] = array
+    buffer.actions[:] = actions
+    if isinstance(buffer, DictRolloutBuffer):
+        for key, array in observations.items():
+            buffer.observations[key][:] = array
+    else:
+        buffer.observations[:] = observations["observation"]
+    buffer.pos, buffer.full = buffer.buffer_size, True
+
+
+def _require_steps(buffer: RolloutBuffer) -> None:
+    name = type(buffer).__name__
+    if not buffer.full:
+        raise ValueError(f"{name} holds {buffer.pos} of {buffer.buffer_size} steps; convert it when it is full")
+    if buffer.generator_ready:
+        raise ValueError(
+            f"{name}.get() has flattened this rollout already, steps and environments cannot be told apart; "
+            "convert it before get() is called (PPO.train() calls it), for example in a callback's on_rollout_end"
+        )
+
+
+def _copied(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, copy=True)
+
+
+def _observation(buffer: RolloutBuffer, device: torch.device) -> Tensor | dict[str, Tensor]:
+    if isinstance(buffer, DictRolloutBuffer):
+        return {key: _copied(array, device) for key, array in buffer.observations.items()}
+    return _copied(buffer.observations, device)
+
+
+def _action_shape(buffer: RolloutBuffer) -> tuple[int, ...]:
+    shape = buffer.action_space.shape
+    assert shape is not None, "the spaces that Stable-Baselines3 has distributions for are arrays"
+    return () if isinstance(buffer.action_space, spaces.Discrete) else tuple(shape)
+
+
+def _per_env(name: str, tensor: Tensor, buffer: RolloutBuffer) -> Tensor:
+    """[N] as [1, N, 1]; a value network's [N, 1] is taken too."""
+    if tensor.numel() != buffer.n_envs or tensor.shape[0] != buffer.n_envs:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; one number for each of {buffer.n_envs} environments")
+    return tensor.reshape(1, -1, 1)
+
+
+def _steps_first(tensordict: TensorDictBase) -> TensorDictBase:
+    """The tensordict as [T, N]."""
+    names = list(tensordict.names)
+    if TIME not in names or len(names) > 2:
+        raise ValueError(
+            f"the batch dimensions {tuple(tensordict.batch_size)} are named {names}; one or two are needed, "
+            f'one of them named "{TIME}", as in tensordict.names = ["{TIME}", None]'
+        )
+    if len(names) == 1:
+        return tensordict.unsqueeze(1)
+    return tensordict if names[0] == TIME else tensordict.transpose(0, 1)
+
+
+def _value(rows: TensorDictBase, key: Key, shape: tuple[int, ...], dtype: object) -> np.ndarray:
+    """``rows[key]`` as an array, if it is there, [T, N, *shape] and of ``dtype``."""
+    value = rows.get(key, None)
+    if not isinstance(value, Tensor):
+        there = sorted(rows.keys(True, True), key=str)
+        problem = "is missing" if value is None else f"is a {type(value).__name__}, not a tensor"
+        raise ValueError(f"the key {key!r} {problem}; there are {there}" + _REMEDIES.get(key, ""))
+    wanted = (*rows.batch_size, *shape)
+    if tuple(value.shape) != wanted:
+        raise ValueError(f"the key {key!r} has shape {tuple(value.shape)}; {wanted} is needed")
+    array: np.ndarray = value.detach().cpu().numpy()
+    if array.dtype != dtype:
+        raise ValueError(f"the key {key!r} is {array.dtype}; {np.dtype(dtype)} is needed")  # type: ignore[call-overload]
+    return array
+
+
+_REMEDIES: dict[Key, str] = {
+    "is_init": "; torchrl.envs.InitTracker writes it",
+    "advantage": "; a value estimator such as torchrl.objectives.value.GAE writes it",
+    "value_target": "; a value estimator such as torchrl.objectives.value.GAE writes it",
+    "state_value": "; a value estimator such as torchrl.objectives.value.GAE writes it",
+}
+
+
+def _numbers(rows: TensorDictBase, key: Key, trailing: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    array = _value(rows, key, (1,) if trailing else (), np.bool_ if dtype is torch.bool else np.float32)
+    return array[..., 0] if trailing else array
+
+
+def _observations_back(rows: TensorDictBase, buffer: RolloutBuffer) -> dict[str, np.ndarray]:
+    if not isinstance(buffer, DictRolloutBuffer):
+        array = buffer.observations
+        return {"observation": _value(rows, "observation", array.shape[2:], array.dtype)}
+    return {
+        name: _value(rows, ("observation", name), array.shape[2:], array.dtype)
+        for name, array in buffer.observations.items()
+    }
