@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -64,8 +64,12 @@ class Job(NamedTuple):
 def folder() -> Path:
     """Where libraries are kept: ``SB3_PPO_EXT_CACHE_DIR``, or a folder in the user's cache."""
     # Not TORCHINDUCTOR_CACHE_DIR: torch sets that itself, to a folder that the next reboot empties.
-    chosen = os.environ.get("SB3_PPO_EXT_CACHE_DIR")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_ppo_ext"
+    if chosen := os.environ.get("SB3_PPO_EXT_CACHE_DIR"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_ppo_ext"
+    except RuntimeError as error:  # a user without a home
+        raise CompileError(f"{error}; name a folder in SB3_PPO_EXT_CACHE_DIR") from error
 
 
 @cache
@@ -86,7 +90,7 @@ def find(path: Path) -> Call | None:
         content = path.read_bytes()
         # To load half a library, left by a full disk, say, would end the process.
         return load(path) if hashlib.sha256(content[:-SEAL]).digest() == content[-SEAL:] else None
-    except (FileNotFoundError, CompileError):
+    except (OSError, CompileError):
         return None
 
 
@@ -96,7 +100,8 @@ def load(path: Path) -> Call:
         run: Call = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
     except (RuntimeError, AttributeError) as error:
         raise CompileError(f"PyTorch {torch.__version__} cannot load {path} ({error})") from error
-    os.utime(path)  # the least recently used go first
+    with suppress(OSError):  # of somebody else, say
+        os.utime(path)  # the least recently used go first
     return run
 
 

@@ -47,7 +47,8 @@ class Compilation:
     """Goes with one model and is not saved: a loaded model decides anew."""
 
     def __init__(self) -> None:
-        self.graphs = Graphs(showing)
+        self.verbose = 0
+        self.graphs = Graphs(lambda: showing(self.verbose))
         self.wanted: bool | None = None  # None: no learn() has said yet
         self.epochs = 0  # over all of the training that is known of
         self.update_refused = self.actor_refused = False
@@ -56,6 +57,7 @@ class Compilation:
 
     def plan(self, model: PPOX, total_timesteps: int) -> None:
         """At the start of ``learn()``, whose last timestep is ``total_timesteps``: decides, and says so."""
+        self.verbose = model.verbose
         self.epochs, steps = planned_work(model, total_timesteps)
         minibatches = self.epochs * math.ceil(model.n_steps * model.n_envs / model.batch_size)
         reason = f"compile={model.compile}"
@@ -144,19 +146,19 @@ def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:
 
 
 @contextmanager
-def showing() -> Iterator[None]:
-    """Says on a terminal that, and for how long already, it is compiled; leaves no trace there."""
+def showing(verbose: int) -> Iterator[None]:
+    """Says that it is compiled, and for how long already; on a terminal it leaves no trace there."""
+    what, start, done = "Compiling, once on this machine; this takes about 20 s", time.monotonic(), threading.Event()
     stream = sys.stderr
     if not stream.isatty():
+        if verbose >= 1:
+            print(f"{what} ...", flush=True)
         yield
         return
-    done = threading.Event()
-    start = time.monotonic()
 
     def tick() -> None:
         while not done.wait(0.5):
-            stream.write(f"\rPPOX compiles, once on this machine, for about 20 s: {time.monotonic() - start:.0f} s ")
-            stream.flush()
+            print(f"\r{what}: {time.monotonic() - start:.0f} s ", end="", file=stream, flush=True)
 
     thread = threading.Thread(target=tick, daemon=True)
     thread.start()
@@ -165,5 +167,4 @@ def showing() -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        stream.write("\r\033[K")
-        stream.flush()
+        print("\r\033[K", end="", file=stream, flush=True)

@@ -120,6 +120,17 @@ def test_a_folder_that_cannot_be_written_is_said_with_the_remedy(cache: Path) ->
         artifacts.compile_all([job_of()])
 
 
+def test_a_user_without_a_home_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SB3_PPO_EXT_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(CompileError, match=r"home directory.*SB3_PPO_EXT_CACHE_DIR"):
+        artifacts.folder()
+
+
 def test_the_least_recently_used_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "KEPT", 2)
     cache.mkdir()
