@@ -48,6 +48,7 @@ class Objective:
     kl_estimator: str = "exact"
     value_clip: str = "sb3"
     normalize_advantage: bool = True  # over each minibatch
+    ref_kl_estimator: str | None = None  # of the KL to the reference in the loss; None: none there
 
 
 class Terms(NamedTuple):
@@ -57,11 +58,13 @@ class Terms(NamedTuple):
     value: Tensor
     entropy: Tensor  # -E[H]
     kl: Tensor | None  # None: no penalty in the loss
+    ref_kl: Tensor | None = None  # likewise, to the frozen reference
 
     def weigh(self, knobs: KnobValues) -> Tensor:
         """The loss. The only place where weights meet terms, in Stable-Baselines3's order of summation."""
         loss = self.policy + knobs.ent_coef * self.entropy + knobs.vf_coef * self.value
-        return loss if self.kl is None else loss + knobs.kl_coef * self.kl
+        loss = loss if self.kl is None else loss + knobs.kl_coef * self.kl
+        return loss if self.ref_kl is None else loss + knobs.ref_kl_coef * self.ref_kl
 
 
 def ppo_terms(
@@ -86,6 +89,7 @@ def ppo_terms(
         _value_term(new.value, minibatch, choices, knobs, mask, value_scale),
         objective.entropy_loss(new.entropy, new.log_prob, mask),
         kl_divergence(new, minibatch, choices.kl_estimator) if choices.penalized else None,
+        _ref_kl_term(new, minibatch, choices, mask),
     )
 
 
@@ -101,6 +105,14 @@ def _policy_term(
             log_ratio, advantage, low=knobs.low, high=knobs.high, dual_clip=choices.dual_clip, mask=mask
         )
     return objective.clipped_surrogate(log_ratio, advantage, low=knobs.low, high=knobs.high, mask=mask)
+
+
+def _ref_kl_term(new: Evaluation, minibatch: Minibatch, choices: Objective, mask: Tensor | None) -> Tensor | None:
+    """KL(new || reference) in nats per action; the actions are taken for samples of the new policy."""
+    if choices.ref_kl_estimator is None:
+        return None
+    assert minibatch.ref_log_prob is not None, "kept wherever it is asked for"
+    return KL_ESTIMATORS[choices.ref_kl_estimator](minibatch.ref_log_prob - new.log_prob, mask)
 
 
 def _value_term(

@@ -81,6 +81,10 @@ class Update:
         for parameter in self.parameters:  # what zero_grad() does, without the time it takes over it
             parameter.grad = None
         loss.backward()
+        return self.descend(row)
+
+    def descend(self, row: Tensor) -> Tensor:
+        """The step itself, once the gradient is in the parameters."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         row = torch.cat((row, norm.reshape(1)))
         self.check(row)
