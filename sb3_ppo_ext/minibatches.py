@@ -7,7 +7,7 @@ The tensors are made once per rollout and gathered by row; row order and minibat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +75,10 @@ class Rollout:
 
     def records(self) -> dict[str, float]:
         """What the log is to say of the rollout itself, under full keys."""
+        return {}
+
+    def findings(self, records: Mapping[str, float]) -> dict[str, str]:
+        """What to warn about, given the log's records of the update: subject -> text."""
         return {}
 
     def explained_variance(self) -> float:

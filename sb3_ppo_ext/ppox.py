@@ -164,8 +164,10 @@ class PPOX(PPO):
         self._update_learning_rate(self.policy.optimizer)
         rollout = collected(self)
         epochs, exact_kl = train_on(self, rollout)
-        for name, value in training_records(self, rollout, epochs, exact_kl).items():
+        records = training_records(self, rollout, epochs, exact_kl)
+        for name, value in records.items():
             self.logger.record(name, value)
+        self._watch.diagnostics.report(rollout.findings(records))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._watch.after_update(self)
         step_controllers(self, "rollout", epochs[-1], rollout)

@@ -13,6 +13,7 @@ from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer  # noqa: E402  # a
 from sb3_ppo_ext.language.environments import PromptEnv, PromptVecEnv  # noqa: E402
 from sb3_ppo_ext.language.policy import LanguageModelPolicy  # noqa: E402
 from sb3_ppo_ext.language.ratio import RatioError  # noqa: E402
+from sb3_ppo_ext.language.samples import SampleTable  # noqa: E402
 from sb3_ppo_ext.language.spaces import ResponseSpace, prompt_space  # noqa: E402
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PromptVecEnv",
     "RatioError",
     "ResponseSpace",
+    "SampleTable",
     "SequenceRolloutBuffer",
     "prompt_space",
 ]

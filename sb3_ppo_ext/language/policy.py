@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
@@ -19,6 +20,7 @@ from sb3_ppo_ext.language.arguments import check_algorithm, check_options
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.files import merged_model, require_same_names, trained_state
+from sb3_ppo_ext.language.findings import Findings
 from sb3_ppo_ext.language.generation import Response, generate
 from sb3_ppo_ext.language.loading import (
     Lora,
@@ -113,6 +115,9 @@ class LanguageModelPolicy(SequencePolicy):
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
         self._generation_seconds = 0.0
+        self.findings = Findings()
+        # Score [T * N] and, if known, KL to the reference of the responses that were last trained on.
+        self.trained_on: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def _build_optimizer(self, rate: float) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": self.model_parameters() + self.value_parameters()}]
@@ -228,7 +233,9 @@ class LanguageModelPolicy(SequencePolicy):
 
     def rollout(self, model: PPOX) -> Rollout:
         """See ``SequencePolicy``."""
-        return SequenceRollout(cast(SequenceRolloutBuffer, model.rollout_buffer), model, self)
+        rollout = SequenceRollout(cast(SequenceRolloutBuffer, model.rollout_buffer), model, self)
+        self.trained_on = rollout.scores_and_kl()
+        return rollout
 
     def update(self, model: PPOX, rollout: Rollout) -> Update:
         """See ``SequencePolicy``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
+from sb3_ppo_ext.divergence import DivergedError, first_bad
+from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.monitoring import response_records
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK
@@ -35,6 +37,8 @@ class SequenceRollout(Rollout):
         self.has_rows = False  # nothing outside of here gathers them
         self.normalize_advantage = model.normalize_advantage and model.advantage_scope == "rollout"
         self.normalize_minibatch = model.normalize_advantage and model.advantage_scope == "minibatch"
+        self.policy = policy
+        self.controller = model.ref_kl_coef
         self.ref_kl_coef = float(model.knobs.values.ref_kl_coef)
         started = time.perf_counter()
         if policy.has_reference:
@@ -76,9 +80,21 @@ class SequenceRollout(Rollout):
         over = self.size if buffer.ref_kl_unit == "response" else max(int(buffer.masks.sum()), 1)
         return {"ref_kl": float(buffer.token_kl().sum()) / over}
 
+    def scores_and_kl(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Of every response, in the order in which they were collected: its raw score, and its KL (k1) if known."""
+        buffer = self.buffer
+        kl = None if buffer.ref_log_probs is None else buffer.token_kl("k1").sum(-1).flatten()
+        return buffer.rewards.flatten(), kl
+
     def records(self) -> dict[str, float]:
         """See ``response_records``."""
         return response_records(self)
+
+    def findings(self, records: Mapping[str, float]) -> dict[str, str]:
+        """See ``Findings``."""
+        controller = self.controller
+        target = controller.target if isinstance(controller, Controller) else None
+        return self.policy.findings.of(records, ref_kl=self.measured.get("ref_kl"), ref_kl_target=target)
 
     def explained_variance(self) -> float:
         """Over the tokens, as of any rollout."""
@@ -167,4 +183,8 @@ def reference_log_probs(buffer: SequenceRolloutBuffer, policy: LanguageModelPoli
     for rows in row_groups(lengths, limit):
         part = type(tokens)(*(tensor[rows] for tensor in tokens)).trimmed()
         result[rows, : part.response.shape[1]] = policy.reference_log_prob(part).cpu().numpy()
+    if (bad := first_bad(result)) is not None:
+        raise DivergedError(
+            f"the reference's log-probability of response {bad.index[0]}, token {bad.index[1]}, is {bad}."
+        )
     return result.reshape(buffer.masks.shape)

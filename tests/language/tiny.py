@@ -45,6 +45,19 @@ def model(
     return built
 
 
+def never_ending(seed: int) -> PreTrainedModel:
+    """A GPT-2 that gives the padding and end-of-text tokens no chance: their logits are near -400."""
+    built = model("gpt2", seed)
+    words, bias = built.get_parameter("transformer.wte.weight"), built.get_parameter("transformer.ln_f.bias")
+    with torch.no_grad():
+        bias[0] = 20.0
+        words[:, 0] = 0.0
+        for token in (PAD, EOS):
+            words[token] = 0.0
+            words[token, 0] = -20.0
+    return built
+
+
 def ragged_prompts(rows: int = 4, length: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random prompts [B, P] of 2 to P tokens, padded on the left, and their mask."""
     generator = torch.Generator().manual_seed(seed)
