@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from sb3_ppo_ext.language.arguments import check_algorithm, check_options
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.critics import SharedCritic, build_critic
-from sb3_ppo_ext.language.files import merged_model, require_same_names, trained_state
+from sb3_ppo_ext.language.files import TrainedPartOnly
 from sb3_ppo_ext.language.findings import Findings
 from sb3_ppo_ext.language.generation import Response, generate
 from sb3_ppo_ext.language.loading import (
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
-class LanguageModelPolicy(SequencePolicy):
+class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -241,23 +239,8 @@ class LanguageModelPolicy(SequencePolicy):
         """See ``SequencePolicy``."""
         return sequence_update(self, model, rollout)
 
-    # Files
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # a plain dict does
-        """What training changes: never the reference, nor a base model under an adapter."""
-        return trained_state(self, super().state_dict(*args, **kwargs))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes back what ``state_dict`` gave; everything else comes from the model named at construction."""
-        require_same_names(self, state_dict)
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
     def _get_constructor_parameters(self) -> dict[str, Any]:
         options = {"value_lr_ratio": self.value_lr_ratio, "value_warmup": self.value_warmup}
         optimizer = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
         spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
         return {**spaces_, "lr_schedule": self._dummy_schedule, **self.options, **options, **optimizer}
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """The language model as a plain Hugging Face folder, which ``AutoModelForCausalLM`` loads; adapters merged."""
-        merged_model(self.lm).save_pretrained(str(folder))
