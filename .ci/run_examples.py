@@ -15,6 +15,7 @@ RUNS: dict[str, list[list[str]]] = {
     "adaptive_kl.py": [["{}", "--timesteps", "4096"]],
     "clip_schedule.py": [["{}", "--timesteps", "512", "--episodes", "2"]],
     "dashboard_picture.py": [["{}", "--timesteps", "4096", "--picture", "picture.png"]],
+    "finetune_lm.py": [["{}", "--timesteps", "512", "--warm-up", "20"]],
     "demo.py": [["{}", "--timesteps", "512", "--at-least", "0"]],
     "sb3_to_torchrl.py": [["{}", "--timesteps", "1024"]],
     "torchrl_loop.py": [["{}", "--frames", "1024"]],

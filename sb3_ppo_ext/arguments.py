@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import has_rows
 from sb3_ppo_ext.policies import knows_distribution
 from sb3_ppo_ext.schedules import endpoints, finite_number
+from sb3_ppo_ext.sequences import EagerOnly, SequencePolicy
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
@@ -34,7 +34,11 @@ def check_arguments(model: PPOX) -> None:
             choice = 'True, False or "auto"' if name == "compile" else "True or False"
             raise ValueError(f"{name}={value!r}: {choice} is needed")
     _check_clipping(model)
-    if model.ref_kl_coef != 0:
+    if issubclass(model.policy_class, EagerOnly) and model.compile is True:
+        raise ValueError(f'compile=True: {model.policy_class.__name__} is not compiled; pass compile="auto" or False')
+    if issubclass(model.policy_class, SequencePolicy):
+        model.policy_class.check_algorithm(model)
+    elif model.ref_kl_coef != 0:
         raise ValueError(
             f"ref_kl_coef={model.ref_kl_coef!r}: {model.policy_class.__name__} has no frozen reference policy; "
             "0 is needed (kl_coef penalises the distance to the previous policy)"
@@ -72,7 +76,7 @@ def _as_number(value: object) -> object:
 
 def check_exact_kl(model: PPOX) -> None:
     """Whether those who need the exact KL can have it; called when policy and buffer exist."""
-    consumers = [name for name, knob in model.knobs.controllers.items() if isinstance(knob, AdaptiveKL)]
+    consumers = [name for name, knob in model.knobs.controllers.items() if knob.measures == "kl"]
     if model.penalized and "kl_coef" not in consumers:
         consumers.append("kl_coef")
     if not consumers or model.kl_estimator != "exact":

@@ -26,6 +26,7 @@ from sb3_ppo_ext.compiled_update import CompiledUpdate, require_compilable
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import unvalidated_distributions, unwrapped
+from sb3_ppo_ext.sequences import EagerOnly
 from sb3_ppo_ext.threads import computing_with, threads_for
 from sb3_ppo_ext.training import prepare_update, steered_by_exact_kl
 from sb3_ppo_ext.update import Update
@@ -64,6 +65,8 @@ class Compilation:
         self.wanted = model.compile is True or (model.compile == "auto" and bool(self.wanted))
         if model.compile == "auto" and model.device.type != "cpu":
             reason = f"the device is {model.device}"
+        elif model.compile == "auto" and isinstance(unwrapped(model.policy), EagerOnly):
+            reason = f"a {type(unwrapped(model.policy)).__name__} is not compiled"
         elif model.compile == "auto":
             saved = minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP
             self.wanted = self.wanted or saved >= WORTH * COMPILE_TIME

@@ -41,6 +41,11 @@ class Diagnostics:
             if self.negative_rollouts >= NEGATIVE_ROLLOUTS:
                 self._warn("explained_variance", _value_text(explained, self.negative_rollouts))
 
+    def report(self, findings: Mapping[str, str]) -> None:
+        """Warns about what somebody else has found: subject -> text."""
+        for subject, text in findings.items():
+            self._warn(subject, text)
+
     def _warn(self, subject: str, text: str) -> None:
         if subject not in self.said:
             self.said.append(subject)

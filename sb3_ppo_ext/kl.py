@@ -196,8 +196,8 @@ class AdaptiveKL(Controller):
 
     @property
     def measures(self) -> str:
-        """The KL divergence by ``kl_estimator``."""
-        return "kl"
+        """The KL divergence by ``kl_estimator``; for ``ref_kl_coef`` that to the reference."""
+        return "ref_kl" if self.knob == "ref_kl_coef" else "kl"
 
     def grows(self, knob: str) -> bool:
         """Only a penalty on the KL lowers it by growing."""

@@ -7,13 +7,14 @@ The tensors are made once per rollout and gathered by row; row order and minibat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from sb3_ppo_ext.advantages import compute_returns_and_advantage
@@ -36,7 +37,8 @@ class Minibatch(NamedTuple):
     advantage: Tensor
     value_target: Tensor
     distribution: ActionDistribution | None = None  # of the policy that collected the rollout
-    mask: Tensor | None = None
+    mask: Tensor | None = None  # [B, L]: which slots hold tokens, or how much each counts
+    ref_log_prob: Tensor | None = None  # of the actions under the frozen reference
 
 
 def has_rows(buffer_class: type[RolloutBuffer]) -> bool:
@@ -68,6 +70,23 @@ class Rollout:
                 self.advantage,
                 self.value_target,
             )
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """What controllers answer to besides what the minibatches show."""
+        return {}
+
+    def records(self) -> dict[str, float]:
+        """What the log is to say of the rollout itself, under full keys."""
+        return {}
+
+    def findings(self, records: Mapping[str, float]) -> dict[str, str]:
+        """What to warn about, given the log's records of the update: subject -> text."""
+        return {}
+
+    def explained_variance(self) -> float:
+        """``1 - Var(returns - values) / Var(returns)``: 1 where the values were right, 0 where a constant does."""
+        return float(explained_variance(self.buffer.values.flatten(), self.buffer.returns.flatten()))
 
     def _set_advantage(self) -> None:
         advantage = self._flat(self.buffer.advantages).flatten()

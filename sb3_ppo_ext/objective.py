@@ -1,8 +1,9 @@
 """The objective: pure functions of tensors, shared by every framework that trains with it.
 
 Tensors are [B], or [B, L] with a mask for tokens; what stands in a masked slot, NaN included, changes neither the
-value nor the gradient. r is the probability ratio new / old, A the advantage; boundaries pass ``log_ratio = log r``,
-from which ratio, KL and clip fraction all follow. Losses are to be minimised; KL is in nats per action.
+value nor the gradient. A mask is boolean, or says by numbers >= 0 how much each slot counts in a mean. r is the
+probability ratio new / old, A the advantage; boundaries pass ``log_ratio = log r``, from which ratio, KL and clip
+fraction all follow. Losses are to be minimised; KL is in nats per action.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ def _same_shape(**tensors: Tensor) -> None:
 
 
 def fill_masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """``tensor`` with 0 where ``mask`` is False, and no gradient there. Zero times NaN would be NaN."""
-    return tensor if mask is None else tensor.masked_fill(~mask, 0.0)
+    """``tensor`` with 0 where ``mask`` is False or 0, and no gradient there. Zero times NaN would be NaN."""
+    return tensor if mask is None else tensor.masked_fill(mask == 0, 0.0)
 
 
 def masked_mean(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean over the slots where ``mask`` is True; 0 if there are none."""
+    """The mean over the slots where ``mask`` is True, or weighted by it; 0 if there are none."""
     if mask is None:
         return tensor.mean()
-    return fill_masked(tensor, mask).sum() / mask.sum().clamp(min=1)
+    return masked_sum(tensor, mask) / mask.sum().clamp(min=1)
 
 
 def masked_sum(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The sum over the slots where ``mask`` is True."""
-    return fill_masked(tensor, mask).sum()
+    """The sum over the slots where ``mask`` is True, or weighted by it."""
+    return tensor.sum() if mask is None else (fill_masked(tensor, mask) * mask).sum()
 
 
 def sum_of(first: Tensor, *others: Tensor | None) -> Tensor:
@@ -55,8 +56,9 @@ def normalized(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         return advantage if advantage.numel() <= 1 else (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     # Without indexing by the mask, whose result has a shape that no graph can know.
-    count = mask.sum()
-    centred = fill_masked(advantage - masked_mean(advantage, mask), mask)
+    kept = mask > 0
+    count = kept.sum()
+    centred = fill_masked(advantage - masked_mean(advantage, kept), kept)
     std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
     return torch.where(count > 1, centred / (std + 1e-8), advantage)
 

@@ -22,11 +22,11 @@ from sb3_ppo_ext.compilation import Compilation
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
-from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.optimizers import GroupRates
 from sb3_ppo_ext.rollouts import collect_rollouts, is_replaced
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
-from sb3_ppo_ext.training import step_controllers, train_on
+from sb3_ppo_ext.sequences import default_buffer
+from sb3_ppo_ext.training import collected, step_controllers, train_on
 from sb3_ppo_ext.training_log import training_records
 from sb3_ppo_ext.value_norm import install_popart
 from sb3_ppo_ext.watching import Watch
@@ -52,7 +52,7 @@ class PPOX(PPO):
     :param kl_coef: weight of KL(old || new), in nats per action, in the loss: PPO with a KL penalty, or clip + penalty
     :param kl_estimator: "exact" (from the distributions, summed over the action's dimensions), "k1", "k2" or "k3"
         (sampled), for the penalty and for what steers the controllers
-    :param ref_kl_coef: weight of the KL to a frozen reference policy; for policies that have one
+    :param ref_kl_coef: weight of the KL to a frozen reference policy; for policies that have one (language models)
     :param value_clip: with ``clip_range_vf``: "sb3" (the clipped value only) or "max" (the larger of both errors)
     :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
@@ -107,6 +107,7 @@ class PPOX(PPO):
             # A copy: what a controller remembers belongs to one model.
             setattr(self, name, copy.copy(knob) if isinstance(knob, Controller) else knob)
         check_arguments(self)
+        self.rollout_buffer_class = self.rollout_buffer_class or default_buffer(self.policy_class)
         super()._setup_model()
         self._read_knobs()
         self.knobs.load_state_dict(self._controllers)
@@ -161,17 +162,15 @@ class PPOX(PPO):
         self._read_knobs()
         self.knobs.at(self._current_progress_remaining, self.timesteps_of_all_learns)
         self._update_learning_rate(self.policy.optimizer)
-        rollout = Rollout(
-            self.rollout_buffer,
-            self.action_space,
-            normalize_advantage=self.normalize_advantage and self.advantage_scope == "rollout",
-        )
+        rollout = collected(self)
         epochs, exact_kl = train_on(self, rollout)
-        for name, value in training_records(self, rollout, epochs, exact_kl).items():
+        records = training_records(self, rollout, epochs, exact_kl)
+        for name, value in records.items():
             self.logger.record(name, value)
+        self._watch.diagnostics.report(rollout.findings(records))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._watch.after_update(self)
-        step_controllers(self, "rollout", epochs[-1], rollout.size)
+        step_controllers(self, "rollout", epochs[-1], rollout)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

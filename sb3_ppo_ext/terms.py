@@ -51,6 +51,7 @@ class Objective:
     value_clip: str = "sb3"
     normalize_advantage: bool = True  # over each minibatch
     value_error: str = "l2"
+    ref_kl_estimator: str | None = None  # of the KL to the reference; None: by kl_estimator
 
     @property
     def uses_distributions(self) -> bool:
@@ -112,7 +113,7 @@ def ppo_terms(
         value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
         objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
         kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.penalized else None,
-        None if new.ref_log_prob is None else reference_kl(new, choices.kl_estimator, reduce),
+        None if new.ref_log_prob is None else reference_kl(new, choices, reduce),
     )
 
 
@@ -158,13 +159,14 @@ def kl_divergence(new: Evaluation, minibatch: Minibatch, estimator: str, reduce:
     return reduce(exact_kl(minibatch.distribution, new.distribution), new.mask)
 
 
-def reference_kl(new: Evaluation, estimator: str, reduce: Reduce = masked_mean) -> Tensor:
+def reference_kl(new: Evaluation, choices: Objective, reduce: Reduce = masked_mean) -> Tensor:
     """KL(new || reference) in nats per action, from the log-probabilities of the actions taken.
 
     "exact" means k3 here: of the reference there are log-probabilities only. Shao et al. 2024 (GRPO), eq. 4.
     """
     assert new.ref_log_prob is not None
-    return KL_ESTIMATORS["k3" if estimator == "exact" else estimator](new.ref_log_prob - new.log_prob, new.mask, reduce)
+    name = choices.ref_kl_estimator or choices.kl_estimator
+    return KL_ESTIMATORS["k3" if name == "exact" else name](new.ref_log_prob - new.log_prob, new.mask, reduce)
 
 
 STATISTICS = (

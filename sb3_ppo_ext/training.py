@@ -12,7 +12,6 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_ppo_ext.distributions import ActionDistribution, exact_kl
-from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import Rollout, observation_rows
 from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import (
@@ -23,6 +22,7 @@ from sb3_ppo_ext.policies import (
     unvalidated_distributions,
     unwrapped,
 )
+from sb3_ppo_ext.sequences import SequencePolicy
 from sb3_ppo_ext.terms import Objective
 from sb3_ppo_ext.update import Measured, Update
 from sb3_ppo_ext.value_norm import PopArtLinear
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 
 # Rows per forward pass outside of the minibatches: enough to amortise the call, small beside a rollout of images.
 CHUNK = 256
+
+
+def collected(model: PPOX) -> Rollout:
+    """The rollout that was collected last."""
+    policy = unwrapped(model.policy)
+    if isinstance(policy, SequencePolicy):
+        return policy.rollout(model)
+    over_rollout = model.normalize_advantage and model.advantage_scope == "rollout"
+    return Rollout(model.rollout_buffer, model.action_space, normalize_advantage=over_rollout)
 
 
 def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
@@ -51,7 +60,7 @@ def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
             epochs.append(runner.epoch(rollout, model.batch_size))
             model._watch.after_epoch(model, epoch, epochs[-1])
             model._n_updates += 1
-            step_controllers(model, "epoch", epochs[-1], rollout.size)
+            step_controllers(model, "epoch", epochs[-1], rollout)
             if epochs[-1].stopped:
                 if model.verbose >= 1:
                     print(f"Early stopping at step {epoch} due to reaching max kl: {runner.early_stop_kl:.2f}")
@@ -85,6 +94,9 @@ class KLProbe:
 
 def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) -> Update:
     """What stays the same over the rollout's minibatches."""
+    policy = unwrapped(model.policy)
+    if isinstance(policy, SequencePolicy):
+        return policy.update(model, rollout)
     adapter = SB3Adapter(model.policy, with_distribution=with_distribution)
     if with_distribution:
         with as_collected(model.policy):
@@ -133,7 +145,7 @@ def as_collected(policy: nn.Module) -> Iterator[None]:
 
 def steered_by_exact_kl(model: PPOX) -> bool:
     """Whether the loss or a controller needs the exact KL of every minibatch."""
-    steered = any(isinstance(knob, AdaptiveKL) for knob in model.knobs.controllers.values())
+    steered = any(knob.measures == "kl" for knob in model.knobs.controllers.values())
     return model.kl_estimator == "exact" and (model.penalized or steered)
 
 
@@ -150,8 +162,8 @@ def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> 
     rollout.refresh_advantage(values, last_values, np.asarray(model._last_episode_starts))
 
 
-def step_controllers(model: PPOX, moment: str, measured: Measured, samples: int) -> None:
+def step_controllers(model: PPOX, moment: str, measured: Measured, rollout: Rollout) -> None:
     """Lets the controllers of ``moment`` answer to what an epoch measured."""
     if model.knobs.any_at(moment):
-        model.knobs.step(moment, measured.for_controllers(), samples)
+        model.knobs.step(moment, measured.for_controllers() | rollout.measured, rollout.size)
         model._set_learning_rate(float(model.knobs.values.learning_rate))

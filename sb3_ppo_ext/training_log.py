@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from stable_baselines3.common.utils import explained_variance
 
-from sb3_ppo_ext.kl import AdaptiveKL
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import unwrapped
 from sb3_ppo_ext.update import Measured
@@ -37,7 +35,7 @@ def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured], exac
         "clip_fraction_high": high,
         "loss": last.column("loss")[-1],
         "ratio_max": column("ratio_max").max(),
-        "explained_variance": explained_variance(rollout.buffer.values.flatten(), rollout.buffer.returns.flatten()),
+        "explained_variance": rollout.explained_variance(),
     }
     if norms.size:
         records["grad_norm"] = norms.mean()
@@ -49,7 +47,7 @@ def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured], exac
     records.update(_policy_records(model))
     if (target := kl_target(model)) is not None:
         records["kl_target"] = target
-    return {f"train/{name}": float(value) for name, value in records.items()}
+    return {f"train/{name}": float(value) for name, value in records.items()} | rollout.records()
 
 
 def _policy_records(model: PPOX) -> dict[str, float]:
@@ -65,5 +63,5 @@ def _policy_records(model: PPOX) -> dict[str, float]:
 
 def kl_target(model: PPOX) -> float | None:
     """The KL that is aimed at: a controller's target, or else ``target_kl``."""
-    targets = [knob.target for knob in model.knobs.controllers.values() if isinstance(knob, AdaptiveKL)]
+    targets = [knob.target for knob in model.knobs.controllers.values() if knob.measures == "kl"]
     return targets[0] if targets else model.target_kl

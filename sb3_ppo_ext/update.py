@@ -119,7 +119,10 @@ class Update:
     def step(self, loss: Tensor, row: Tensor, descent: Descent | None = None) -> Tensor:
         """One optimizer step against the gradient, clipped to ``max_grad_norm``; ``row`` with its norm before."""
         descent = descent or PlainDescent(self.optimizer, self.parameters)
-        row = torch.cat((row, self._clipped_gradient(loss, descent).reshape(1)))
+        return self._descend(row, self._clipped_gradient(loss, descent), descent)
+
+    def _descend(self, row: Tensor, norm: Tensor, descent: Descent) -> Tensor:
+        row = torch.cat((row, norm.reshape(1)))
         self.check(row)
         descent.step()
         return row

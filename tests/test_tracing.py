@@ -67,8 +67,10 @@ def test_the_traced_forward_is_the_policys_with_the_same_draws(name: str) -> Non
     torch.manual_seed(1)
     found = graph(*tensors_of(inputs), *(one.draw() for one in noise))
     assert torch.equal(torch.get_rng_state(), after)  # so that the next step draws the same too
+    # The log-probability of a squashed action goes through the inverse of tanh, which makes more of a rounding.
+    tolerance = 2e-5 if "squashed" in name else 2e-6
     for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
     assert found[0].dtype == expected[0].dtype
 
 

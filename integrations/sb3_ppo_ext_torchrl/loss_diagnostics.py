@@ -35,7 +35,7 @@ def diagnostics(loss: Any, read: Read, knobs: KnobValues) -> dict[str, Any]:
     if loss.objective.penalized:
         result["kl"] = kl_divergence(new, rows, loss.objective.kl_estimator)
     if new.ref_log_prob is not None:
-        result["ref_kl"] = reference_kl(new, loss.objective.kl_estimator)
+        result["ref_kl"] = reference_kl(new, loss.objective)
     if loss._has_critic and knobs.clip_range_vf is not None:
         result["value_clip_fraction"] = value_clip_fraction(new.value, rows.state_value, knobs.clip_range_vf, mask)
     if loss._has_critic and loss.log_explained_variance:

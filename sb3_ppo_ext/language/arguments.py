@@ -1,0 +1,63 @@
+"""Arguments that do not go with a language model: one ``ValueError`` each, before anything is built or trained."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from sb3_ppo_ext.kl import Controller
+from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.policies import ActorCriticPolicy
+
+    from sb3_ppo_ext.ppox import PPOX
+
+# Options of transformers' generate() that change the distribution sampled from.
+CUTTING = (
+    *("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "num_beams"),
+    *("no_repeat_ngram_size", "min_length", "min_new_tokens", "length_penalty", "logits_processor", "bad_words_ids"),
+)
+
+
+def check_options(
+    temperature: float, value_lr_ratio: float, value_warmup: int, *, use_sde: bool, sampling: dict[str, Any]
+) -> None:
+    """Those of the policy itself."""
+    for name, value in (("temperature", temperature), ("value_lr_ratio", value_lr_ratio)):
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r}: a number above 0 is needed (predict(deterministic=True) is greedy)")
+    if value_warmup < 0:
+        raise ValueError(f"value_warmup={value_warmup}: a number of rollouts, at least 0, is needed")
+    if use_sde:
+        raise ValueError("use_sde=True: gSDE is for continuous actions; pass False")
+    for name, value in sampling.items():
+        if name in CUTTING:
+            raise ValueError(
+                f"{name}={value!r}: it would sample from another distribution than the one that is trained, and the "
+                "KL to the reference could turn negative; only temperature shapes the distribution here"
+            )
+        raise TypeError(f"LanguageModelPolicy has no argument {name!r}")
+
+
+def check_algorithm(policy_class: type[ActorCriticPolicy], model: PPOX) -> None:
+    """Those of PPOX."""
+    name = policy_class.__name__
+    if model.normalize_value:
+        raise ValueError(f"normalize_value=True: {name} has no PopArt head; scale the score, or pass False")
+    buffer = model.rollout_buffer_class
+    if buffer is not None and not issubclass(buffer, SequenceRolloutBuffer):
+        raise ValueError(f"rollout_buffer_class={buffer.__name__}: {name} needs a SequenceRolloutBuffer; leave it None")
+    if model.env is not None and model.get_vec_normalize_env() is not None:
+        raise ValueError(
+            "the environment is wrapped in VecNormalize: token ids are names, not numbers, and the reward is to stay "
+            "the raw score. Take it off (whiten_rewards=True in rollout_buffer_kwargs scales the tokens' rewards)"
+        )
+    coefficient = model.ref_kl_coef
+    if isinstance(coefficient, Controller) and (coefficient.every != "rollout" or coefficient.measures != "ref_kl"):
+        raise ValueError(
+            f"ref_kl_coef={coefficient!r}: the KL to the reference is measured once per rollout; "
+            'AdaptiveKL(..., every="rollout") is needed'
+        )
+    if coefficient != 0 and model.policy_kwargs.get("reference") is False:
+        raise ValueError(f"ref_kl_coef={coefficient!r} with reference=False: there is nothing to measure the KL to")

@@ -1,0 +1,77 @@
+"""What each token earns, and its advantage: pure functions over arrays [T, N, L] of a rollout.
+
+T steps of N environments, L response slots; ``mask`` is True where there is a token. A response's score is earned by
+its last token; the tokens of prompts and observations are the environment's, not actions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def token_kl(log_prob: Array, ref_log_prob: Array, mask: Array, estimator: str) -> Array:
+    """KL(policy || reference) of every token, in nats, estimated from the sampled token; 0 where there is none.
+
+    With d = log p - log p_ref: "k1" is d, "k2" is d^2 / 2, "k3" is exp(-d) - 1 + d (Schulman 2020).
+    """
+    d = np.where(mask, log_prob - ref_log_prob, 0.0)
+    if estimator == "k1":
+        return d
+    return d**2 / 2 if estimator == "k2" else np.exp(-d) - 1 + d
+
+
+def token_rewards(score: Array, mask: Array, *, kl: Array | None = None, ref_kl_coef: float = 0.0) -> Array:
+    """``score`` [T, N] at each response's last token, and ``-ref_kl_coef * kl`` at every token, [T, N, L].
+
+    Ziegler et al. 2019, eq. 2, token by token as in its code.
+    """
+    reward = np.zeros(mask.shape, np.float32) if kl is None else (-ref_kl_coef * kl).astype(np.float32)
+    last = np.maximum(mask.sum(-1) - 1, 0)[..., None]
+    np.put_along_axis(reward, last, np.take_along_axis(reward, last, -1) + score[..., None].astype(np.float32), -1)
+    return np.where(mask, reward, 0.0).astype(np.float32)
+
+
+def whitened(values: Array, mask: Array, *, shift_mean: bool) -> Array:
+    """Values of unit standard deviation over the mask, with their mean or (``shift_mean``) without; 0 elsewhere.
+
+    Rewards keep their mean, as in Ziegler et al.'s code. The variance is unbiased, with 1e-8 added, as in TRL.
+    """
+    kept = values[mask].astype(np.float64)
+    if kept.size <= 1:
+        return np.where(mask, values, 0.0)
+    scale = 1.0 / np.sqrt(kept.var(ddof=1) + 1e-8)
+    shifted = (values - kept.mean()) * scale
+    return np.where(mask, shifted if shift_mean else shifted + kept.mean(), 0.0).astype(values.dtype)
+
+
+def token_advantages(
+    reward: Array,
+    value: Array,
+    mask: Array,
+    *,
+    last_value: Array,
+    ended: Array,
+    gamma: float,
+    gae_lambda: float,
+) -> Array:
+    """GAE over tokens [T, N, L], in which the next token of a response's last one is the next response's first.
+
+    ``ended`` [T, N] says whether the episode ended with the response: nothing follows then. ``last_value`` [N] is that
+    of the observation after the last step. gamma and lambda are per token. Observations in between take no time.
+    Schulman et al. 2016, eq. 16.
+    """
+    advantage = np.zeros(reward.shape, np.float32)
+    next_value, next_advantage = last_value.astype(np.float32), np.zeros(reward.shape[1], np.float32)
+    for step in range(len(reward) - 1, -1, -1):
+        going = 1.0 - ended[step].astype(np.float32)
+        next_value, next_advantage = next_value * going, next_advantage * going
+        for slot in range(reward.shape[2] - 1, -1, -1):
+            here = mask[step, :, slot]
+            delta = reward[step, :, slot] + gamma * next_value - value[step, :, slot]
+            current = delta + gamma * gae_lambda * next_advantage
+            advantage[step, :, slot] = np.where(here, current, 0.0)
+            next_advantage = np.where(here, current, next_advantage)
+            next_value = np.where(here, value[step, :, slot], next_value)
+    return advantage

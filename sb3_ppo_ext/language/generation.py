@@ -1,0 +1,74 @@
+"""Sampling responses from a causal language model, with everything PPO wants to know of them on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from sb3_ppo_ext.language.model import CausalLM
+
+
+class Response(NamedTuple):
+    """What was sampled, all [B, L]; ``token`` is the padding id, the others 0 and False, after a response's end."""
+
+    token: Tensor
+    mask: Tensor  # up to and including the end-of-text token
+    log_prob: Tensor  # in nats, of the distribution the token was drawn from
+    value: Tensor  # by ``value_of`` from the state before the token
+
+
+@torch.no_grad()
+def generate(
+    model: CausalLM,
+    prompt: Tensor,
+    prompt_mask: Tensor,
+    *,
+    max_new_tokens: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    value_of: Callable[[Tensor], Tensor] | None = None,
+    deterministic: bool = False,
+) -> Response:
+    """Responses to prompts [B, P] padded on the left, token by token over a key-value cache.
+
+    Every token is drawn from the full distribution of ``model.logits`` (the likeliest one if ``deterministic``):
+    cutting it (top-k, top-p) would sample from another distribution than the one that is trained. Stops as soon as
+    every row has ended. ``value_of`` maps hidden states [B, D] to values [B].
+    """
+    batch, longest = len(prompt), max(int(prompt_mask.sum(-1).max()), 1)
+    prompt, prompt_mask = prompt[:, -longest:], prompt_mask[:, -longest:].bool()
+    token = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=prompt.device)
+    log_prob = torch.zeros(batch, max_new_tokens, device=prompt.device)
+    value, mask = torch.zeros_like(log_prob), torch.zeros_like(log_prob, dtype=torch.bool)
+    seen = torch.cat((prompt_mask, torch.ones_like(mask)), dim=1)
+    going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
+    cache = DynamicCache(config=model.plain.config)
+    ids = prompt.masked_fill(~prompt_mask, 0)
+    for step in range(max_new_tokens):
+        hidden = model.hidden(ids, seen[:, : longest + step], cache=cache)[:, -1]
+        drawn, drawn_log_prob = draw(model.logits(hidden), deterministic=deterministic)
+        token[:, step] = torch.where(going, drawn, pad_token_id)
+        log_prob[:, step] = drawn_log_prob.masked_fill(~going, 0.0)
+        mask[:, step] = going
+        if value_of is not None:
+            value[:, step] = value_of(hidden).masked_fill(~going, 0.0)
+        going = going & (drawn != eos_token_id)
+        if not going.any():
+            break
+        ids = drawn[:, None]
+    return Response(token, mask, log_prob, value)
+
+
+def draw(logits: Tensor, *, deterministic: bool) -> tuple[Tensor, Tensor]:
+    """One token [B] from each row of ``logits`` [B, V], and its log-probability [B]."""
+    log_p = logits.log_softmax(dim=-1)
+    if deterministic:
+        token = log_p.argmax(dim=-1)
+    else:
+        # p / Exp(1) is largest for v with probability p_v: what torch.multinomial does for a single draw.
+        token = (log_p.exp() / torch.empty_like(log_p).exponential_()).argmax(dim=-1)
+    return token, log_p.gather(-1, token[:, None])[:, 0]

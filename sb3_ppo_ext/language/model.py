@@ -1,0 +1,142 @@
+"""A causal language model as PPO sees it: token ids and their mask to log-probabilities, entropy and hidden states.
+
+Letters: B responses, P prompt slots (padded on the left), L response slots (padded on the right), S = P + L, V tokens
+that may be chosen, D hidden size. Padding is known by mask alone, never by id: a tokenizer may pad with its
+end-of-text token.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+# Logits held at once, in numbers: 64 MB of float32. More of them are computed again for the gradient.
+LOGITS_AT_ONCE = 2**24
+
+
+class Tokens(NamedTuple):
+    """Prompts [B, P] and responses [B, L] as token ids, each with the mask of what is not padding."""
+
+    prompt: Tensor
+    prompt_mask: Tensor
+    response: Tensor
+    mask: Tensor
+
+    def trimmed(self) -> Tokens:
+        """Without the columns that are padding in every row; at least one of the prompt and of the response stays."""
+        prompt = max(int(self.prompt_mask.sum(-1).max()), 1)
+        response = max(int(self.mask.sum(-1).max()), 1)
+        return Tokens(
+            self.prompt[:, -prompt:],
+            self.prompt_mask[:, -prompt:],
+            self.response[:, :response],
+            self.mask[:, :response],
+        )
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, S]; masked ids are 0, so that nothing depends on what stands there."""
+        mask = torch.cat((self.prompt_mask, self.mask), dim=1)
+        return torch.cat((self.prompt, self.response), dim=1).masked_fill(~mask, 0), mask
+
+
+def positions(mask: Tensor) -> Tensor:
+    """The position of every token among its row's tokens [B, S]: left padding does not count.
+
+    Without them GPT-2 reads a padded prompt at the wrong places; rotary models see only differences.
+    """
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+class CausalLM(nn.Module):
+    """The model being fine-tuned, which samples its tokens at ``temperature`` from the first ``vocab_size`` logits.
+
+    Log-probabilities are those of that distribution, so that what is trained is what was sampled from.
+    """
+
+    def __init__(self, lm: PreTrainedModel | PeftModel, *, vocab_size: int, temperature: float) -> None:
+        super().__init__()
+        self.lm = lm
+        self.vocab_size = vocab_size
+        self.temperature = temperature
+        accepted = inspect.signature(self.trunk.forward).parameters
+        self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # transformers 5.24 renamed it
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The Hugging Face model itself, which an adapter has been put into."""
+        inner = self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+        return cast(PreTrainedModel, inner)
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """The model below its output layer."""
+        return cast(PreTrainedModel, self.plain.base_model)
+
+    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None) -> Tensor:
+        """Final hidden states [B, S', D] of ``ids`` [B, S'], the last of the tokens under ``mask`` [B, S].
+
+        With a cache of the S - S' before them, which takes them in.
+        """
+        arguments = {} if cache is None else {self._cache_argument: cache}
+        output = self.trunk(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions(mask)[:, -ids.shape[1] :],
+            use_cache=cache is not None,
+            **arguments,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the sampled distribution [..., V], in float32 at least, temperature applied."""
+        logits: Tensor = self.plain.get_output_embeddings()(hidden)
+        return widened(logits[..., : self.vocab_size]) / self.temperature
+
+    def log_prob_and_entropy(self, hidden: Tensor, token: Tensor, *, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        """log p(token) and the entropy, both [n], of the distributions after ``hidden`` [n, D]; in nats.
+
+        The output layer is applied to ``LOGITS_AT_ONCE / V`` rows at a time, so that memory does not grow with n V.
+        """
+        rows = max(LOGITS_AT_ONCE // self.vocab_size, 1)
+        pieces = list(zip(hidden.split(rows), token.split(rows), strict=True))
+        if len(pieces) == 1 or not torch.is_grad_enabled():
+            parts = [self._piece(*piece, entropy_grad) for piece in pieces]
+        else:
+            parts = [checkpoint(self._piece, *piece, entropy_grad, use_reentrant=False) for piece in pieces]
+        log_prob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        return log_prob, entropy
+
+    def _piece(self, hidden: Tensor, token: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        log_p = self.logits(hidden).log_softmax(dim=-1)
+        kept = log_p if entropy_grad else log_p.detach()
+        return log_p.gather(-1, token[:, None])[:, 0], entropy_of(kept)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 where it was in half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def entropy_of(log_p: Tensor) -> Tensor:
+    """``-sum_v p_v log p_v`` over the last dimension; a token of probability 0 adds nothing."""
+    return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=-1)
+
+
+def before_response(states: Tensor, prompt_length: int) -> Tensor:
+    """Of one state per token [B, S, ...], those from which the response's tokens were chosen [B, L, ...].
+
+    The first of them belongs to the last token of the prompt; the last token of the response leads nowhere.
+    """
+    return states[:, prompt_length - 1 : -1]
+
+
+def scattered(kept: Tensor, mask: Tensor) -> Tensor:
+    """The values [n] of the slots where ``mask`` [B, L] is True in their places; 0 elsewhere."""
+    return kept.new_zeros(mask.shape).masked_scatter(mask, kept)

@@ -1,0 +1,190 @@
+"""A collected rollout of responses as minibatches, its KL to the reference, and the split of a minibatch for memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import explained_variance
+from torch import Tensor
+
+from sb3_ppo_ext.divergence import DivergedError, first_bad
+from sb3_ppo_ext.kl import Controller
+from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.language.monitoring import response_records
+from sb3_ppo_ext.language.spaces import ATTENTION_MASK
+from sb3_ppo_ext.minibatches import Minibatch, Rollout
+from sb3_ppo_ext.objective import normalized
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.language.policy import LanguageModelPolicy
+    from sb3_ppo_ext.ppox import PPOX
+
+
+Part = Callable[[Tensor], Tensor]
+
+
+class SequenceRollout(Rollout):
+    """Rows are responses: tensors [B, L] under a mask."""
+
+    def __init__(self, buffer: SequenceRolloutBuffer, model: PPOX, policy: LanguageModelPolicy) -> None:
+        self.buffer: SequenceRolloutBuffer = buffer
+        self.action_space = model.action_space
+        self.size = buffer.buffer_size * buffer.n_envs
+        self.has_rows = False  # nothing outside of here gathers them
+        self.normalize_advantage = model.normalize_advantage and model.advantage_scope == "rollout"
+        self.normalize_minibatch = model.normalize_advantage and model.advantage_scope == "minibatch"
+        self.policy = policy
+        self.controller = model.ref_kl_coef
+        self.ref_kl_coef = float(model.knobs.values.ref_kl_coef)
+        started = time.perf_counter()
+        if policy.has_reference:
+            buffer.penalize(reference_log_probs(buffer, policy, model.batch_size), self.ref_kl_coef)
+        self.reference_seconds = time.perf_counter() - started
+        self.generation_seconds = policy.take_generation_seconds()
+        self._make_rows()
+
+    def _make_rows(self) -> None:
+        buffer = self.buffer
+        flat = buffer.flat
+        advantage, mask = flat(buffer.advantages), flat(buffer.masks)
+        self.rows = Minibatch(
+            {name: flat(array) for name, array in buffer.observations.items()},
+            flat(buffer.actions),
+            flat(buffer.log_probs),
+            flat(buffer.values),
+            normalized(advantage, mask) if self.normalize_advantage else advantage,
+            flat(buffer.returns),
+            mask=mask,
+            ref_log_prob=None if buffer.ref_log_probs is None else flat(buffer.ref_log_probs),
+        )
+        self.advantage, self.state_value, self.value_target = self.rows.advantage, *self.rows[3:6:2]
+
+    def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
+        """One epoch: every response once, in a fresh random order, the last minibatch possibly smaller."""
+        for rows in self.orders(batch_size):
+            minibatch = rows_of(self.rows, rows)
+            if self.normalize_minibatch:
+                minibatch = minibatch._replace(advantage=normalized(minibatch.advantage, minibatch.mask))
+            yield minibatch
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The KL of the sampling policy to the reference, in the unit of ``ref_kl_unit``."""
+        buffer = self.buffer
+        if buffer.ref_log_probs is None:
+            return {}
+        over = self.size if buffer.ref_kl_unit == "response" else max(int(buffer.masks.sum()), 1)
+        return {"ref_kl": float(buffer.token_kl().sum()) / over}
+
+    def scores_and_kl(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Of every response, in the order in which they were collected: its raw score, and its KL (k1) if known."""
+        buffer = self.buffer
+        kl = None if buffer.ref_log_probs is None else buffer.token_kl("k1").sum(-1).flatten()
+        return buffer.rewards.flatten(), kl
+
+    def records(self) -> dict[str, float]:
+        """See ``response_records``."""
+        return response_records(self)
+
+    def findings(self, records: Mapping[str, float]) -> dict[str, str]:
+        """See ``Findings``."""
+        controller = self.controller
+        target = controller.target if isinstance(controller, Controller) else None
+        return self.policy.findings.of(records, ref_kl=self.measured.get("ref_kl"), ref_kl_target=target)
+
+    def explained_variance(self) -> float:
+        """Over the tokens, as of any rollout."""
+        mask = self.buffer.masks
+        return float(explained_variance(self.buffer.values[mask], self.buffer.returns[mask]))
+
+
+def rows_of(minibatch: Minibatch, rows: Tensor) -> Minibatch:
+    """The given responses of a minibatch or of a whole rollout."""
+    return mapped(minibatch, lambda prompt: prompt[rows], lambda token: token[rows])
+
+
+def mapped(minibatch: Minibatch, of_prompt: Part, of_token: Part) -> Minibatch:
+    """Every tensor of the prompts [B, P] and of the tokens [B, L] through its function."""
+    assert isinstance(minibatch.observation, dict) and minibatch.mask is not None
+    return Minibatch(
+        {name: of_prompt(tensor) for name, tensor in minibatch.observation.items()},
+        of_token(minibatch.action),
+        of_token(minibatch.action_log_prob),
+        of_token(minibatch.state_value),
+        of_token(minibatch.advantage),
+        of_token(minibatch.value_target),
+        mask=of_token(minibatch.mask),
+        ref_log_prob=None if minibatch.ref_log_prob is None else of_token(minibatch.ref_log_prob),
+    )
+
+
+class MicroBatch(NamedTuple):
+    """Part of a minibatch, without the columns that are padding in all of its rows."""
+
+    minibatch: Minibatch  # its mask says how much each token counts
+    share: float  # of this part's mean in the minibatch's loss
+    weight: float  # of this part's tokens in the minibatch's statistics
+
+
+def micro_batches(minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterator[MicroBatch]:
+    """Parts of at most ``max_tokens`` token slots (or one row), longest first, so that the shares sum to the loss.
+
+    The mean is over the whole minibatch, whatever its split: ``share * mean of the part`` add up to it exactly.
+    """
+    mask, observation = minibatch.mask, minibatch.observation
+    assert mask is not None and isinstance(observation, dict)
+    count = mask.float()
+    weights = count / count.sum(-1, keepdim=True).clamp(min=1) if loss_mean == "response" else count
+    total = weights.sum().clamp(min=1)
+    normalizer = float(mask.numel()) if loss_mean == "length" else float(total)
+    lengths = (observation[ATTENTION_MASK].sum(-1) + mask.sum(-1)).tolist()
+    for rows in row_groups(lengths, max_tokens):
+        part = rows_of(minibatch._replace(mask=weights), torch.tensor(rows, device=mask.device))
+        counted = float(weights[rows].sum())
+        yield MicroBatch(without_padding(part), counted / normalizer, counted / float(total))
+
+
+def row_groups(lengths: list[int], max_tokens: int | None) -> Iterator[list[int]]:
+    """Row numbers in groups: of similar length, at most ``max_tokens`` slots when padded to the longest."""
+    if max_tokens is None:
+        yield list(range(len(lengths)))
+        return
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while order:
+        size = max(max_tokens // max(lengths[order[0]], 1), 1)
+        yield order[:size]
+        order = order[size:]
+
+
+def without_padding(part: Minibatch) -> Minibatch:
+    """The responses without the columns that nobody uses, prompts on the left and responses on the right."""
+    observation, mask = part.observation, part.mask
+    assert mask is not None and isinstance(observation, dict)
+    prompt = max(int(observation[ATTENTION_MASK].sum(-1).max()), 1)
+    response = max(int((mask > 0).sum(-1).max()), 1)
+    return mapped(part, lambda ids: ids[:, -prompt:], lambda token: token[:, :response])
+
+
+@torch.no_grad()
+def reference_log_probs(buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy, rows_at_once: int) -> np.ndarray:
+    """log p of every sampled token under the frozen reference [T, N, L]; 0 where there is none."""
+    result = np.zeros(buffer.masks.shape, np.float32).reshape(-1, buffer.action_dim)
+    tokens = policy.tokens(
+        {name: buffer.flat(array) for name, array in buffer.observations.items()},
+        buffer.flat(buffer.actions),
+        buffer.flat(buffer.masks),
+    )
+    lengths = (tokens.prompt_mask.sum(-1) + tokens.mask.sum(-1)).tolist()
+    limit = buffer.micro_batch_tokens or rows_at_once * max(lengths)
+    for rows in row_groups(lengths, limit):
+        part = type(tokens)(*(tensor[rows] for tensor in tokens)).trimmed()
+        result[rows, : part.response.shape[1]] = policy.reference_log_prob(part).cpu().numpy()
+    if (bad := first_bad(result)) is not None:
+        raise DivergedError(
+            f"the reference's log-probability of response {bad.index[0]}, token {bad.index[1]}, is {bad}."
+        )
+    return result.reshape(buffer.masks.shape)
