@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from stable_baselines3.common.buffers import RolloutBuffer
+import numpy as np
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 if TYPE_CHECKING:
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 class EagerOnly:
     """Mixed into a policy whose computation depends on what it is given (lengths, caches): no graph fits all of it."""
+
+
+class TokenRolloutBuffer(DictRolloutBuffer):
+    """A buffer whose steps are sequences of up to L tokens: ``values`` and the like are [T, N, L], 0 outside ``masks``."""
+
+    masks: np.ndarray  # [T, N, L], bool
+    ref_log_probs: np.ndarray | None  # [T, N, L], under the frozen reference
+    ended: np.ndarray  # [T, N], bool: whether the episode ended with that step
+    last_values: np.ndarray  # [N], of the observation after the last step
 
 
 class SequencePolicy(EagerOnly, ActorCriticPolicy):

@@ -13,9 +13,12 @@ is_init                     [T, N, 1], bool            episode_starts (TorchRL's
 ("next", "state_value")     [T, N, 1]                  the value of the state after the step  |  both only if the end
 ("next", "done")            [T, N, 1], bool            whether the episode ended there        |  of the rollout is given
 ("next", "terminated")      [T, N, 1], bool            the same as done: see ``rollout_to_tensordict``
-mask                        [T, N, L], bool            for token sequences: True where a token counts. No buffer of
-                                                       Stable-Baselines3 has one
 ==========================  =========================  ============================================================
+
+The buffer of a language model holds tokens: ``action_log_prob`` is [T, N, L], values and advantages [T, N, L, 1].
+There are ``mask`` [T, N, L], bool, True where a token counts, and ``ref_log_prob`` [T, N, L] if there is a reference.
+It keeps the end of the rollout itself: ("next", "done") and ("next", "state_value") [T, N, 1], the value of the next
+prompt, are always there.
 
 T steps come first and carry the name "time", which is how TorchRL's value estimators find them: without it they take
 the last dimension for the time, and are silently wrong.
@@ -40,9 +43,11 @@ if find_spec("tensordict") is None:
 
 from tensordict import TensorDict, TensorDictBase
 
+from sb3_ppo_ext.sequences import TokenRolloutBuffer
+
 Key = str | tuple[str, ...]
 
-MASK = "mask"
+MASK, REFERENCE = "mask", "ref_log_prob"
 TIME = "time"
 
 # One number for each step: key -> array of the buffer, and whether TorchRL gives it a trailing dimension of one.
@@ -81,12 +86,14 @@ def rollout_to_tensordict(
         content[key] = numbers.unsqueeze(-1) if trailing else numbers
     starts = torch.from_numpy(buffer.episode_starts).to(device).bool().unsqueeze(-1)
     content["is_init"] = starts
+    if isinstance(buffer, TokenRolloutBuffer):
+        last_values, dones = _tokens(buffer, content, last_values, dones)
     if (last_values is None) != (dones is None):
         raise ValueError("last_values and dones describe the end of the rollout together: give both or neither")
     if last_values is not None and dones is not None:
         last = _per_env("last_values", last_values.detach(), buffer).to(content["state_value"])
         ended = _per_env("dones", torch.from_numpy(np.array(dones)), buffer).to(starts)
-        content[("next", "state_value")] = torch.cat((content["state_value"][1:], last))
+        content[("next", "state_value")] = torch.cat((_of_states(content["state_value"])[1:], last))
         content[("next", "done")] = torch.cat((starts[1:], ended))
         content[("next", "terminated")] = content[("next", "done")].clone()
     size = [buffer.buffer_size, buffer.n_envs]
@@ -94,6 +101,23 @@ def rollout_to_tensordict(
     for key, value in content.items():
         tensordict[key] = value
     return tensordict
+
+
+def _tokens(
+    buffer: TokenRolloutBuffer, content: dict[Key, Any], last_values: Tensor | None, dones: np.ndarray | None
+) -> tuple[Tensor, np.ndarray]:
+    """Adds what only a buffer of tokens has; returns the end of the rollout, which it keeps."""
+    if last_values is not None or dones is not None:
+        raise ValueError(f"{type(buffer).__name__} keeps last_values and dones itself; give neither")
+    content[MASK] = _copied(buffer.masks, content["state_value"].device)
+    if buffer.ref_log_probs is not None:
+        content[REFERENCE] = _copied(buffer.ref_log_probs, content["state_value"].device)
+    return torch.from_numpy(buffer.last_values), buffer.ended[-1]
+
+
+def _of_states(values: Tensor) -> Tensor:
+    """[T, N, 1]: of tokens [T, N, L, 1] the first one's, which is that of the prompt."""
+    return values if values.dim() == 3 else values[:, :, 0]
 
 
 def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> None:
@@ -110,15 +134,21 @@ def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> 
             f"the tensordict has (steps, environments) {tuple(rows.batch_size)}, the buffer {size}; "
             "make the buffer with buffer_size and n_envs of the tensordict"
         )
-    if rows.get(MASK, None) is not None:
+    if rows.get(MASK, None) is not None and not isinstance(buffer, TokenRolloutBuffer):
         raise ValueError(f"{type(buffer).__name__} has no place for the key {MASK!r}; exclude it first")
-    arrays = {name: _numbers(rows, key, trailing) for key, (name, trailing) in NUMBERS.items()}
+    arrays = {
+        name: _numbers(rows, key, trailing, shape=getattr(buffer, name).shape[2:])
+        for key, (name, trailing) in NUMBERS.items()
+    }
+    of_tokens = _tokens_back(rows, buffer) if isinstance(buffer, TokenRolloutBuffer) else {}
     arrays["episode_starts"] = _numbers(rows, "is_init", True, torch.bool)
     actions = _value(rows, "action", _action_shape(buffer), buffer.actions.dtype).reshape(buffer.actions.shape)
     observations = _observations_back(rows, buffer)
     buffer.reset()
     for name, array in arrays.items():
         getattr(buffer, name)[:] = array
+    for name, array in of_tokens.items():
+        setattr(buffer, name, np.array(array))
     buffer.actions[:] = actions
     if isinstance(buffer, DictRolloutBuffer):
         for key, array in observations.items():
@@ -199,9 +229,25 @@ _REMEDIES: dict[Key, str] = {
 }
 
 
-def _numbers(rows: TensorDictBase, key: Key, trailing: bool, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    array = _value(rows, key, (1,) if trailing else (), np.bool_ if dtype is torch.bool else np.float32)
+def _numbers(
+    rows: TensorDictBase,
+    key: Key,
+    trailing: bool,
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...] = (),
+) -> np.ndarray:
+    array = _value(rows, key, (*shape, 1) if trailing else shape, np.bool_ if dtype is torch.bool else np.float32)
     return array[..., 0] if trailing else array
+
+
+def _tokens_back(rows: TensorDictBase, buffer: TokenRolloutBuffer) -> dict[str, np.ndarray]:
+    length = buffer.masks.shape[2:]
+    ends = _numbers(rows, ("next", "done"), True, torch.bool)
+    arrays = {"masks": _numbers(rows, MASK, False, torch.bool, length), "ended": ends}
+    arrays["last_values"] = _numbers(rows, ("next", "state_value"), True)[-1]
+    if rows.get(REFERENCE, None) is not None:
+        arrays["ref_log_probs"] = _numbers(rows, REFERENCE, False, shape=length)
+    return arrays
 
 
 def _observations_back(rows: TensorDictBase, buffer: RolloutBuffer) -> dict[str, np.ndarray]:

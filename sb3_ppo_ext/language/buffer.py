@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
 from sb3_ppo_ext.language.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.language.spaces import require_spaces
+from sb3_ppo_ext.sequences import TokenRolloutBuffer
 
 CHOICES = {
     "ref_kl": ("reward", "loss", "both"),
@@ -23,7 +23,7 @@ CHOICES = {
 }
 
 
-class SequenceRolloutBuffer(DictRolloutBuffer):
+class SequenceRolloutBuffer(TokenRolloutBuffer):
     """T steps of N environments, each step a response of up to L tokens.
 
     ``rewards`` [T, N] stay the raw scores; ``log_probs``, ``values``, ``advantages`` and ``returns`` are [T, N, L],
@@ -40,9 +40,6 @@ class SequenceRolloutBuffer(DictRolloutBuffer):
     :param micro_batch_tokens: how many tokens, padding included, go through the model at once; None: a whole minibatch.
         Memory only: the gradient does not depend on it
     """
-
-    masks: np.ndarray
-    ref_log_probs: np.ndarray | None
 
     def __init__(
         self,
