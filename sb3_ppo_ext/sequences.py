@@ -24,7 +24,7 @@ class EagerOnly:
 
 
 class TokenRolloutBuffer(DictRolloutBuffer):
-    """A buffer whose steps are sequences of up to L tokens: ``values`` and the like are [T, N, L], 0 outside ``masks``."""
+    """A buffer whose steps are sequences of up to L tokens: ``values`` and the like are [T, N, L], 0 where masked."""
 
     masks: np.ndarray  # [T, N, L], bool
     ref_log_probs: np.ndarray | None  # [T, N, L], under the frozen reference
