@@ -60,9 +60,10 @@ def test_one_log_probability_per_action_is_refused() -> None:
 
 def test_the_kl_in_the_loss_is_that_of_the_new_policy_to_the_reference() -> None:
     zero = torch.zeros(1, 1)
-    batch = Minibatch(zero, zero, zero, zero, zero, zero, ref_log_prob=torch.tensor([[math.log(2)]]))
+    batch = Minibatch(zero, zero, zero, zero, zero, zero)
     objective = Objective(normalize_advantage=False, ref_kl_estimator="k3")
-    terms = ppo_terms(Evaluation(zero, None, zero), batch, objective, KnobValues(clip_range=0.2))
+    new = Evaluation(zero, None, zero, ref_log_prob=torch.tensor([[math.log(2)]]))
+    terms = ppo_terms(new, batch, objective, KnobValues(clip_range=0.2))
     assert terms.ref_kl is not None
     # r = p_ref / p = 2: r - 1 - log r = 1 - log 2.
     torch.testing.assert_close(terms.ref_kl, torch.tensor(1 - math.log(2)))

@@ -96,12 +96,14 @@ def test_learned_half_here_and_continued_in_torchrl(tmp_path: Path) -> None:
     model_of().learn(10 * 1024).save(tmp_path / "half")
     continued = PPOX.load(tmp_path / "half", env=make_vec_env("CartPole-v1", 8, seed=0), device="cpu")
     assert score(continued) < 475
-    train_in_torchrl(continued, 20 * 1024)
+    train_in_torchrl(continued, 30 * 1024)
     assert score(continued) >= 475
     actor = actor_module(continued.policy)
+    env = cartpole()
+    env.set_seed(1000)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        lengths = [len(cartpole().rollout(500, actor)) for _ in range(5)]
-    assert np.mean(lengths) >= 475  # the reward is 1 per step
+        lengths = [len(env.rollout(500, actor)) for _ in range(10)]
+    assert np.mean(lengths) >= 475, lengths  # the reward is 1 per step
 
 
 def test_a_batch_of_a_collector_trains_a_ppox_model() -> None:
