@@ -17,9 +17,10 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import Tensor, nn
 
 from sb3_ppo_ext.adam import AdamGroup, adam_step
+from sb3_ppo_ext.measurements import STATISTICS, statistics
 from sb3_ppo_ext.minibatches import gathered_rows
 from sb3_ppo_ext.policies import PolicyAdapter
-from sb3_ppo_ext.terms import STATISTICS, KnobValues, Objective, ppo_terms, statistics
+from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
 from sb3_ppo_ext.tracing import Inputs, substituted
 
 _APPROX_KL = STATISTICS.index("approx_kl")

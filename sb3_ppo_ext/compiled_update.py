@@ -15,9 +15,9 @@ from sb3_ppo_ext.adam import AdamState, groups_of
 from sb3_ppo_ext.artifacts import Call, CompileError
 from sb3_ppo_ext.compiled import Plan, UpdateGraphs
 from sb3_ppo_ext.graphs import Graphs
+from sb3_ppo_ext.measurements import STATISTICS
 from sb3_ppo_ext.minibatches import Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
-from sb3_ppo_ext.terms import STATISTICS
 from sb3_ppo_ext.tracing import Inputs, tensors_of
 from sb3_ppo_ext.update import EARLY_STOP_FACTOR, Measured, Update, table_of
 

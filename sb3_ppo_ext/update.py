@@ -13,19 +13,10 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.descent import Descent, PlainDescent, descending
 from sb3_ppo_ext.knob_set import KnobSet
+from sb3_ppo_ext.measurements import STATISTICS, Measurement, measurement_of, row_of, rows_of
 from sb3_ppo_ext.minibatches import Minibatch, Rollout
 from sb3_ppo_ext.policies import PolicyAdapter
-from sb3_ppo_ext.terms import (
-    STATISTICS,
-    KnobValues,
-    Measurement,
-    Objective,
-    is_zero,
-    measurement_of,
-    ppo_terms,
-    row_of,
-    rows_of,
-)
+from sb3_ppo_ext.terms import KnobValues, Objective, is_zero, ppo_terms
 
 NAMES = (*STATISTICS, "grad_norm")
 KL_RESOLUTION = 1e-6  # nats; float32

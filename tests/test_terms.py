@@ -7,20 +7,11 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.distributions import Bernoulli
+from sb3_ppo_ext.measurements import STATISTICS, Measurement, row_of, rows_of, statistics
 from sb3_ppo_ext.minibatches import Minibatch
 from sb3_ppo_ext.objective import clipped_surrogate, kl_k1
 from sb3_ppo_ext.policies import Evaluation
-from sb3_ppo_ext.terms import (
-    STATISTICS,
-    KnobValues,
-    Measurement,
-    Objective,
-    Terms,
-    ppo_terms,
-    row_of,
-    rows_of,
-    statistics,
-)
+from sb3_ppo_ext.terms import KnobValues, Objective, Terms, ppo_terms
 
 PLAIN = Objective(normalize_advantage=False)
 

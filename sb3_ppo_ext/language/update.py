@@ -14,10 +14,11 @@ from sb3_ppo_ext.distributions import ActionDistribution
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.ratio import RatioCheck
 from sb3_ppo_ext.language.rollout import micro_batches
+from sb3_ppo_ext.measurements import STATISTICS, statistics
 from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
 from sb3_ppo_ext.objective import fill_masked
 from sb3_ppo_ext.policies import Evaluation
-from sb3_ppo_ext.terms import STATISTICS, KnobValues, Objective, ppo_terms, statistics
+from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
 from sb3_ppo_ext.update import Measured, Update
 
 if TYPE_CHECKING:
