@@ -62,7 +62,7 @@ class Compilation:
         self.epochs, steps = planned_work(model, total_timesteps)
         minibatches = self.epochs * math.ceil(model.n_steps * model.n_envs / model.batch_size)
         reason = f"compile={model.compile}"
-        self.wanted = model.compile is True or (model.compile == "auto" and bool(self.wanted))
+        self.wanted = self._wants(model)
         if model.compile == "auto" and model.device.type != "cpu":
             reason = f"the device is {model.device}"
         elif model.compile == "auto" and isinstance(unwrapped(model.policy), EagerOnly):
@@ -86,7 +86,8 @@ class Compilation:
 
     def actor_of(self, model: PPOX) -> Callable[[ActorCriticPolicy], Actor]:
         """Who acts in the next rollout, to be asked for when that begins."""
-        if self._wants(model) and not self.graphs.known:
+        refused = self.update_refused and self.actor_refused
+        if self._wants(model) and not refused and not self.graphs.known:
             self._compile_together(model)
         return lambda _: self._actor(model)
 

@@ -42,7 +42,6 @@ class CompiledUpdate:
         self.adapter = eager.adapter
         self.graphs = graphs
         self.compile_last = compile_last
-        self.early_stop_kl = math.nan
         self._calls: dict[tuple[str, int | None], Call] = {}
         policy = self.adapter.policy
         self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
@@ -69,6 +68,11 @@ class CompiledUpdate:
         }
         self._fixed = tensors_of(self.inputs)
 
+    @property
+    def early_stop_kl(self) -> float:
+        """The sampled KL that was looked at last."""
+        return self.eager.early_stop_kl
+
     @torch.no_grad()
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
         """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
@@ -88,7 +92,7 @@ class CompiledUpdate:
                     self.state.advance(int(torch.stack(measured)[:, -1].isfinite().sum()))
                     counted = len(measured) + 1
                     measured.append(self._eagerly(rollout, rows))
-                if stopped := self._too_far(measured[-1]):
+                if stopped := self.eager.too_far(measured[-1]):
                     measured[-1][-1] = math.nan  # no step was taken, so no norm
                     break
         finally:  # also where the user interrupts
@@ -166,12 +170,6 @@ class CompiledUpdate:
         self._fill_knobs()
         self.state.advance(1)  # as the optimizer has counted itself
         return row
-
-    def _too_far(self, row: Tensor) -> bool:
-        if self.eager.target_kl is None:
-            return False
-        self.early_stop_kl = row[_APPROX_KL].item()
-        return self.early_stop_kl > EARLY_STOP_FACTOR * self.eager.target_kl
 
 
 def _dtype(knob: str) -> torch.dtype:

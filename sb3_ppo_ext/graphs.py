@@ -65,11 +65,8 @@ class Graphs:
         if self._awaited is not None:
             self._awaited.append(entry)
             return
-        self._awaited = [entry]
-        try:
-            self._finish()
-        finally:
-            self._awaited = None
+        with self.together():
+            self._awaited = [entry]
 
     def _finish(self) -> None:
         assert self._awaited is not None

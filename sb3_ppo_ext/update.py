@@ -71,7 +71,7 @@ class Update:
         rows: list[Tensor] = []
         for minibatch in rollout.minibatches(batch_size):
             loss, row = self.evaluate(minibatch, self.knobs.values)
-            if self._too_far(row):
+            if self.too_far(row):
                 rows.append(torch.cat((row, row.new_full((1,), math.nan))))
                 return Measured(table_of(rows), stopped=True)
             self.step_controllers(row, len(minibatch.advantage))
@@ -124,7 +124,8 @@ class Update:
         loss.backward()
         return descent.clip(self.max_grad_norm)
 
-    def _too_far(self, row: Tensor) -> bool:
+    def too_far(self, row: Tensor) -> bool:
+        """Whether the sampled KL of a minibatch, which is kept, exceeds 1.5 ``target_kl``."""
         if self.target_kl is None:
             return False
         self.early_stop_kl = row[STATISTICS.index("approx_kl")].item()
