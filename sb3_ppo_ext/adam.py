@@ -40,7 +40,8 @@ class AdamState:
         self.clocks = tuple(groups[index] for index, _ in clocks)
         self.group_of_clock = tuple(index for index, _ in clocks)
         self._counts = [count for _, count in clocks]
-        self.powers = [[torch.zeros((), dtype=torch.float64) for _ in range(2)] for _ in clocks]
+        device = parameters[0].device
+        self.powers = [[torch.zeros((), dtype=torch.float64, device=device) for _ in range(2)] for _ in clocks]
         self.advance(0)
 
     @staticmethod

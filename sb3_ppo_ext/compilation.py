@@ -23,6 +23,8 @@ from sb3_ppo_ext.actors import Actor, EagerActor
 from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.compiled_actor import CompiledActor
 from sb3_ppo_ext.compiled_update import CompiledUpdate, require_compilable
+from sb3_ppo_ext.device.engine import RECORDERS, DeviceEngine
+from sb3_ppo_ext.device.update import DeviceUpdate
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import unvalidated_distributions, unwrapped
@@ -50,6 +52,7 @@ class Compilation:
     def __init__(self) -> None:
         self.verbose = 0
         self.graphs = Graphs(lambda: showing(self.verbose))
+        self.engine: DeviceEngine | None = None  # of a GPU
         self.wanted: bool | None = None  # None: no learn() has said yet
         self.epochs = 0  # over all of the training that is known of
         self.update_refused = self.actor_refused = False
@@ -63,8 +66,10 @@ class Compilation:
         minibatches = self.epochs * math.ceil(model.n_steps * model.n_envs / model.batch_size)
         reason = f"compile={model.compile}"
         self.wanted = self._wants(model)
+        self.engine = self._engine(model) if self.wanted else None
         if model.compile == "auto" and model.device.type != "cpu":
-            reason = f"the device is {model.device}"
+            more = "; compile=True trains by CUDA graphs" if model.device.type in RECORDERS else ""
+            reason = f"the device is {model.device}{more}"
         elif model.compile == "auto" and isinstance(unwrapped(model.policy), EagerOnly):
             reason = f"a {type(unwrapped(model.policy)).__name__} is not compiled"
         elif model.compile == "auto":
@@ -72,8 +77,9 @@ class Compilation:
             self.wanted = self.wanted or saved >= WORTH * COMPILE_TIME
             pays = f"saves about {saved:,.0f} s" if self.wanted else "would not repay the time it takes to compile"
             reason = f"{minibatches:,} minibatches are planned, which {pays}"
+        how = "compiled" if self.engine is None else "by CUDA graphs"
         if model.verbose >= 1 and self._said is not self.wanted:
-            print(f"PPOX trains {'compiled' if self.wanted else 'eagerly'}: {reason}")
+            print(f"PPOX trains {how if self.wanted else 'eagerly'}: {reason}")
         self._said = self.wanted
 
     def threads(self, model: PPOX) -> AbstractContextManager[None]:
@@ -87,7 +93,7 @@ class Compilation:
     def actor_of(self, model: PPOX) -> Callable[[ActorCriticPolicy], Actor]:
         """Who acts in the next rollout, to be asked for when that begins."""
         refused = self.update_refused and self.actor_refused
-        if self._wants(model) and not refused and not self.graphs.known:
+        if self._wants(model) and self.engine is None and not refused and not self.graphs.known:
             self._compile_together(model)
         return lambda _: self._actor(model)
 
@@ -105,11 +111,14 @@ class Compilation:
             self.update_refused = self.actor_refused = True
             self._refuse(model, "the model", error)
 
-    def update(self, model: PPOX, rollout: Rollout, eager: Update) -> Update | CompiledUpdate:
+    def update(self, model: PPOX, rollout: Rollout, eager: Update) -> Update | CompiledUpdate | DeviceUpdate:
         """What runs the minibatches of ``train()``."""
         if not self._wants(model) or self.update_refused:
             return eager
         try:
+            if self.engine is not None:
+                return self.engine.update(model, rollout, eager)
+            require_cpu(model)
             require_compilable(model.policy, rollout, model.policy.optimizer)
             # One smaller minibatch an epoch; eager it costs little where there are many others.
             compile_last = self.epochs * SAVED_PER_MINIBATCH >= WORTH * COMPILE_TIME
@@ -124,12 +133,18 @@ class Compilation:
     def _actor(self, model: PPOX) -> Actor:
         if self._wants(model) and not self.actor_refused:
             try:
+                if self.engine is not None:
+                    return self.engine.actor(model)
+                require_cpu(model)
                 observation = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]  # there is one
                 return CompiledActor(unwrapped(model.policy), self.graphs, observation)
             except CompileError as error:
                 self.actor_refused = True
                 self._refuse(model, "acting", error)
         return EagerActor(model.policy)
+
+    def _engine(self, model: PPOX) -> DeviceEngine | None:
+        return self.engine or (DeviceEngine(model.device.type) if model.device.type in RECORDERS else None)
 
     def _wants(self, model: PPOX) -> bool:
         return model.compile is True or (model.compile == "auto" and bool(self.wanted))
@@ -140,6 +155,12 @@ class Compilation:
         if str(error) not in self._reasons:
             self._reasons.add(str(error))
             warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
+
+
+def require_cpu(model: PPOX) -> None:
+    """``CompileError`` for a device on which nothing is compiled."""
+    if model.device.type != "cpu":
+        raise CompileError(f"the device is {model.device}; the CPU and CUDA are supported")
 
 
 def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:

@@ -11,23 +11,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from sb3_ppo_ext.adam import AdamState, groups_of
+from sb3_ppo_ext.adam import groups_of
 from sb3_ppo_ext.artifacts import Call, CompileError
-from sb3_ppo_ext.compiled import Plan, UpdateGraphs
+from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.measurements import STATISTICS
 from sb3_ppo_ext.minibatches import Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
 from sb3_ppo_ext.tracing import Inputs, tensors_of
-from sb3_ppo_ext.update import EARLY_STOP_FACTOR, Measured, Update, table_of
+from sb3_ppo_ext.update import Measured, Update, table_of
+from sb3_ppo_ext.update_inputs import UpdateInputs
 
 UpdateRows = Callable[[Tensor], Tensor]  # rows of the rollout -> statistics of their update
 
 _APPROX_KL = STATISTICS.index("approx_kl")
-
-# What is added or clamped counts in the precision of Python's numbers; what is multiplied into a loss is rounded to the
-# loss's own precision first: as torch does with a Python number in either place, so that eager and graph agree.
-WIDE = frozenset({"clip_range", "clip_range_high", "clip_range_vf", "learning_rate"})
 
 
 class CompiledUpdate:
@@ -43,29 +40,8 @@ class CompiledUpdate:
         self.graphs = graphs
         self.compile_last = compile_last
         self._calls: dict[tuple[str, int | None], Call] = {}
-        policy = self.adapter.policy
-        self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        self.state = AdamState(eager.optimizer, list(self.trained.values()))
-        self.plan = Plan(
-            objective=eager.objective,
-            clocks=self.state.clocks,
-            clock_of=self.state.clock_of,
-            ratios=tuple(ratios[group] for group in self.state.group_of_clock),
-            max_grad_norm=eager.max_grad_norm,
-            knobs=tuple(name for name, value in eager.knobs.values._asdict().items() if value is not None),
-            value_scaled=eager.value_scale is not None,
-        )
-        frozen = {name: p.detach() for name, p in policy.named_parameters() if not p.requires_grad}
-        limit = math.inf if eager.target_kl is None else EARLY_STOP_FACTOR * eager.target_kl
-        self.inputs: Inputs = {
-            "parameters": {name: parameter.detach() for name, parameter in self.trained.items()},
-            "constants": {**frozen, **dict(policy.named_buffers())},
-            "first": self.state.first,
-            "second": self.state.second,
-            "powers": self.state.powers,
-            "knobs": {name: torch.zeros((), dtype=_dtype(name)) for name in self.plan.knobs},
-            "kl_limit": torch.tensor(limit),
-        }
+        prepared = UpdateInputs(eager, ratios)
+        self.state, self.plan, self.inputs = prepared.state, prepared.plan, prepared.inputs
         self._fixed = tensors_of(self.inputs)
 
     @property
@@ -172,14 +148,8 @@ class CompiledUpdate:
         return row
 
 
-def _dtype(knob: str) -> torch.dtype:
-    return torch.float64 if knob in WIDE else torch.float32
-
-
 def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.optim.Optimizer) -> None:
     """``CompileError`` with the reason where the update is not one that a graph can stand for."""
-    if rollout.buffer.device.type != "cpu":
-        raise CompileError(f"the device is {rollout.buffer.device}; only the CPU is supported in this version")
     if not rollout.has_rows:
         raise CompileError(f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own")
     for name, module in unwrapped(policy).named_modules():

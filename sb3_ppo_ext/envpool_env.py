@@ -24,6 +24,8 @@ class EnvPoolVecEnv(EpisodeVecEnv):
 
     ``threads`` is the number of EnvPool's threads, by default one per environment up to the number of cores. Further
     arguments are EnvPool's own for the task (``max_episode_steps``, ``frame_skip``, ``render_mode``, ...).
+    ``thread_affinity_offset=0`` gives every thread a core of its own: steps take a fifth to a third less time where
+    nothing else runs on these cores, and more where something does.
 
     EnvPool calls every episode that ends in its last possible step truncated, also where the task ended there. For
     classic control, Box2D and Gymnasium's MuJoCo tasks that is set right; for other tasks it is as EnvPool says.

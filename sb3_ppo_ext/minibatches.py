@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from sb3_ppo_ext.advantages import compute_returns_and_advantage
+from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.distributions import ActionDistribution, concatenated, gathered
 from sb3_ppo_ext.objective import normalized
 
@@ -43,6 +44,8 @@ class Minibatch(NamedTuple):
 
 def has_rows(buffer_class: type[RolloutBuffer]) -> bool:
     """Whether the class hands out its rows as Stable-Baselines3's own buffers do."""
+    if buffer_class in (DeviceRolloutBuffer, DeviceDictRolloutBuffer):
+        return True
     return any(
         buffer_class.get is own.get and buffer_class._get_samples is own._get_samples
         for own in (RolloutBuffer, DictRolloutBuffer)
@@ -64,7 +67,7 @@ class Rollout:
         if self.has_rows:
             self.rows = Minibatch(
                 self._observations(),
-                self._actions(self._flat(buffer.actions.astype(np.float32, copy=False))),
+                self._actions(self._flat(buffer.actions).float()),
                 self._flat(buffer.log_probs).flatten(),
                 self.state_value,
                 self.advantage,

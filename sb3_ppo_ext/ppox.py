@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
 from sb3_ppo_ext.compilation import Compilation
+from sb3_ppo_ext.device.engine import rollouts_on_device
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
@@ -58,8 +59,9 @@ class PPOX(PPO):
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
     :param compile: True: update and acting run as compiled graphs, several times faster and equal to the eager ones up
-        to rounding, after 20 to 30 s the first time on a machine; False: eager; "auto": compiled where the planned work
-        is long enough to repay that, else eager
+        to rounding, after 20 to 30 s the first time on a machine (on CUDA as CUDA graphs, see
+        :mod:`sb3_ppo_ext.device`); False: eager; "auto": on a CPU compiled where the planned work is long enough to
+        repay that, else eager
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class PPOX(PPO):
             setattr(self, name, copy.copy(knob) if isinstance(knob, Controller) else knob)
         check_arguments(self)
         self.rollout_buffer_class = self.rollout_buffer_class or default_buffer(self.policy_class)
-        super()._setup_model()
+        with rollouts_on_device(self):
+            super()._setup_model()
         self._read_knobs()
         self.knobs.load_state_dict(self._controllers)
         self._controllers = {}

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.actors import Actor, EagerActor
 from sb3_ppo_ext.advantages import compute_returns_and_advantage
+from sb3_ppo_ext.device.buffers import DeviceRollouts
 from sb3_ppo_ext.minibatches import Observation
 from sb3_ppo_ext.stepping import step_of
 
@@ -65,7 +66,10 @@ def collect_rollouts(
         for idx, terminal_obs, terminal_value in cut_by_time_limit(self.policy, actor, dones, infos):  # noqa: B007
             rewards[idx] += self.gamma * terminal_value
         idx, done = len(dones) - 1, dones[-1]  # where the loop over all of them ends
-        store(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
+        store(
+            *(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs),
+            on_device=(obs_tensor, sampled),
+        )
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]  # no tuples
     with torch.no_grad():
         values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]  # no tuples
@@ -134,8 +138,16 @@ def store(
     episode_start: Any,
     value: Tensor,
     log_prob: Tensor,
+    *,
+    on_device: tuple[Observation, Tensor],
 ) -> None:
-    """``buffer.add(...)``; into Stable-Baselines3's own buffers each number is copied only once."""
+    """``buffer.add(...)``; into Stable-Baselines3's own buffers each number is copied only once.
+
+    ``on_device`` are observation and action where the policy has them, for buffers that are there too.
+    """
+    if isinstance(buffer, DeviceRollouts):
+        buffer.add(*on_device, reward, episode_start, value, log_prob)  # type: ignore[arg-type]  # its own kind
+        return
     if type(buffer).add not in OWN_ADDS or "add" in vars(buffer) or log_prob.dim() == 0:
         buffer.add(obs, action, reward, episode_start, value, log_prob)
         return

@@ -124,7 +124,10 @@ class Noise(NamedTuple):
 
     def draw(self) -> Tensor:
         """The numbers, from torch's generator, to the bit those of ``Normal``, ``Bernoulli`` and ``Categorical``."""
-        numbers = torch.empty(self.shape)
+        return self.fill(torch.empty(self.shape))
+
+    def fill(self, numbers: Tensor) -> Tensor:
+        """The numbers written into a tensor of this shape."""
         if self.kind == "normal":
             return numbers.normal_()
         return numbers.uniform_() if self.kind == "uniform" else numbers.exponential_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,10 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_ppo_ext.compiled_update import CompiledUpdate
+from sb3_ppo_ext.device.buffers import DeviceRollouts
+from sb3_ppo_ext.device.rollout import DeviceRollout
+from sb3_ppo_ext.device.update import DeviceUpdate
 from sb3_ppo_ext.distributions import ActionDistribution, exact_kl
 from sb3_ppo_ext.minibatches import Rollout, observation_rows
 from sb3_ppo_ext.optimizers import prefer_foreach
@@ -30,6 +35,8 @@ from sb3_ppo_ext.value_norm import PopArtLinear
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
+Runner = Update | CompiledUpdate | DeviceUpdate
+
 # Rows per forward pass outside of the minibatches: enough to amortise the call, small beside a rollout of images.
 CHUNK = 256
 
@@ -40,6 +47,8 @@ def collected(model: PPOX) -> Rollout:
     if isinstance(policy, SequencePolicy):
         return policy.rollout(model)
     over_rollout = model.normalize_advantage and model.advantage_scope == "rollout"
+    if isinstance(model.rollout_buffer, DeviceRollouts):
+        return DeviceRollout(model.rollout_buffer, model.action_space, normalize_advantage=over_rollout)
     return Rollout(model.rollout_buffer, model.action_space, normalize_advantage=over_rollout)
 
 
@@ -52,20 +61,35 @@ def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
         update = prepare_update(model, rollout, with_distribution=steered)
         probe = None if steered or not _can_be_probed(model, rollout) else KLProbe(model, rollout, update.adapter)
         runner = model._compilation.update(model, rollout, update)
-        epochs: list[Measured] = []
-        for epoch in range(model.n_epochs):
-            if model.recompute_advantage and epoch > 0:
-                refresh_advantage(model, rollout, update.adapter)
-            update.check = model._watch.step_check(model, epoch)
-            epochs.append(runner.epoch(rollout, model.batch_size))
-            model._watch.after_epoch(model, epoch, epochs[-1])
-            model._n_updates += 1
-            step_controllers(model, "epoch", epochs[-1], rollout)
-            if epochs[-1].stopped:
-                if model.verbose >= 1:
-                    print(f"Early stopping at step {epoch} due to reaching max kl: {runner.early_stop_kl:.2f}")
-                break
+        epochs = list(run_epochs(model, rollout, update, runner))
         return epochs, epochs[-1].mean("kl_exact") if probe is None else probe.measure()
+
+
+def run_epochs(model: PPOX, rollout: Rollout, update: Update, runner: Runner) -> Iterator[Measured]:
+    """What each epoch showed, until ``target_kl`` stops them."""
+    for epoch, measured in enumerate(_measured(model, rollout, update, runner)):
+        model._watch.after_epoch(model, epoch, measured)
+        model._n_updates += 1
+        if not isinstance(runner, DeviceUpdate):  # whose controllers have moved
+            step_controllers(model, "epoch", measured, rollout)
+        yield measured
+        if measured.stopped:
+            if model.verbose >= 1:
+                print(f"Early stopping at step {epoch} due to reaching max kl: {runner.early_stop_kl:.2f}")
+            return
+
+
+def _measured(model: PPOX, rollout: Rollout, update: Update, runner: Runner) -> Iterator[Measured]:
+    refresh = partial(refresh_advantage, model, rollout, update.adapter) if model.recompute_advantage else None
+    if isinstance(runner, DeviceUpdate):
+        yield from runner.epochs(rollout, model.batch_size, model.n_epochs, refresh)
+        model._set_learning_rate(float(model.knobs.values.learning_rate))
+        return
+    for epoch in range(model.n_epochs):
+        if refresh is not None and epoch > 0:
+            refresh()
+        update.check = model._watch.step_check(model, epoch)
+        yield runner.epoch(rollout, model.batch_size)
 
 
 class KLProbe:

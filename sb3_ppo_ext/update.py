@@ -124,12 +124,17 @@ class Update:
         loss.backward()
         return descent.clip(self.max_grad_norm)
 
+    @property
+    def kl_limit(self) -> float:
+        """The sampled KL of a minibatch above which no further step is taken."""
+        return math.inf if self.target_kl is None else EARLY_STOP_FACTOR * self.target_kl
+
     def too_far(self, row: Tensor) -> bool:
         """Whether the sampled KL of a minibatch, which is kept, exceeds 1.5 ``target_kl``."""
         if self.target_kl is None:
             return False
         self.early_stop_kl = row[STATISTICS.index("approx_kl")].item()
-        return self.early_stop_kl > EARLY_STOP_FACTOR * self.target_kl
+        return self.early_stop_kl > self.kl_limit
 
     def step_controllers(self, row: Tensor, samples: int) -> None:
         """Before the step, so that a learning rate already answers to the KL of this minibatch, as in rsl_rl."""

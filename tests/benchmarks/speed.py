@@ -50,7 +50,8 @@ CART_POLE = "CartPole-v1"
 
 ENVS: dict[str, Callable[[str], VecEnv]] = {
     "DummyVecEnv": lambda task: make_vec_env(task, N_ENVS, seed=0),
-    "EnvPoolVecEnv": lambda task: EnvPoolVecEnv(task, N_ENVS, seed=0),
+    "EnvPool": lambda task: EnvPoolVecEnv(task, N_ENVS, seed=0),
+    "EnvPool, a core per thread": lambda task: EnvPoolVecEnv(task, N_ENVS, seed=0, thread_affinity_offset=0),
     "vector entry point": lambda task: GymnasiumVecEnv(task, N_ENVS, seed=0, vectorization_mode="vector_entry_point"),
 }
 
@@ -81,7 +82,8 @@ CASES = (
     Case(CART_POLE, over_sb3=6, over_sbx=3),
     Case("HalfCheetah-v5", over_sb3=3, over_sbx=2.2),
     Case("LunarLander-v3", over_sb3=3.5, over_sbx=2.5),
-    Case("HalfCheetah-v4", over_sb3=5, envs="EnvPoolVecEnv"),
+    Case("HalfCheetah-v4", over_sb3=5, envs="EnvPool, a core per thread"),
+    Case("HalfCheetah-v4", envs="EnvPool"),
     Case(CART_POLE, over_sb3=8, envs="vector entry point"),
     Case(CART_POLE, over_sb3=1.3, compile=False),
     Case("Pendulum-v1", arguments={"use_sde": True}),

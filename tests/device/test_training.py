@@ -1,0 +1,73 @@
+"""The engine of the GPU, rehearsed on the CPU: it collects and learns what eager training does, up to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
+from sb3_ppo_ext.device.buffers import DeviceRollouts
+from tests import test_compiled, test_parity
+from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
+from tests.test_parity import environments
+from tests.test_ppox import TwoRates
+
+pytestmark = [
+    pytest.mark.usefixtures("on_cpu"),
+    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning", "ignore:You have specified"),
+]
+
+CASES = {
+    **test_parity.CASES,
+    **test_compiled.CASES,
+    "controllers of the epoch": (
+        "vector",
+        "discrete",
+        "MlpPolicy",
+        {
+            "learning_rate": AdaptiveKL(1e-3, 1e-4, every="epoch"),
+            "clip_range": AdaptiveClipFraction(0.2, 0.01, Proportional(500), every="epoch"),
+            "kl_estimator": "k1",
+        },
+    ),
+    "stopped early, two moments": (
+        "vector",
+        "box",
+        TwoRates,
+        {
+            "learning_rate": AdaptiveKL(3e-3, 1e-3, Threshold(2.0, 1.5), every="minibatch"),
+            "kl_coef": AdaptiveKL(0.1, 1e-3, every="epoch"),
+            "target_kl": 2e-3,
+            "n_epochs": 6,
+        },
+    ),
+}
+
+
+def model_of(name: str, **more: Any) -> PPOX:
+    observation, action, policy, options = CASES[name]
+    settings = {"n_steps": 32, "batch_size": 16, "n_epochs": 3, "seed": 3, "device": "cpu", **options, **more}
+    return PPOX(policy, environments(observation, action), **settings)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_learns_what_eager_training_does(name: str) -> None:
+    eager = model_of(name, compile=False).learn(128)
+    device = model_of(name, compile=True).learn(128)
+    assert isinstance(device.rollout_buffer, DeviceRollouts)
+    assert device._compilation.engine is not None
+    assert not (device._compilation.update_refused or device._compilation.actor_refused)
+    assert device._n_updates == eager._n_updates
+    assert device.knobs.numbers() == pytest.approx(eager.knobs.numbers(), rel=1e-3)
+    theirs = parameters_of(eager.policy)
+    for key, tensor in device.policy.state_dict().items():
+        scale = max(theirs[key].abs().max().item(), 1e-3)
+        assert (tensor - theirs[key]).abs().max().item() <= 2e-4 * scale, key
+    records = device.logger.name_to_value
+    for key, value in eager.logger.name_to_value.items():
+        if key.startswith(("train/", "rollout/")):
+            np.testing.assert_allclose(records[key], value, rtol=5e-3, atol=1e-4, err_msg=key)
+    steps = [[state["step"].item() for state in model.policy.optimizer.state.values()] for model in (eager, device)]
+    assert steps[0] == steps[1]
