@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
+from sb3_ppo_ext.device import engine
 from sb3_ppo_ext.device.buffers import DeviceRollouts
+from sb3_ppo_ext.device.epochs import fused
 from tests import test_compiled, test_parity
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
+from tests.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.test_parity import environments
 from tests.test_ppox import TwoRates
 
@@ -71,3 +75,15 @@ def test_it_learns_what_eager_training_does(name: str) -> None:
             np.testing.assert_allclose(records[key], value, rtol=5e-3, atol=1e-4, err_msg=key)
     steps = [[state["step"].item() for state in model.policy.optimizer.state.values()] for model in (eager, device)]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = model_of("box", compile=False).learn(128)
+    monkeypatch.setattr(engine, "has_triton", lambda: True)  # on a CPU it is C++ that is compiled
+    device = model_of("box", compile=True).learn(128)
+    assert device._compilation.engine is not None and device._compilation.engine.recordings.finish is fused
+    theirs = eager.policy.state_dict()
+    for key, tensor in device.policy.state_dict().items():
+        torch.testing.assert_close(tensor, theirs[key], rtol=1e-4, atol=1e-5, msg=key)
