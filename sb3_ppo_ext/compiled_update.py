@@ -16,13 +16,14 @@ from sb3_ppo_ext.artifacts import Call, CompileError
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.measurements import STATISTICS
-from sb3_ppo_ext.minibatches import Rollout, gathered_rows
+from sb3_ppo_ext.minibatches import Minibatch, Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
 from sb3_ppo_ext.tracing import Inputs, tensors_of
 from sb3_ppo_ext.update import Measured, Update, table_of
 from sb3_ppo_ext.update_inputs import UpdateInputs
 
 UpdateRows = Callable[[Tensor], Tensor]  # rows of the rollout -> statistics of their update
+Updaters = tuple[UpdateRows, UpdateRows | None]  # of a whole minibatch, and of a smaller last one
 
 _APPROX_KL = STATISTICS.index("approx_kl")
 
@@ -40,6 +41,7 @@ class CompiledUpdate:
         self.graphs = graphs
         self.compile_last = compile_last
         self._calls: dict[tuple[str, int | None], Call] = {}
+        self._made: tuple[Minibatch | None, int, Updaters | None] = (None, 0, None)
         prepared = UpdateInputs(eager, ratios)
         self.state, self.plan, self.inputs = prepared.state, prepared.plan, prepared.inputs
         self._fixed = tensors_of(self.inputs)
@@ -60,7 +62,7 @@ class CompiledUpdate:
         stopped = False
         try:
             for rows in rollout.orders(batch_size):
-                if len(rows) == batch_size:
+                if rows.numel() == batch_size:
                     measured.append(whole(rows))
                 elif last is not None:
                     measured.append(last(rows))
@@ -80,12 +82,17 @@ class CompiledUpdate:
         """Compiles what ``epoch`` will call; ``CompileError`` with the reason where that fails."""
         self._updaters(rollout, min(batch_size, rollout.size))
 
-    def _updaters(self, rollout: Rollout, batch_size: int) -> tuple[UpdateRows, UpdateRows | None]:
-        last = rollout.size % batch_size
-        return (
-            self._updater(rollout, batch_size),
-            self._updater(rollout, last) if last and self.compile_last else None,
-        )
+    def _updaters(self, rollout: Rollout, batch_size: int) -> Updaters:
+        rows, size, updaters = self._made
+        if rows is not rollout.rows or size != batch_size:  # other ones where advantages were computed anew
+            last = rollout.size % batch_size
+            updaters = (
+                self._updater(rollout, batch_size),
+                self._updater(rollout, last) if last and self.compile_last else None,
+            )
+            self._made = (rollout.rows, batch_size, updaters)
+        assert updaters is not None
+        return updaters
 
     def _updater(self, rollout: Rollout, size: int) -> UpdateRows:
         """The update of ``size`` given rows."""
