@@ -11,6 +11,7 @@ if _missing:
 
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer  # noqa: E402  # after the check, whose message comes first
 from sb3_ppo_ext.language.candidates import CandidatePolicy  # noqa: E402
+from sb3_ppo_ext.language.classifier import ClassifierReward  # noqa: E402
 from sb3_ppo_ext.language.environments import PromptEnv, PromptVecEnv  # noqa: E402
 from sb3_ppo_ext.language.policy import LanguageModelPolicy  # noqa: E402
 from sb3_ppo_ext.language.ratio import RatioError  # noqa: E402
@@ -20,6 +21,7 @@ from sb3_ppo_ext.language.text import TextObservation  # noqa: E402
 
 __all__ = [
     "CandidatePolicy",
+    "ClassifierReward",
     "LanguageModelPolicy",
     "PromptEnv",
     "PromptVecEnv",

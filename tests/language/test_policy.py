@@ -125,8 +125,11 @@ def test_a_file_of_another_policy_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_save_pretrained_writes_a_model_for_transformers(lora: dict[str, Any] | None, tmp_path: Path) -> None:
-    model = setups.ppox(policy_kwargs={"lora": lora})
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_save_pretrained_writes_a_model_for_transformers(
+    family: str, lora: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    model = setups.ppox(policy_kwargs={"model": lambda: tiny.model(family), "lora": lora})
     model.learn(16)
     policy = model.policy
     assert isinstance(policy, LanguageModelPolicy)
