@@ -179,7 +179,8 @@ def _tokenizer(model: PreTrainedModel, given: Any) -> Any:
     rows = int(cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0])
     if len(tokenizer) > rows:
         raise ValueError(
-            f"the classifier's tokenizer has {len(tokenizer)} tokens, its model only {rows}: they do not belong together"
+            f"the classifier's tokenizer has {len(tokenizer)} tokens, its model only {rows}: they do not belong "
+            "together"
         )
     return tokenizer
 

@@ -23,7 +23,6 @@ from sb3_ppo_ext.language.generation import Response, generate
 from sb3_ppo_ext.language.loading import (
     Lora,
     ModelSource,
-    as_reference,
     check_model,
     frozen_copy,
     load_model,
@@ -31,6 +30,7 @@ from sb3_ppo_ext.language.loading import (
     with_adapter,
 )
 from sb3_ppo_ext.language.model import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.reference import WithReference
 from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
 from sb3_ppo_ext.language.update import sequence_update
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
-class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
+class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -195,13 +195,21 @@ class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
 
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy (nats) and value (reward units) of every token [B, L]; 0 where there is none."""
-        ids, mask = tokens.joined()
-        hidden, value = self.critic.states(self.lm, ids, mask)
+        return self.evaluate_states(tokens, *self.states(tokens), entropy_grad=entropy_grad)
+
+    def states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The model's states [n, D] before each of the n tokens that are there, and the values [B, L]."""
+        hidden, value = self.critic.states(self.lm, *tokens.joined())
         length = tokens.prompt.shape[1]
-        log_prob, entropy = self.lm.log_prob_and_entropy(
-            before_response(hidden, length)[tokens.mask], tokens.response[tokens.mask], entropy_grad=entropy_grad
-        )
         value = before_response(value, length).masked_fill(~tokens.mask, 0.0)
+        return before_response(hidden, length)[tokens.mask], value
+
+    def evaluate_states(
+        self, tokens: Tokens, hidden: Tensor, value: Tensor, *, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``evaluate_tokens``, from the ``states``."""
+        kept = tokens.response[tokens.mask]
+        log_prob, entropy = self.lm.log_prob_and_entropy(hidden, kept, entropy_grad=entropy_grad)
         return scattered(log_prob, tokens.mask), scattered(entropy, tokens.mask), value
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,15 +217,6 @@ class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
         mask = torch.from_numpy(self.responses.mask_of(actions.cpu().numpy())).to(actions.device)
         log_prob, entropy, value = self.evaluate_tokens(self.tokens(obs, actions, mask), entropy_grad=True)
         return value[:, 0], log_prob.sum(-1), entropy.sum(-1)
-
-    @torch.no_grad()
-    def reference_log_prob(self, tokens: Tokens) -> Tensor:
-        """Log-probability of every token [B, L] under the frozen reference; 0 where there is none."""
-        ids, mask = tokens.joined()
-        with as_reference(self.lm, self.reference) as reference:
-            hidden = before_response(reference.hidden(ids, mask), tokens.prompt.shape[1])[tokens.mask]
-            log_prob, _ = reference.log_prob_and_entropy(hidden, tokens.response[tokens.mask], entropy_grad=False)
-        return scattered(log_prob, tokens.mask)
 
     def take_generation_seconds(self) -> float:
         """How long ``forward`` took since this was last asked."""

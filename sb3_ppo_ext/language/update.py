@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sb3_ppo_ext.descent import Descent, PlainDescent
 from sb3_ppo_ext.distributions import ActionDistribution
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.language.full_kl import full_kl
+from sb3_ppo_ext.language.model import scattered
 from sb3_ppo_ext.language.ratio import RatioCheck
 from sb3_ppo_ext.language.rollout import micro_batches
 from sb3_ppo_ext.measurements import STATISTICS, statistics
@@ -31,16 +33,26 @@ LOSS, RATIO_MAX = STATISTICS.index("loss"), STATISTICS.index("ratio_max")
 class TokenAdapter:
     """A language model as the update sees it."""
 
-    def __init__(self, policy: LanguageModelPolicy, *, entropy_grad: bool, with_reference: bool) -> None:
+    def __init__(
+        self, policy: LanguageModelPolicy, *, entropy_grad: bool, with_reference: bool, full_kl: bool = False
+    ) -> None:
         self.policy = policy
         self.entropy_grad = entropy_grad
         self.with_reference = with_reference  # for the KL to it in the loss
+        self.full_kl = full_kl and with_reference
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
         """Log-probability, entropy and value of every token [B, L]."""
         assert minibatch.mask is not None
-        tokens = self.policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
-        log_prob, entropy, value = self.policy.evaluate_tokens(tokens, entropy_grad=self.entropy_grad)
+        policy = self.policy
+        tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
+        if self.full_kl:
+            ref_hidden = policy.reference_states(tokens)
+            hidden, value = policy.states(tokens)
+            of_token = policy.evaluate_states(tokens, hidden, value, entropy_grad=self.entropy_grad)
+            kl = scattered(full_kl(policy.lm, hidden, policy.as_reference, ref_hidden), tokens.mask)
+            return Evaluation(*of_token, mask=minibatch.mask, ref_kl=kl)
+        log_prob, entropy, value = policy.evaluate_tokens(tokens, entropy_grad=self.entropy_grad)
         reference = minibatch.ref_log_prob if self.with_reference else None
         return Evaluation(log_prob, entropy, value, mask=minibatch.mask, ref_log_prob=reference)
 
@@ -113,7 +125,10 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
     in_loss = buffer.ref_kl != "reward" and (callable(model.ref_kl_coef) or model.ref_kl_coef != 0)
     return SequenceUpdate(
         adapter=TokenAdapter(
-            policy, entropy_grad=callable(model.ent_coef) or model.ent_coef != 0, with_reference=in_loss
+            policy,
+            entropy_grad=callable(model.ent_coef) or model.ent_coef != 0,
+            with_reference=in_loss,
+            full_kl=buffer.ref_kl_estimator == "full",
         ),
         objective=Objective(
             surrogate=model.surrogate,

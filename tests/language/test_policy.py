@@ -160,11 +160,11 @@ def test_the_kl_to_the_reference_is_zero_before_training_and_steers_its_coeffici
     assert model.knobs.numbers()["ref_kl_coef"] == pytest.approx(0.15 * (1 - 0.2 * 0.0512))
 
 
-@pytest.mark.parametrize("place", ["reward", "loss"])
-def test_the_penalty_holds_the_model_near_its_reference(place: str) -> None:
+@pytest.mark.parametrize(("place", "estimator"), [("reward", "k3"), ("loss", "k3"), ("loss", "full")])
+def test_the_penalty_holds_the_model_near_its_reference(place: str, estimator: str) -> None:
     moved = []
     for coefficient in (0.0, 5.0):
-        kwargs = {"ref_kl": place, "ref_kl_estimator": "k3"}
+        kwargs = {"ref_kl": place, "ref_kl_estimator": estimator}
         model = setups.ppox(ref_kl_coef=coefficient, rollout_buffer_kwargs=kwargs, learning_rate=1e-3)
         model.learn(320)
         moved.append(model.logger.name_to_value["lm/kl_ref_k3"])
