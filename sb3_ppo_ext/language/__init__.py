@@ -18,6 +18,7 @@ from sb3_ppo_ext.language.ratio import RatioError  # noqa: E402
 from sb3_ppo_ext.language.samples import SampleTable  # noqa: E402
 from sb3_ppo_ext.language.spaces import ResponseSpace, prompt_space  # noqa: E402
 from sb3_ppo_ext.language.text import TextObservation  # noqa: E402
+from sb3_ppo_ext.language.trl_names import TRLNames  # noqa: E402
 
 __all__ = [
     "CandidatePolicy",
@@ -29,6 +30,7 @@ __all__ = [
     "ResponseSpace",
     "SampleTable",
     "SequenceRolloutBuffer",
+    "TRLNames",
     "TextObservation",
     "prompt_space",
 ]

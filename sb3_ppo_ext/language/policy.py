@@ -19,6 +19,7 @@ from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.files import TrainedPartOnly
 from sb3_ppo_ext.language.findings import Findings
+from sb3_ppo_ext.language.finite import require_finite
 from sb3_ppo_ext.language.generation import Response, generate
 from sb3_ppo_ext.language.loading import (
     Lora,
@@ -33,6 +34,7 @@ from sb3_ppo_ext.language.model import CausalLM, Tokens, before_response, scatte
 from sb3_ppo_ext.language.reference import WithReference
 from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
+from sb3_ppo_ext.language.statistics import MINIBATCH_STATISTICS
 from sb3_ppo_ext.language.update import sequence_update
 from sb3_ppo_ext.sequences import SequencePolicy
 from sb3_ppo_ext.update import Update
@@ -112,7 +114,8 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
         )
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
-        self._generation_seconds = 0.0
+        self._generation_seconds = self.scored = 0.0  # the latter: of reward functions, up to the last rollout
+        self.minibatch_statistics = torch.zeros(0, len(MINIBATCH_STATISTICS))  # of the last update
         self.findings = Findings()
         # Score [T * N] and, if known, KL to the reference of the responses that were last trained on.
         self.trained_on: tuple[np.ndarray, np.ndarray | None] | None = None
@@ -165,10 +168,10 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
         started = time.perf_counter()
         response = self.generate(obs, deterministic=deterministic)
         value = response.value
+        tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):
-            tokens = self.tokens(obs, response.token, response.mask).trimmed()
-            own = self._values(tokens).masked_fill(~tokens.mask, 0.0)
-            value[:, : own.shape[1]] = own
+            value[:, : tokens.mask.shape[1]] = self._values(tokens).masked_fill(~tokens.mask, 0.0)
+        require_finite(self.lm, tokens, log_prob=response.log_prob, value=value)
         self._generation_seconds += time.perf_counter() - started
         return response.token, value, response.log_prob
 

@@ -16,7 +16,7 @@ from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.full_kl import full_kl
 from sb3_ppo_ext.language.model import scattered
-from sb3_ppo_ext.language.monitoring import response_records
+from sb3_ppo_ext.language.monitoring import response_records, scoring_seconds
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK
 from sb3_ppo_ext.minibatches import Minibatch, Rollout
 from sb3_ppo_ext.objective import normalized
@@ -46,8 +46,11 @@ class SequenceRollout(Rollout):
         if policy.has_reference:
             under_reference, full = by_reference(buffer, policy, model.batch_size)
             buffer.penalize(under_reference, self.ref_kl_coef, full)
-        self.reference_seconds = time.perf_counter() - started
-        self.generation_seconds = policy.take_generation_seconds()
+        self.began = time.perf_counter()
+        self._seconds = {"generation": policy.take_generation_seconds(), "reference": self.began - started}
+        if (scoring := scoring_seconds(model.env)) is not None:
+            self._seconds["scoring"], policy.scored = max(scoring - policy.scored, 0.0), scoring
+        self.statistics: list[Tensor] = []  # see ``minibatch_statistics``, one for each minibatch
         self._make_rows()
 
     def _make_rows(self) -> None:
@@ -89,8 +92,13 @@ class SequenceRollout(Rollout):
         kl = None if buffer.ref_log_probs is None else buffer.token_kl("k1").sum(-1).flatten()
         return buffer.rewards.flatten(), kl
 
+    def seconds(self) -> dict[str, float]:
+        """How long each part of the work on this rollout took; the training up to now."""
+        return {**self._seconds, "training": time.perf_counter() - self.began}
+
     def records(self) -> dict[str, float]:
         """See ``response_records``."""
+        self.policy.minibatch_statistics = torch.stack(self.statistics)
         return response_records(self)
 
     def findings(self, records: Mapping[str, float]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.full_kl import full_kl
 from sb3_ppo_ext.language.model import scattered
 from sb3_ppo_ext.language.ratio import RatioCheck
-from sb3_ppo_ext.language.rollout import micro_batches
+from sb3_ppo_ext.language.rollout import SequenceRollout, micro_batches
+from sb3_ppo_ext.language.statistics import minibatch_statistics
 from sb3_ppo_ext.measurements import STATISTICS, statistics
 from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
 from sb3_ppo_ext.objective import fill_masked
@@ -77,6 +78,7 @@ class SequenceUpdate(Update):
     max_tokens: int | None = None
     frozen: list[nn.Parameter] = field(default_factory=list)
     ratio_check: Callable[[Minibatch, float], None] | None = None
+    seen: list[Tensor] = field(default_factory=list)  # the ``minibatch_statistics``, for whoever wants them
 
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, its gradient already in the parameters, and its statistics."""
@@ -84,6 +86,7 @@ class SequenceUpdate(Update):
             parameter.grad = None
         losses: list[Tensor] = []
         rows: list[Tensor] = []
+        extra: list[Tensor] = []
         weights: list[float] = []
         deviation = 0.0
         for part, share, weight in micro_batches(minibatch, loss_mean=self.loss_mean, max_tokens=self.max_tokens):
@@ -93,6 +96,7 @@ class SequenceUpdate(Update):
             loss.backward()
             losses.append(loss.detach())
             rows.append(statistics(new, part, terms, loss, self.objective, knobs))
+            extra.append(minibatch_statistics(new, part, knobs))
             weights.append(weight)
             if self.ratio_check is not None:
                 log_ratio = fill_masked(new.log_prob.detach() - part.action_log_prob, part.mask)
@@ -101,7 +105,9 @@ class SequenceUpdate(Update):
             self.ratio_check(minibatch, deviation)
             self.ratio_check = None
         table = torch.stack(rows)
-        row = (table * table.new_tensor(weights)[:, None]).sum(dim=0)
+        share_of = table.new_tensor(weights)[:, None]
+        row = (table * share_of).sum(dim=0)
+        self.seen.append((torch.stack(extra) * share_of).sum(dim=0))
         row[LOSS], row[RATIO_MAX] = torch.stack(losses).sum(), table[:, RATIO_MAX].max()
         return row[LOSS], row
 
@@ -149,4 +155,5 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
         max_tokens=buffer.micro_batch_tokens,
         frozen=policy.model_parameters() if warming else [],
         ratio_check=RatioCheck(policy),
+        seen=rollout.statistics if isinstance(rollout, SequenceRollout) else [],
     )

@@ -37,7 +37,7 @@ def test_records_are_those_of_the_rollout() -> None:
     assert logged["lm/kl_ref"] == pytest.approx(log_ratio.sum() / 16, rel=1e-4)
     assert logged["lm/kl_ref_per_token"] == pytest.approx(log_ratio.mean(), rel=1e-4)
     assert logged["lm/kl_ref_k3"] == pytest.approx((np.exp(-log_ratio) - 1 + log_ratio).sum() / 16, rel=1e-4)
-    assert logged["objective/rlhf_reward"] == pytest.approx(buffer.rewards.mean() - 0.1 * logged["lm/kl_ref"], rel=1e-4)
+    assert logged["lm/rlhf_reward"] == pytest.approx(buffer.rewards.mean() - 0.1 * logged["lm/kl_ref"], rel=1e-4)
     assert logged["lm/response_length"] == pytest.approx(buffer.masks.sum() / 16)
     assert logged["lm/score"] == pytest.approx(buffer.rewards.mean())  # raw: without the penalty
 

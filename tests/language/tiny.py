@@ -59,16 +59,16 @@ def model(
     return built
 
 
-def never_ending(seed: int) -> PreTrainedModel:
-    """A GPT-2 that gives the padding and end-of-text tokens no chance: their logits are near -400."""
+def never_ending(seed: int, *, ending: float = -400.0) -> PreTrainedModel:
+    """A GPT-2 that gives the padding token no chance, its logit is near -400; and that of end-of-text ``ending``."""
     built = model("gpt2", seed)
     words, bias = built.get_parameter("transformer.wte.weight"), built.get_parameter("transformer.ln_f.bias")
     with torch.no_grad():
         bias[0] = 20.0
         words[:, 0] = 0.0
-        for token in (PAD, EOS):
+        for token, logit in ((PAD, -400.0), (EOS, ending)):
             words[token] = 0.0
-            words[token, 0] = -20.0
+            words[token, 0] = logit / 20.0
     return built
 
 
