@@ -47,4 +47,4 @@ def origin(model: CausalLM, tokens: Tokens) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "no layer of a single pass over prompts and responses gives one"
+    return found[0] if found else "every layer's output is finite in a pass over the same prompts and responses"

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.descent import Descent, PlainDescent
 from sb3_ppo_ext.distributions import ActionDistribution
+from sb3_ppo_ext.divergence import DivergedError
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.language.finite import origin
 from sb3_ppo_ext.language.full_kl import full_kl
 from sb3_ppo_ext.language.model import scattered
 from sb3_ppo_ext.language.ratio import RatioCheck
@@ -68,22 +70,25 @@ class TokenAdapter:
 
 @dataclass
 class SequenceUpdate(Update):
-    """As ``Update``, with the gradient of a minibatch summed over its micro-batches.
+    """As ``Update``, with the gradient of a minibatch summed over its micro-batches. ``adapter`` is a ``TokenAdapter``.
 
     ``frozen`` are parameters that do not move in this rollout. ``ratio_check`` is given the first minibatch, on which
     the policy is still the one that sampled it, and the greatest ``|log_ratio|`` there.
     """
 
+    adapter: TokenAdapter
     loss_mean: str = "token"
     max_tokens: int | None = None
     frozen: list[nn.Parameter] = field(default_factory=list)
     ratio_check: Callable[[Minibatch, float], None] | None = None
     seen: list[Tensor] = field(default_factory=list)  # the ``minibatch_statistics``, for whoever wants them
+    at: Minibatch | None = None  # the one evaluated last
 
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, its gradient already in the parameters, and its statistics."""
         for parameter in self.parameters:
             parameter.grad = None
+        self.at = minibatch
         losses: list[Tensor] = []
         rows: list[Tensor] = []
         extra: list[Tensor] = []
@@ -120,7 +125,12 @@ class SequenceUpdate(Update):
         for parameter in self.frozen:
             parameter.grad = None
         descent = descent or PlainDescent(self.optimizer, self.parameters)
-        return self._descend(row, descent.clip(self.max_grad_norm), descent)
+        try:
+            return self._descend(row, descent.clip(self.max_grad_norm), descent)
+        except DivergedError as error:
+            assert self.at is not None and self.at.mask is not None
+            tokens = self.adapter.policy.tokens(self.at.observation, self.at.action, self.at.mask > 0)
+            raise DivergedError(f"{error} In this minibatch {origin(self.adapter.policy.lm, tokens)}.") from error
 
 
 def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) -> SequenceUpdate:
