@@ -43,7 +43,12 @@ class PromptTask:
         size = self.vocabulary.size
         self.action_space = ResponseSpace(size, max_new_tokens, self.vocabulary.eos, self.vocabulary.pad)
         self.observation_space = prompt_space(size, self.source.length)
-        self.scoring_seconds = 0.0
+        self.scoring_seconds = 0.0  # by reward_fn, since they were last asked for
+
+    def take_scoring_seconds(self) -> float:
+        """How long ``reward_fn`` took since this was last asked."""
+        seconds, self.scoring_seconds = self.scoring_seconds, 0.0
+        return seconds
 
     def observe(self, rows: np.ndarray) -> Observation:
         """The prompts of these rows."""
@@ -110,10 +115,9 @@ class PromptVecEnv(VecEnv):
         """How many prompts were longer than ``max_prompt_length``."""
         return self.task.source.n_cut
 
-    @property
-    def scoring_seconds(self) -> float:
-        """How long ``reward_fn`` has taken so far."""
-        return self.task.scoring_seconds
+    def take_scoring_seconds(self) -> float:
+        """How long ``reward_fn`` took since this was last asked."""
+        return self.task.take_scoring_seconds()
 
     def reset(self) -> Observation:
         """The next prompts."""
@@ -197,10 +201,9 @@ class PromptEnv(gym.Env[Observation, np.ndarray]):
         """How many prompts were longer than ``max_prompt_length``."""
         return self.task.source.n_cut
 
-    @property
-    def scoring_seconds(self) -> float:
-        """How long ``reward_fn`` has taken so far."""
-        return self.task.scoring_seconds
+    def take_scoring_seconds(self) -> float:
+        """How long ``reward_fn`` took since this was last asked."""
+        return self.task.take_scoring_seconds()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

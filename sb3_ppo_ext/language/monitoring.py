@@ -23,6 +23,7 @@ def response_records(rollout: SequenceRollout) -> dict[str, float]:
         "lm/score_std": buffer.rewards.std(),
         "lm/response_length": lengths.mean(),
         "lm/eos_rate": 1.0 - cut_off.mean(),
+        "lm/cut_off_rate": cut_off.mean(),
         "lm/distinct_2": distinct_pairs(buffer.actions, buffer.masks),
         "lm/entropy_sampled": float(-buffer.log_probs.sum()) / max(int(lengths.sum()), 1),
     }
@@ -44,11 +45,11 @@ def speeds(tokens: int, seconds: Mapping[str, float]) -> dict[str, float]:
     return records | {"time/tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
 
 
-def scoring_seconds(env: VecEnv | None) -> float | None:
-    """How long the reward functions of an environment have taken so far; None where it does not say."""
-    if env is None or not env.has_attr("scoring_seconds"):
+def take_scoring_seconds(env: VecEnv | None) -> float | None:
+    """How long the reward functions took since this was last asked; None where the environment does not say."""
+    if env is None or not env.has_attr("take_scoring_seconds"):
         return None
-    each = env.get_attr("scoring_seconds")
+    each = env.env_method("take_scoring_seconds")
     return float(each[0] if isinstance(env.unwrapped, PromptVecEnv) else sum(each))  # that one's is of all its rows
 
 

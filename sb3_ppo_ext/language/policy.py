@@ -114,7 +114,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
         )
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
-        self._generation_seconds = self.scored = 0.0  # the latter: of reward functions, up to the last rollout
+        self._generation_seconds = 0.0
         self.minibatch_statistics = torch.zeros(0, len(MINIBATCH_STATISTICS))  # of the last update
         self.findings = Findings()
         # Score [T * N] and, if known, KL to the reference of the responses that were last trained on.

@@ -16,7 +16,7 @@ from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.full_kl import full_kl
 from sb3_ppo_ext.language.model import scattered
-from sb3_ppo_ext.language.monitoring import response_records, scoring_seconds
+from sb3_ppo_ext.language.monitoring import response_records, take_scoring_seconds
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK
 from sb3_ppo_ext.minibatches import Minibatch, Rollout
 from sb3_ppo_ext.objective import normalized
@@ -48,8 +48,8 @@ class SequenceRollout(Rollout):
             buffer.penalize(under_reference, self.ref_kl_coef, full)
         self.began = time.perf_counter()
         self._seconds = {"generation": policy.take_generation_seconds(), "reference": self.began - started}
-        if (scoring := scoring_seconds(model.env)) is not None:
-            self._seconds["scoring"], policy.scored = max(scoring - policy.scored, 0.0), scoring
+        if (scoring := take_scoring_seconds(model.env)) is not None:
+            self._seconds["scoring"] = scoring
         self.statistics: list[Tensor] = []  # see ``minibatch_statistics``, one for each minibatch
         self._make_rows()
 

@@ -15,7 +15,8 @@ from sb3_ppo_ext import AdaptiveKL
 from sb3_ppo_ext.diagnostics import TrainingWarning
 from sb3_ppo_ext.language import PromptEnv, SampleTable, SequenceRolloutBuffer
 from sb3_ppo_ext.language.findings import PATIENCE, Findings
-from sb3_ppo_ext.language.monitoring import distinct_pairs, scoring_seconds, speeds
+from sb3_ppo_ext.language.monitoring import distinct_pairs, speeds, take_scoring_seconds
+from sb3_ppo_ext.language.samples import as_text
 from tests.language import setups
 
 HEALTHY = {"lm/eos_rate": 0.9, "lm/score_std": 1.0, "lm/score": 0.5, "lm/distinct_2": 0.8, "lm/kl_ref": 2.0}
@@ -40,6 +41,12 @@ def test_records_are_those_of_the_rollout() -> None:
     assert logged["lm/rlhf_reward"] == pytest.approx(buffer.rewards.mean() - 0.1 * logged["lm/kl_ref"], rel=1e-4)
     assert logged["lm/response_length"] == pytest.approx(buffer.masks.sum() / 16)
     assert logged["lm/score"] == pytest.approx(buffer.rewards.mean())  # raw: without the penalty
+    assert logged["lm/cut_off_rate"] == pytest.approx(buffer.cut_off().mean()) == 1 - logged["lm/eos_rate"]
+
+
+def test_samples_give_a_terminal_no_orders() -> None:
+    table = as_text([("best", "1", "0", "a\nb", "\x1b[2Jé\r" + "x" * 40)], width=20)
+    assert "\x1b" not in table and "\r" not in table and "a\\nb" in table and "\\x1b[2Jé\\rxxxxxxx..." in table
 
 
 def test_the_speeds_of_the_parts_add_up_to_that_of_all() -> None:
@@ -59,12 +66,13 @@ def test_the_speeds_of_the_parts_add_up_to_that_of_all() -> None:
 def test_the_time_of_reward_functions_is_asked_of_the_environment() -> None:
     env = setups.env()
     env.task.scoring_seconds = 3.0
-    assert scoring_seconds(env) == 3.0  # one task for all rows
+    assert take_scoring_seconds(env) == 3.0  # one task for all rows
+    assert take_scoring_seconds(env) == 0.0
     single = [PromptEnv(setups.PROMPTS, setups.low_ids, max_new_tokens=4, vocab_size=24, eos_token_id=1) for _ in "ab"]
     for seconds, one in enumerate(single, start=1):
         one.task.scoring_seconds = float(seconds)
-    assert scoring_seconds(DummyVecEnv([lambda one=one: one for one in single])) == 3.0  # type: ignore[misc]  # 1 + 2
-    assert scoring_seconds(make_vec_env("CartPole-v1")) is None
+    assert take_scoring_seconds(DummyVecEnv([lambda one=one: one for one in single])) == 3.0  # type: ignore[misc]  # 1 + 2
+    assert take_scoring_seconds(make_vec_env("CartPole-v1")) is None
 
 
 FAULTS: dict[str, tuple[dict[str, float], str]] = {

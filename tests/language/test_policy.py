@@ -173,6 +173,10 @@ def test_the_penalty_holds_the_model_near_its_reference(place: str, estimator: s
 
 BAD: dict[str, dict[str, Any]] = {
     "top_k=5: it would sample from another distribution": {"policy_kwargs": {"top_k": 5}},
+    "top_p=0.9: it would sample from another distribution": {"policy_kwargs": {"top_p": 0.9}},
+    "repetition_penalty=1.2: it would sample from another": {"policy_kwargs": {"repetition_penalty": 1.2}},
+    "min_new_tokens=2: it would sample from another": {"policy_kwargs": {"min_new_tokens": 2}},
+    "model=Linear is a Linear": {"policy_kwargs": {"model": torch.nn.Linear(1, 1)}},
     "temperature=0": {"policy_kwargs": {"temperature": 0}},
     "value='none'": {"policy_kwargs": {"value": "none"}},
     "model='nowhere'|nowhere": {"policy_kwargs": {"model": "/nowhere/at/all"}},
