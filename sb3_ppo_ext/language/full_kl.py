@@ -33,7 +33,7 @@ def full_kl(model: CausalLM, hidden: Tensor, reference: Reference, ref_hidden: T
     """
 
     def piece(own: Tensor, other: Tensor) -> Tensor:
-        with torch.no_grad(), reference() as frozen:
+        with reference() as frozen:  # whose parameters take no gradient
             log_q = frozen.logits(other).log_softmax(dim=-1)
         return kl_of(model.logits(own).log_softmax(dim=-1), log_q)
 

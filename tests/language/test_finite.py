@@ -10,6 +10,7 @@ import torch
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.divergence import DivergedError
 from sb3_ppo_ext.language import LanguageModelPolicy
+from sb3_ppo_ext.language.finite import origin
 from tests.language import setups, tiny
 
 NAN = float("nan")
@@ -53,11 +54,19 @@ def test_an_overflow_without_a_bad_weight_is_found_where_it_happens() -> None:
 
 
 def test_what_stands_at_padding_is_nobodys() -> None:
-    policy = setups.policy()
-    ids, mask = tiny.ragged_prompts()
-    with torch.no_grad():
-        policy.get_parameter("lm.lm.transformer.wpe.weight")[60] = NAN  # a position nobody reaches
-    policy({"input_ids": ids, "attention_mask": mask.to(torch.int8)})
+    policy, tokens = setups.policy(model=lambda: tiny.model("llama")), tiny.ragged_tokens()
+    row, slot = (int(index) for index in (~tokens.prompt_mask).nonzero()[0])
+
+    def spoil(name: str, row: int, slot: int) -> None:
+        def hook(_: Any, __: Any, output: torch.Tensor) -> None:
+            output[row, slot] = NAN
+
+        policy.lm.plain.get_submodule(name).register_forward_hook(hook)
+
+    spoil("model.layers.1.mlp.down_proj", row, slot)
+    assert origin(policy.lm, tokens).startswith("every layer's output is finite")
+    spoil("model.norm", 2, -1 if tokens.mask[2, -1] else 5)  # a token: the last, or the prompt's last
+    assert "is model.norm (LlamaRMSNorm), for row 2" in origin(policy.lm, tokens)
 
 
 def test_a_nan_in_the_reference_is_found() -> None:
