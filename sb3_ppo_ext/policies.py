@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
     distribution: ActionDistribution | None = None
     mask: Tensor | None = None
     ref_log_prob: Tensor | None = None  # of the same actions under a frozen reference policy
+    ref_kl: Tensor | None = None  # KL(new || reference) where both whole distributions are known
 
 
 class PolicyAdapter(Protocol):

@@ -110,7 +110,7 @@ def ppo_terms(
         value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
         objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
         kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.penalized else None,
-        None if new.ref_log_prob is None else reference_kl(new, choices, reduce),
+        None if new.ref_log_prob is None and new.ref_kl is None else reference_kl(new, choices, reduce),
     )
 
 
@@ -157,10 +157,12 @@ def kl_divergence(new: Evaluation, minibatch: Minibatch, estimator: str, reduce:
 
 
 def reference_kl(new: Evaluation, choices: Objective, reduce: Reduce = masked_mean) -> Tensor:
-    """KL(new || reference) in nats per action, from the log-probabilities of the actions taken.
+    """KL(new || reference) in nats per action: the exact one where it is known, else from the log-probabilities.
 
-    "exact" means k3 here: of the reference there are log-probabilities only. Shao et al. 2024 (GRPO), eq. 4.
+    "exact" means k3 then: of the reference there are log-probabilities only. Shao et al. 2024 (GRPO), eq. 4.
     """
+    if new.ref_kl is not None:
+        return reduce(new.ref_kl, new.mask)
     assert new.ref_log_prob is not None
     name = choices.ref_kl_estimator or choices.kl_estimator
     return KL_ESTIMATORS["k3" if name == "exact" else name](new.ref_log_prob - new.log_prob, new.mask, reduce)

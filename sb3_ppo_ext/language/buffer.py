@@ -17,7 +17,7 @@ from sb3_ppo_ext.sequences import TokenRolloutBuffer
 
 CHOICES = {
     "ref_kl": ("reward", "loss", "both"),
-    "ref_kl_estimator": ("k1", "k2", "k3"),
+    "ref_kl_estimator": ("k1", "k2", "k3", "full"),
     "ref_kl_unit": ("response", "token"),
     "loss_mean": ("token", "response", "length"),
 }
@@ -31,7 +31,9 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
 
     :param ref_kl: where the penalty ``ref_kl_coef`` on the KL to the reference goes: into the "reward" of every token
         (Ziegler et al. 2019), the "loss" (as in GRPO), or "both"
-    :param ref_kl_estimator: "k1", "k2" or "k3", per token; in the loss not k1, whose gradient is 0 on average
+    :param ref_kl_estimator: per token: "k1", "k2" or "k3" from the log-probability of the sampled token (in the loss
+        not k1, whose gradient is 0 on average); or "full", the exact KL of the two distributions over the vocabulary,
+        which has no noise and takes a second pass: over the rollout for the reward, in every minibatch for the loss
     :param ref_kl_unit: the KL a controller of ``ref_kl_coef`` is to steer: in nats per "response" or per "token"
     :param missing_eos_penalty: taken off the score of a response that was cut off before it ended, or None
     :param whiten_rewards: brings the tokens' rewards to unit variance over the rollout (their mean stays)
@@ -75,7 +77,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         if self.ref_kl != "reward" and self.ref_kl_estimator == "k1":
             raise ValueError(
                 f'ref_kl_estimator="k1" with ref_kl="{self.ref_kl}": as a loss its gradient is 0 on average; '
-                'pass "k2" or "k3"'
+                'pass "k2", "k3" or "full"'
             )
         if self.missing_eos_penalty is not None and not self.missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty}: at least 0, or None, is needed")
@@ -91,6 +93,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.masks = np.zeros(shape, bool)
         self.ended = np.zeros(shape[:2], bool)
         self.ref_log_probs = None
+        self.full_kl: np.ndarray | None = None
 
     def add(  # type: ignore[override]  # observations are a dict
         self,
@@ -125,16 +128,23 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.ended = np.concatenate((self.episode_starts[1:], np.asarray(dones, np.float32)[None])).astype(bool)
         self._compute_advantages(None, 0.0)
 
-    def penalize(self, ref_log_probs: np.ndarray, ref_kl_coef: float) -> None:
-        """Advantages anew, with the penalty in the reward where it is to be there. ``ref_log_probs`` is [T, N, L]."""
-        self.ref_log_probs = ref_log_probs
+    def penalize(self, ref_log_probs: np.ndarray, ref_kl_coef: float, full_kl: np.ndarray | None = None) -> None:
+        """Advantages anew, with the penalty in the reward where it is to be there.
+
+        ``ref_log_probs`` is [T, N, L], and so is ``full_kl``, the exact KL, which ``ref_kl_estimator="full"`` needs.
+        """
+        self.ref_log_probs, self.full_kl = ref_log_probs, full_kl
         in_reward = ref_kl_coef != 0 and self.ref_kl != "loss"
         self._compute_advantages(self.token_kl() if in_reward else None, ref_kl_coef)
 
     def token_kl(self, estimator: str | None = None) -> np.ndarray:
         """KL(policy || reference) of every token [T, N, L], in nats."""
         assert self.ref_log_probs is not None, "penalize() comes first"
-        return token_kl(self.log_probs, self.ref_log_probs, self.masks, estimator or self.ref_kl_estimator)
+        estimator = estimator or self.ref_kl_estimator
+        if estimator == "full":
+            assert self.full_kl is not None
+            return np.where(self.masks, self.full_kl, 0.0)
+        return token_kl(self.log_probs, self.ref_log_probs, self.masks, estimator)
 
     def cut_off(self) -> np.ndarray:
         """Which responses [T, N] reached the last slot without ending."""

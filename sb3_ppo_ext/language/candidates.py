@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
@@ -19,29 +18,33 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sb3_ppo_ext.language.arguments import check_options
+from sb3_ppo_ext.language.choices import check_candidates, divisor_of, masked, texts_of
 from sb3_ppo_ext.language.critics import SharedCritic
 from sb3_ppo_ext.language.files import TrainedPartOnly
 from sb3_ppo_ext.language.loading import Lora, ModelSource, check_model, load_model, lora_config, with_adapter
 from sb3_ppo_ext.language.model import CausalLM, scattered
 from sb3_ppo_ext.language.prompts import Vocabulary
-from sb3_ppo_ext.language.text import text_of
 from sb3_ppo_ext.sequences import EagerOnly
 
-SCORES = ("sum", "token_mean", "first_token")
+KEPT_TEXTS = 2**14
 
 
 class CandidatePolicy(TrainedPartOnly, EagerOnly, ActorCriticPolicy):
     """
     Chooses among ``candidates`` by their log-probability after the observation's text (GLAM, Carta et al. 2023).
 
-    For a Discrete action space over ``TextObservation``; the value is a head on the state after the observation.
+    For a Discrete action space over ``TextObservation``; the value is a head on the state after the observation. With
+    ``TextObservation(env, action_masks=True)`` the actions that the environment's ``action_masks()`` excludes have
+    probability 0; the mask is part of the observation, so what was sampled under it is trained under it.
 
     :param model: as for :class:`LanguageModelPolicy`
     :param tokenizer: of transformers, for the observations and the candidates
     :param candidates: the text of each action, in order; mind the space before it, where the tokenizer wants one
-    :param score: a candidate's logit: the "sum" of its tokens' log-probabilities, which favours short ones; their
-        "token_mean" (TWOSOME, Tan et al. 2024); or the log-probability of its "first_token" alone, which takes one
-        forward pass for all of them and needs those to differ
+    :param score: a candidate's logit: the "sum" of its tokens' log-probabilities, the probability that the model would
+        say just that, by which a text of several more tokens than another is hardly ever chosen and hardly ever
+        learned; that sum by its tokens ("token_mean") or its words ("word_mean"), which puts texts of different length
+        on a level (TWOSOME, Tan et al. 2024, arXiv 2401.14151, section 4.2); or the log-probability of its
+        "first_token" alone, which takes one forward pass for all of them and needs those to differ
     :param prompt: what the model is given, with the observation in the place of ``{}``
     :param temperature: the scores are divided by it
     """
@@ -100,6 +103,7 @@ class CandidatePolicy(TrainedPartOnly, EagerOnly, ActorCriticPolicy):
         self.register_buffer("candidate", tokens, persistent=False)
         mask = torch.tensor([[slot < len(one) for slot in range(longest)] for one in ids])
         self.register_buffer("candidate_mask", mask, persistent=False)
+        self.register_buffer("divisor", divisor_of(self.score, self.options["candidates"], mask), persistent=False)
 
     def train(self, mode: bool = True) -> CandidatePolicy:
         """Stays in evaluation mode: dropout would make new and old log-probabilities those of different networks."""
@@ -108,20 +112,28 @@ class CandidatePolicy(TrainedPartOnly, EagerOnly, ActorCriticPolicy):
 
     def prompt_tokens(self, observation: PyTorchObs) -> tuple[Tensor, Tensor]:
         """The observations' prompts as ids and mask [B, P], padded on the left."""
-        assert isinstance(observation, Tensor)
-        rows = [self._ids_of(text_of(one)) for one in observation.cpu().numpy()]
+        rows = [self._ids_of(text, row) for row, text in enumerate(texts_of(observation))]
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return ids, torch.arange(longest, device=self.device)[None] >= longest - lengths[:, None]
 
-    def _ids_of(self, text: str) -> list[int]:
+    def _ids_of(self, text: str, row: int) -> list[int]:
         if text not in self.prompts:
-            self.prompts[text] = self.vocabulary.ids_of(self.prompt.replace("{}", text), 0)
+            ids = self.vocabulary.ids_of(self.prompt.replace("{}", text), row)
+            limit, longest = getattr(self.lm.plain.config, "max_position_embeddings", None), self._texts()[1].shape[1]
+            if isinstance(limit, int) and len(ids) + longest > limit:
+                raise ValueError(
+                    f"the prompt of row {row} has {len(ids)} tokens, the longest candidate {longest}, and the model "
+                    f"reads {limit} in all: lower max_bytes of TextObservation. It begins with {text[:60]!r}"
+                )
+            if len(self.prompts) >= KEPT_TEXTS:
+                self.prompts.clear()
+            self.prompts[text] = ids
         return self.prompts[text]
 
     def logits_and_values(self, observation: PyTorchObs) -> tuple[Tensor, Tensor]:
-        """Scores of the candidates [B, n] over the temperature, and values [B, 1].
+        """Scores of the candidates [B, n] over the temperature, under the mask, and values [B, 1].
 
         The observation is read once; only the candidates' own tokens are read n times, over its cache. Gradients flow
         through the cache.
@@ -131,13 +143,9 @@ class CandidatePolicy(TrainedPartOnly, EagerOnly, ActorCriticPolicy):
         cache = DynamicCache(config=self.lm.plain.config) if candidate.shape[1] > 1 else None
         last = self.lm.hidden(ids, mask, cache=cache)[:, -1]
         first = self.lm.logits(last).log_softmax(dim=-1)[:, candidate[:, 0]]  # [B, n]
-        if cache is None:
-            scores = first
-        else:
-            scores = first + self._rest(cache, mask, candidate, own)
-            if self.score == "token_mean":
-                scores = scores / own.sum(-1)
-        return scores / self.temperature, self.critic.of_hidden(last)[:, None]
+        scores = first if cache is None else first + self._rest(cache, mask, candidate, own)
+        scores = scores / (self.get_buffer("divisor") * self.temperature)
+        return masked(scores, observation), self.critic.of_hidden(last)[:, None]
 
     def _rest(self, cache: DynamicCache, mask: Tensor, candidate: Tensor, own: Tensor) -> Tensor:
         """Log-probability [B, n] of each candidate's tokens after its first."""
@@ -181,21 +189,3 @@ class CandidatePolicy(TrainedPartOnly, EagerOnly, ActorCriticPolicy):
         optimizer = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
         spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
         return {**spaces_, "lr_schedule": self._dummy_schedule, **self.options, **optimizer}
-
-
-def check_candidates(
-    observation: spaces.Space[Any], action: spaces.Space[Any], candidates: Sequence[str], score: str, prompt: str
-) -> None:
-    """``ValueError`` where spaces and texts do not belong together."""
-    if score not in SCORES:
-        raise ValueError(f"score={score!r}: one of {', '.join(map(repr, SCORES))} is needed")
-    if not isinstance(observation, spaces.Box) or observation.dtype != np.uint8 or len(observation.shape) != 1:
-        raise ValueError(f"the observation space is {observation}; wrap the environment in TextObservation")
-    if not isinstance(action, spaces.Discrete) or action.n != len(candidates):
-        raise ValueError(
-            f"{len(candidates)} candidates for the action space {action}: one text for each action is needed"
-        )
-    if len(set(candidates)) < len(candidates):
-        raise ValueError(f"candidates={list(candidates)}: two are the same")
-    if "{}" not in prompt:
-        raise ValueError(f"prompt={prompt!r}: it needs a {{}} where the observation is to stand")

@@ -11,8 +11,10 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from transformers import PreTrainedModel
 
-from sb3_ppo_ext.language.prompts import PromptSource, RewardFunction, Vocabulary, scores_of
+from sb3_ppo_ext.language.classifier import as_reward_function
+from sb3_ppo_ext.language.prompts import PromptOrder, PromptSource, RewardFunction, Vocabulary, scores_of
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, ResponseSpace, prompt_space
 
 Observation = dict[str, np.ndarray]
@@ -24,7 +26,7 @@ class PromptTask:
     def __init__(
         self,
         prompts: Sequence[Any],
-        reward_fn: RewardFunction,
+        reward_fn: RewardFunction | PreTrainedModel,
         tokenizer: Any = None,
         *,
         max_new_tokens: int,
@@ -37,11 +39,16 @@ class PromptTask:
     ) -> None:
         self.vocabulary = Vocabulary.of(tokenizer, vocab_size, eos_token_id, pad_token_id)
         self.source = PromptSource(prompts, self.vocabulary, max_prompt_length, long_prompts, columns or {})
-        self.reward_fn = reward_fn
+        self.reward_fn = as_reward_function(reward_fn, reads_text=tokenizer is not None)
         size = self.vocabulary.size
         self.action_space = ResponseSpace(size, max_new_tokens, self.vocabulary.eos, self.vocabulary.pad)
         self.observation_space = prompt_space(size, self.source.length)
-        self.scoring_seconds = 0.0
+        self.scoring_seconds = 0.0  # by reward_fn, since they were last asked for
+
+    def take_scoring_seconds(self) -> float:
+        """How long ``reward_fn`` took since this was last asked."""
+        seconds, self.scoring_seconds = self.scoring_seconds, 0.0
+        return seconds
 
     def observe(self, rows: np.ndarray) -> Observation:
         """The prompts of these rows."""
@@ -74,7 +81,8 @@ class PromptVecEnv(VecEnv):
 
     :param prompts: strings, lists of chat messages (the tokenizer's template is applied), or lists of token ids
     :param reward_fn: ``reward_fn(prompts, responses, **columns)`` gives one number per response; prompts and responses
-        are texts without special tokens, or lists of ids where there is no tokenizer
+        are texts without special tokens, or lists of ids where there is no tokenizer; or a classifier of transformers
+        (see ``ClassifierReward``)
     :param tokenizer: of transformers; None where prompts are ids, which takes ``vocab_size`` and ``eos_token_id``
     :param n_envs: prompts per step
     :param max_new_tokens: the longest response
@@ -87,7 +95,7 @@ class PromptVecEnv(VecEnv):
     def __init__(
         self,
         prompts: Sequence[Any],
-        reward_fn: RewardFunction,
+        reward_fn: RewardFunction | PreTrainedModel,
         tokenizer: Any = None,
         *,
         n_envs: int,
@@ -106,6 +114,10 @@ class PromptVecEnv(VecEnv):
     def n_cut(self) -> int:
         """How many prompts were longer than ``max_prompt_length``."""
         return self.task.source.n_cut
+
+    def take_scoring_seconds(self) -> float:
+        """How long ``reward_fn`` took since this was last asked."""
+        return self.task.take_scoring_seconds()
 
     def reset(self) -> Observation:
         """The next prompts."""
@@ -172,7 +184,7 @@ class PromptEnv(gym.Env[Observation, np.ndarray]):
     def __init__(
         self,
         prompts: Sequence[Any],
-        reward_fn: RewardFunction,
+        reward_fn: RewardFunction | PreTrainedModel,
         tokenizer: Any = None,
         *,
         max_new_tokens: int,
@@ -183,6 +195,15 @@ class PromptEnv(gym.Env[Observation, np.ndarray]):
         self.order = PromptOrder(len(prompts), shuffle=shuffle)
         self.observation_space = self.task.observation_space  # type: ignore[assignment]  # a Dict of arrays
         self.action_space = self.task.action_space
+
+    @property
+    def n_cut(self) -> int:
+        """How many prompts were longer than ``max_prompt_length``."""
+        return self.task.source.n_cut
+
+    def take_scoring_seconds(self) -> float:
+        """How long ``reward_fn`` took since this was last asked."""
+        return self.task.take_scoring_seconds()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -202,34 +223,3 @@ class PromptEnv(gym.Env[Observation, np.ndarray]):
         scores, infos = self.task.score(self.row, np.asarray(action)[None])
         info = {name: value for name, value in infos[0].items() if name != "episode"}  # Monitor's to write
         return self._observation(), float(scores[0]), True, False, info
-
-
-class PromptOrder:
-    """Which prompt comes next: passes over all of them, each in a new random order."""
-
-    def __init__(self, size: int, *, shuffle: bool) -> None:
-        self.size, self.shuffle = size, shuffle
-        self.left = np.zeros(0, np.int64)
-        self.generator = np.random.default_rng()
-
-    def seed(self, seed: int) -> None:
-        """Begins anew."""
-        self.generator = np.random.default_rng(seed)
-        self.left = np.zeros(0, np.int64)
-
-    def take(self, count: int) -> np.ndarray:
-        """The next ``count`` row numbers."""
-        while len(self.left) < count:
-            more = self.generator.permutation(self.size) if self.shuffle else np.arange(self.size)
-            self.left = np.concatenate((self.left, more))
-        taken, self.left = self.left[:count], self.left[count:]
-        return taken
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is left of this pass, and the generator."""
-        return {"left": self.left.copy(), "generator": self.generator.bit_generator.state}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there."""
-        self.left = np.array(state["left"])
-        self.generator.bit_generator.state = state["generator"]

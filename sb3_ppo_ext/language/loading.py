@@ -33,8 +33,9 @@ def load_model(source: ModelSource, dtype: str | torch.dtype | None = None) -> P
     else:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype="auto" if dtype is None else dtype)
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        given = type(source).__name__ if isinstance(source, nn.Module) else repr(source)
         raise ValueError(
-            f"model={source!r} is a {type(model).__name__}; a causal language model of transformers, a function that "
+            f"model={given} is a {type(model).__name__}; a causal language model of transformers, a function that "
             "returns one, or the folder or hub name of one is needed (PEFT adapters: pass lora=...)"
         )
     if dtype is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_ext.language.environments import PromptVecEnv
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.rollout import SequenceRollout
@@ -19,9 +23,9 @@ def response_records(rollout: SequenceRollout) -> dict[str, float]:
         "lm/score_std": buffer.rewards.std(),
         "lm/response_length": lengths.mean(),
         "lm/eos_rate": 1.0 - cut_off.mean(),
+        "lm/cut_off_rate": cut_off.mean(),
         "lm/distinct_2": distinct_pairs(buffer.actions, buffer.masks),
         "lm/entropy_sampled": float(-buffer.log_probs.sum()) / max(int(lengths.sum()), 1),
-        "time/generation_tokens_per_second": lengths.sum() / max(rollout.generation_seconds, 1e-9),
     }
     if buffer.ref_log_probs is not None:
         k1, k3 = (buffer.token_kl(name).sum(-1) for name in ("k1", "k3"))
@@ -30,15 +34,23 @@ def response_records(rollout: SequenceRollout) -> dict[str, float]:
             "lm/kl_ref_k3": k3.mean(),
             "lm/kl_ref_per_token": k1.sum() / max(int(lengths.sum()), 1),
             "lm/rlhf_reward": (buffer.rewards - rollout.ref_kl_coef * k1).mean(),
-            "time/reference_tokens_per_second": lengths.sum() / max(rollout.reference_seconds, 1e-9),
         }
-        # The names TRL's PPO trainer gave them.
-        records |= {
-            "objective/kl": records["lm/kl_ref"],
-            "objective/rlhf_reward": records["lm/rlhf_reward"],
-            "objective/scores": records["lm/score"],
-        }
+    records |= speeds(int(lengths.sum()), rollout.seconds())
     return {key: float(value) for key, value in records.items()}
+
+
+def speeds(tokens: int, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Response tokens per second of each part of the work, and of all of it: the reciprocals add up to that one's."""
+    records = {f"time/{part}_tokens_per_second": tokens / max(spent, 1e-9) for part, spent in seconds.items()}
+    return records | {"time/tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
+
+
+def take_scoring_seconds(env: VecEnv | None) -> float | None:
+    """How long the reward functions took since this was last asked; None where the environment does not say."""
+    if env is None or not env.has_attr("take_scoring_seconds"):
+        return None
+    each = env.env_method("take_scoring_seconds")
+    return float(each[0] if isinstance(env.unwrapped, PromptVecEnv) else sum(each))  # that one's is of all its rows
 
 
 def distinct_pairs(token: np.ndarray, mask: np.ndarray) -> float:

@@ -19,11 +19,11 @@ from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.files import TrainedPartOnly
 from sb3_ppo_ext.language.findings import Findings
+from sb3_ppo_ext.language.finite import require_finite
 from sb3_ppo_ext.language.generation import Response, generate
 from sb3_ppo_ext.language.loading import (
     Lora,
     ModelSource,
-    as_reference,
     check_model,
     frozen_copy,
     load_model,
@@ -31,8 +31,10 @@ from sb3_ppo_ext.language.loading import (
     with_adapter,
 )
 from sb3_ppo_ext.language.model import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.reference import WithReference
 from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
+from sb3_ppo_ext.language.statistics import MINIBATCH_STATISTICS
 from sb3_ppo_ext.language.update import sequence_update
 from sb3_ppo_ext.sequences import SequencePolicy
 from sb3_ppo_ext.update import Update
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
-class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
+class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -113,6 +115,7 @@ class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
         self._generation_seconds = 0.0
+        self.minibatch_statistics = torch.zeros(0, len(MINIBATCH_STATISTICS))  # of the last update
         self.findings = Findings()
         # Score [T * N] and, if known, KL to the reference of the responses that were last trained on.
         self.trained_on: tuple[np.ndarray, np.ndarray | None] | None = None
@@ -165,10 +168,10 @@ class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
         started = time.perf_counter()
         response = self.generate(obs, deterministic=deterministic)
         value = response.value
+        tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):
-            tokens = self.tokens(obs, response.token, response.mask).trimmed()
-            own = self._values(tokens).masked_fill(~tokens.mask, 0.0)
-            value[:, : own.shape[1]] = own
+            value[:, : tokens.mask.shape[1]] = self._values(tokens).masked_fill(~tokens.mask, 0.0)
+        require_finite(self.lm, tokens, log_prob=response.log_prob, value=value)
         self._generation_seconds += time.perf_counter() - started
         return response.token, value, response.log_prob
 
@@ -195,13 +198,21 @@ class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
 
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy (nats) and value (reward units) of every token [B, L]; 0 where there is none."""
-        ids, mask = tokens.joined()
-        hidden, value = self.critic.states(self.lm, ids, mask)
+        return self.evaluate_states(tokens, *self.states(tokens), entropy_grad=entropy_grad)
+
+    def states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The model's states [n, D] before each of the n tokens that are there, and the values [B, L]."""
+        hidden, value = self.critic.states(self.lm, *tokens.joined())
         length = tokens.prompt.shape[1]
-        log_prob, entropy = self.lm.log_prob_and_entropy(
-            before_response(hidden, length)[tokens.mask], tokens.response[tokens.mask], entropy_grad=entropy_grad
-        )
         value = before_response(value, length).masked_fill(~tokens.mask, 0.0)
+        return before_response(hidden, length)[tokens.mask], value
+
+    def evaluate_states(
+        self, tokens: Tokens, hidden: Tensor, value: Tensor, *, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``evaluate_tokens``, from the ``states``."""
+        kept = tokens.response[tokens.mask]
+        log_prob, entropy = self.lm.log_prob_and_entropy(hidden, kept, entropy_grad=entropy_grad)
         return scattered(log_prob, tokens.mask), scattered(entropy, tokens.mask), value
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,15 +220,6 @@ class LanguageModelPolicy(TrainedPartOnly, SequencePolicy):
         mask = torch.from_numpy(self.responses.mask_of(actions.cpu().numpy())).to(actions.device)
         log_prob, entropy, value = self.evaluate_tokens(self.tokens(obs, actions, mask), entropy_grad=True)
         return value[:, 0], log_prob.sum(-1), entropy.sum(-1)
-
-    @torch.no_grad()
-    def reference_log_prob(self, tokens: Tokens) -> Tensor:
-        """Log-probability of every token [B, L] under the frozen reference; 0 where there is none."""
-        ids, mask = tokens.joined()
-        with as_reference(self.lm, self.reference) as reference:
-            hidden = before_response(reference.hidden(ids, mask), tokens.prompt.shape[1])[tokens.mask]
-            log_prob, _ = reference.log_prob_and_entropy(hidden, tokens.response[tokens.mask], entropy_grad=False)
-        return scattered(log_prob, tokens.mask)
 
     def take_generation_seconds(self) -> float:
         """How long ``forward`` took since this was last asked."""

@@ -38,23 +38,44 @@ class Vocabulary:
 
     def ids_of(self, prompt: Any, row: int) -> list[int]:
         """The token ids of one prompt; ``ValueError`` names its ``row``."""
-        if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
+        given = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+        if not isinstance(given, (str, list, tuple)):
+            raise ValueError(f"prompt {row} is {given!r}: a text, a list of chat messages or a list of ids is needed")
+        if isinstance(given, str) or (given and isinstance(given[0], Mapping)):
             if self.tokenizer is None:
                 raise ValueError(f"prompt {row} is text: a tokenizer is needed, or token ids")
-            if isinstance(prompt, str):
-                ids = self.tokenizer(prompt)["input_ids"]
-            else:
-                ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
-                    "input_ids"
-                ]
-        else:
-            ids = prompt
-        ids = [int(one) for one in ids]
+            given = self._ids_of_text(given, row) if isinstance(given, str) else self._ids_of_chat(given, row)
+        if wrong := [one for one in given if not isinstance(one, numbers.Integral)]:
+            raise ValueError(f"prompt {row} has {wrong[0]!r} among its ids: whole numbers are needed")
+        ids = [int(one) for one in given]
         if not ids:
             raise ValueError(f"prompt {row} is empty: at least one token is needed (the begin-of-text token, say)")
         if not 0 <= min(ids) <= max(ids) < self.size:
             worst = max(ids) if max(ids) >= self.size else min(ids)
             raise ValueError(f"prompt {row} has the id {worst}; the vocabulary has {self.size} tokens, from 0 on")
+        return ids
+
+    def _ids_of_text(self, prompt: str, row: int) -> list[int]:
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        if self.tokenizer.bos_token_id is not None and ids[:2] == [self.tokenizer.bos_token_id] * 2:
+            raise ValueError(
+                f"prompt {row} begins with two {self.tokenizer.bos_token!r}: the tokenizer puts one before a text that "
+                "has one already. Leave it out of the text; a chat template's output comes as messages, or as ids"
+            )
+        return ids
+
+    def _ids_of_chat(self, messages: Sequence[Mapping[str, Any]], row: int) -> list[int]:
+        """By the tokenizer's template, which writes the special tokens itself: they are not put there again."""
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"prompt {row} is chat messages, and the tokenizer has no chat_template: set it, or write the prompts "
+                "as text"
+            )
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+                raise ValueError(f"prompt {row} has the message {message!r}: one with 'role' and 'content' is needed")
+        applied = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+        ids: list[int] = applied["input_ids"]
         return ids
 
     def text_of(self, ids: Any) -> Any:
@@ -76,6 +97,8 @@ class PromptSource:
         long_prompts: str,
         columns: Mapping[str, Sequence[Any]],
     ) -> None:
+        if isinstance(prompts, (str, Mapping)):
+            raise ValueError(f"prompts={prompts!r}: a list of prompts is needed")
         if len(prompts) == 0:
             raise ValueError("prompts is empty: at least one is needed")
         if long_prompts not in LONG_PROMPTS:
@@ -121,3 +144,34 @@ def scores_of(
                 f"prompt {prompts[row]!r}; a finite number is needed"
             )
     return np.array(scores, np.float32)
+
+
+class PromptOrder:
+    """Which prompt comes next: passes over all of them, each in a new random order."""
+
+    def __init__(self, size: int, *, shuffle: bool) -> None:
+        self.size, self.shuffle = size, shuffle
+        self.left = np.zeros(0, np.int64)
+        self.generator = np.random.default_rng()
+
+    def seed(self, seed: int) -> None:
+        """Begins anew."""
+        self.generator = np.random.default_rng(seed)
+        self.left = np.zeros(0, np.int64)
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``count`` row numbers."""
+        while len(self.left) < count:
+            more = self.generator.permutation(self.size) if self.shuffle else np.arange(self.size)
+            self.left = np.concatenate((self.left, more))
+        taken, self.left = self.left[:count], self.left[count:]
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is left of this pass, and the generator."""
+        return {"left": self.left.copy(), "generator": self.generator.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        self.left = np.array(state["left"])
+        self.generator.bit_generator.state = state["generator"]

@@ -22,7 +22,8 @@ from sb3_ppo_ext.minibatches import Minibatch
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
 
-# Greatest |log ratio| of a token. float32 leaves some 1e-6 to 1e-4 between one pass and token by token; halves 0.04.
+# Greatest |log ratio| of a token. float32 leaves some 1e-6 to 1e-4 between one pass and token by token; halves 0.04,
+# and more where the distribution is far from uniform.
 TOLERANCE = 1e-3
 TOLERANCE_OF_HALF = 0.2
 ROWS = 8
@@ -77,8 +78,14 @@ class RatioCheck:
         text, smallest = min(found.items(), key=lambda item: item[1])
         if smallest < 0.1 * now:
             return text
+        dtype = self.policy.lm.plain.dtype
+        if now < TOLERANCE_OF_HALF:  # rounding leaves gaps of this size, on both sides of 0
+            return (
+                f"by its size it is rounding: they were sampled in another precision than that of the weights, {dtype} "
+                "(a copy in half precision, a quantised one, or autocast on one side)"
+            )
         return (
-            f"none of the usual mistakes explains it (dtype {self.policy.lm.plain.dtype}). Parameters that changed "
+            f"none of the usual mistakes explains it (dtype {dtype}). Parameters that changed "
             "between sampling and training, or a model whose cache and full pass disagree, would do it"
         )
 

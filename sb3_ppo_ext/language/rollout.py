@@ -14,7 +14,9 @@ from torch import Tensor
 from sb3_ppo_ext.divergence import DivergedError, first_bad
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
-from sb3_ppo_ext.language.monitoring import response_records
+from sb3_ppo_ext.language.full_kl import full_kl
+from sb3_ppo_ext.language.model import scattered
+from sb3_ppo_ext.language.monitoring import response_records, take_scoring_seconds
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK
 from sb3_ppo_ext.minibatches import Minibatch, Rollout
 from sb3_ppo_ext.objective import normalized
@@ -42,9 +44,13 @@ class SequenceRollout(Rollout):
         self.ref_kl_coef = float(model.knobs.values.ref_kl_coef)
         started = time.perf_counter()
         if policy.has_reference:
-            buffer.penalize(reference_log_probs(buffer, policy, model.batch_size), self.ref_kl_coef)
-        self.reference_seconds = time.perf_counter() - started
-        self.generation_seconds = policy.take_generation_seconds()
+            under_reference, full = by_reference(buffer, policy, model.batch_size)
+            buffer.penalize(under_reference, self.ref_kl_coef, full)
+        self.began = time.perf_counter()
+        self._seconds = {"generation": policy.take_generation_seconds(), "reference": self.began - started}
+        if (scoring := take_scoring_seconds(model.env)) is not None:
+            self._seconds["scoring"] = scoring
+        self.statistics: list[Tensor] = []  # see ``minibatch_statistics``, one for each minibatch
         self._make_rows()
 
     def _make_rows(self) -> None:
@@ -86,8 +92,13 @@ class SequenceRollout(Rollout):
         kl = None if buffer.ref_log_probs is None else buffer.token_kl("k1").sum(-1).flatten()
         return buffer.rewards.flatten(), kl
 
+    def seconds(self) -> dict[str, float]:
+        """How long each part of the work on this rollout took; the training up to now."""
+        return {**self._seconds, "training": time.perf_counter() - self.began}
+
     def records(self) -> dict[str, float]:
         """See ``response_records``."""
+        self.policy.minibatch_statistics = torch.stack(self.statistics)
         return response_records(self)
 
     def findings(self, records: Mapping[str, float]) -> dict[str, str]:
@@ -170,9 +181,15 @@ def without_padding(part: Minibatch) -> Minibatch:
 
 
 @torch.no_grad()
-def reference_log_probs(buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy, rows_at_once: int) -> np.ndarray:
-    """log p of every sampled token under the frozen reference [T, N, L]; 0 where there is none."""
+def by_reference(
+    buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy, rows_at_once: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """log p of every sampled token under the frozen reference [T, N, L], 0 where there is none; and the full KL to it.
+
+    The latter only where the buffer is to have it.
+    """
     result = np.zeros(buffer.masks.shape, np.float32).reshape(-1, buffer.action_dim)
+    full = np.zeros_like(result) if buffer.ref_kl_estimator == "full" else None
     tokens = policy.tokens(
         {name: buffer.flat(array) for name, array in buffer.observations.items()},
         buffer.flat(buffer.actions),
@@ -182,9 +199,12 @@ def reference_log_probs(buffer: SequenceRolloutBuffer, policy: LanguageModelPoli
     limit = buffer.micro_batch_tokens or rows_at_once * max(lengths)
     for rows in row_groups(lengths, limit):
         part = type(tokens)(*(tensor[rows] for tensor in tokens)).trimmed()
-        result[rows, : part.response.shape[1]] = policy.reference_log_prob(part).cpu().numpy()
-    if (bad := first_bad(result)) is not None:
-        raise DivergedError(
-            f"the reference's log-probability of response {bad.index[0]}, token {bad.index[1]}, is {bad}."
-        )
-    return result.reshape(buffer.masks.shape)
+        hidden = policy.reference_states(part)
+        result[rows, : part.response.shape[1]] = policy.reference_log_prob(part, hidden).cpu().numpy()
+        if full is not None:
+            kl = full_kl(policy.lm, policy.states(part)[0], policy.as_reference, hidden)
+            full[rows, : part.response.shape[1]] = scattered(kl, part.mask).cpu().numpy()
+    for what, array in (("the reference's log-probability", result), ("the KL to the reference", full)):
+        if array is not None and (bad := first_bad(array)) is not None:
+            raise DivergedError(f"{what} of response {bad.index[0]}, token {bad.index[1]}, is {bad}.")
+    return result.reshape(buffer.masks.shape), None if full is None else full.reshape(buffer.masks.shape)

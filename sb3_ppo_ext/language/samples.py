@@ -82,5 +82,6 @@ def as_markdown(rows: list[tuple[str, ...]]) -> str:
 
 
 def _one_line(text: str, width: int) -> str:
-    text = text.replace("\n", "\\n")
+    # Line breaks, and what else a terminal would take as an order to it.
+    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return text if len(text) <= width else text[: width - 3] + "..."

@@ -11,9 +11,14 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.descent import Descent, PlainDescent
 from sb3_ppo_ext.distributions import ActionDistribution
+from sb3_ppo_ext.divergence import DivergedError
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.language.finite import origin
+from sb3_ppo_ext.language.full_kl import full_kl
+from sb3_ppo_ext.language.model import scattered
 from sb3_ppo_ext.language.ratio import RatioCheck
-from sb3_ppo_ext.language.rollout import micro_batches
+from sb3_ppo_ext.language.rollout import SequenceRollout, micro_batches
+from sb3_ppo_ext.language.statistics import minibatch_statistics
 from sb3_ppo_ext.measurements import STATISTICS, statistics
 from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
 from sb3_ppo_ext.objective import fill_masked
@@ -31,16 +36,26 @@ LOSS, RATIO_MAX = STATISTICS.index("loss"), STATISTICS.index("ratio_max")
 class TokenAdapter:
     """A language model as the update sees it."""
 
-    def __init__(self, policy: LanguageModelPolicy, *, entropy_grad: bool, with_reference: bool) -> None:
+    def __init__(
+        self, policy: LanguageModelPolicy, *, entropy_grad: bool, with_reference: bool, full_kl: bool = False
+    ) -> None:
         self.policy = policy
         self.entropy_grad = entropy_grad
         self.with_reference = with_reference  # for the KL to it in the loss
+        self.full_kl = full_kl and with_reference
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
         """Log-probability, entropy and value of every token [B, L]."""
         assert minibatch.mask is not None
-        tokens = self.policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
-        log_prob, entropy, value = self.policy.evaluate_tokens(tokens, entropy_grad=self.entropy_grad)
+        policy = self.policy
+        tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
+        if self.full_kl:
+            ref_hidden = policy.reference_states(tokens)
+            hidden, value = policy.states(tokens)
+            of_token = policy.evaluate_states(tokens, hidden, value, entropy_grad=self.entropy_grad)
+            kl = scattered(full_kl(policy.lm, hidden, policy.as_reference, ref_hidden), tokens.mask)
+            return Evaluation(*of_token, mask=minibatch.mask, ref_kl=kl)
+        log_prob, entropy, value = policy.evaluate_tokens(tokens, entropy_grad=self.entropy_grad)
         reference = minibatch.ref_log_prob if self.with_reference else None
         return Evaluation(log_prob, entropy, value, mask=minibatch.mask, ref_log_prob=reference)
 
@@ -55,23 +70,28 @@ class TokenAdapter:
 
 @dataclass
 class SequenceUpdate(Update):
-    """As ``Update``, with the gradient of a minibatch summed over its micro-batches.
+    """As ``Update``, with the gradient of a minibatch summed over its micro-batches. ``adapter`` is a ``TokenAdapter``.
 
     ``frozen`` are parameters that do not move in this rollout. ``ratio_check`` is given the first minibatch, on which
     the policy is still the one that sampled it, and the greatest ``|log_ratio|`` there.
     """
 
+    adapter: TokenAdapter
     loss_mean: str = "token"
     max_tokens: int | None = None
     frozen: list[nn.Parameter] = field(default_factory=list)
     ratio_check: Callable[[Minibatch, float], None] | None = None
+    seen: list[Tensor] = field(default_factory=list)  # the ``minibatch_statistics``, for whoever wants them
+    at: Minibatch | None = None  # the one evaluated last
 
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, its gradient already in the parameters, and its statistics."""
         for parameter in self.parameters:
             parameter.grad = None
+        self.at = minibatch
         losses: list[Tensor] = []
         rows: list[Tensor] = []
+        extra: list[Tensor] = []
         weights: list[float] = []
         deviation = 0.0
         for part, share, weight in micro_batches(minibatch, loss_mean=self.loss_mean, max_tokens=self.max_tokens):
@@ -81,6 +101,7 @@ class SequenceUpdate(Update):
             loss.backward()
             losses.append(loss.detach())
             rows.append(statistics(new, part, terms, loss, self.objective, knobs))
+            extra.append(minibatch_statistics(new, part, knobs))
             weights.append(weight)
             if self.ratio_check is not None:
                 log_ratio = fill_masked(new.log_prob.detach() - part.action_log_prob, part.mask)
@@ -89,7 +110,9 @@ class SequenceUpdate(Update):
             self.ratio_check(minibatch, deviation)
             self.ratio_check = None
         table = torch.stack(rows)
-        row = (table * table.new_tensor(weights)[:, None]).sum(dim=0)
+        share_of = table.new_tensor(weights)[:, None]
+        row = (table * share_of).sum(dim=0)
+        self.seen.append((torch.stack(extra) * share_of).sum(dim=0))
         row[LOSS], row[RATIO_MAX] = torch.stack(losses).sum(), table[:, RATIO_MAX].max()
         return row[LOSS], row
 
@@ -102,7 +125,12 @@ class SequenceUpdate(Update):
         for parameter in self.frozen:
             parameter.grad = None
         descent = descent or PlainDescent(self.optimizer, self.parameters)
-        return self._descend(row, descent.clip(self.max_grad_norm), descent)
+        try:
+            return self._descend(row, descent.clip(self.max_grad_norm), descent)
+        except DivergedError as error:
+            assert self.at is not None and self.at.mask is not None
+            tokens = self.adapter.policy.tokens(self.at.observation, self.at.action, self.at.mask > 0)
+            raise DivergedError(f"{error} In this minibatch {origin(self.adapter.policy.lm, tokens)}.") from error
 
 
 def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) -> SequenceUpdate:
@@ -113,7 +141,10 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
     in_loss = buffer.ref_kl != "reward" and (callable(model.ref_kl_coef) or model.ref_kl_coef != 0)
     return SequenceUpdate(
         adapter=TokenAdapter(
-            policy, entropy_grad=callable(model.ent_coef) or model.ent_coef != 0, with_reference=in_loss
+            policy,
+            entropy_grad=callable(model.ent_coef) or model.ent_coef != 0,
+            with_reference=in_loss,
+            full_kl=buffer.ref_kl_estimator == "full",
         ),
         objective=Objective(
             surrogate=model.surrogate,
@@ -134,4 +165,5 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
         max_tokens=buffer.micro_batch_tokens,
         frozen=policy.model_parameters() if warming else [],
         ratio_check=RatioCheck(policy),
+        seen=rollout.statistics if isinstance(rollout, SequenceRollout) else [],
     )

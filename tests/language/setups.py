@@ -17,9 +17,13 @@ def low_ids(prompts: list[list[int]], responses: list[list[int]]) -> list[float]
     return [float(sum(token < 8 for token in response)) for response in responses]
 
 
-def env(n_envs: int = 8, **options: Any) -> PromptVecEnv:
+def env_of(reward_fn: Any, n_envs: int = 8, **options: Any) -> PromptVecEnv:
     settings: dict[str, Any] = {"max_new_tokens": LENGTH, "vocab_size": tiny.VOCABULARY, "eos_token_id": tiny.EOS}
-    return PromptVecEnv(PROMPTS, low_ids, n_envs=n_envs, **{**settings, "pad_token_id": tiny.PAD, **options})
+    return PromptVecEnv(PROMPTS, reward_fn, n_envs=n_envs, **{**settings, "pad_token_id": tiny.PAD, **options})
+
+
+def env(n_envs: int = 8, **options: Any) -> PromptVecEnv:
+    return env_of(low_ids, n_envs, **options)
 
 
 def policy(prompt: int = 6, response: int = 5, pad: int = tiny.PAD, **options: Any) -> LanguageModelPolicy:

@@ -9,17 +9,13 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import CandidatePolicy, TextObservation
 from sb3_ppo_ext.language.text import text_of
 from tests.language import tiny
+from tests.language.words import WORDS, tokenizer
 
-WORDS = ["<pad>", "<eos>", "go", "left", "right", "stay", "here", "the", "door", "is", "on", "your", "now"]
 ACTIONS = ["go left now", "go right", "stay"]
 
 
@@ -38,12 +34,6 @@ class Doors(gym.Env[str, int]):
         return "here", float(action == self.side), True, False, {}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="here"))
-    words.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
-
-
 def policy(family: str = "gpt2", **options: Any) -> CandidatePolicy:
     settings: dict[str, Any] = {"model": lambda: tiny.model(family), "tokenizer": tokenizer(), "candidates": ACTIONS}
     return CandidatePolicy(
@@ -56,22 +46,27 @@ def observations(*texts: str) -> torch.Tensor:
     return torch.from_numpy(np.stack([wrapper.observation(text) for text in texts]))
 
 
+def plain_log_p(mine: CandidatePolicy, ids: torch.Tensor) -> torch.Tensor:
+    """By the plain model [S, V], of the tokenizer's tokens alone."""
+    logits: torch.Tensor = mine.lm.plain(input_ids=ids[None]).logits[0, :, : len(WORDS) + 3]
+    return logits.log_softmax(-1)
+
+
 @pytest.mark.parametrize("lora", [None, {"r": 2, "init_lora_weights": False}])
-@pytest.mark.parametrize("score", ["sum", "token_mean", "first_token"])
+@pytest.mark.parametrize("score", ["sum", "token_mean", "word_mean", "first_token"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_scores_are_those_of_each_text_by_itself(family: str, score: str, lora: dict[str, Any] | None) -> None:
-    candidates = ["left now", "right", "stay here now"]
+    candidates = ["left, now", "right", "stay here now"]  # 3, 1 and 3 tokens; 2, 1 and 3 words
     mine, texts = policy(family, score=score, lora=lora, candidates=candidates), ["the door is on your left", "here"]
     logits, _ = mine.logits_and_values(observations(*texts))
     for row, text in enumerate(texts):
         for column, candidate in enumerate(candidates):
             prompt, action = (tokenizer()(one, return_tensors="pt")["input_ids"][0] for one in (text, candidate))
-            log_p = (
-                mine.lm.plain(input_ids=torch.cat((prompt, action))[None]).logits[0, :, : len(WORDS)].log_softmax(-1)
-            )
+            log_p = plain_log_p(mine, torch.cat((prompt, action)))
             each = log_p[len(prompt) - 1 : -1].gather(-1, action[:, None])[:, 0]
-            expected = {"sum": each.sum(), "token_mean": each.mean(), "first_token": each[0]}[score]
-            torch.testing.assert_close(logits[row, column], expected, rtol=0, atol=5e-5)
+            by_word = each.sum() / [2, 1, 3][column]
+            expected = {"sum": each.sum(), "token_mean": each.mean(), "word_mean": by_word, "first_token": each[0]}
+            torch.testing.assert_close(logits[row, column], expected[score], rtol=0, atol=5e-5)
 
 
 def test_gradients_flow_through_the_cache() -> None:
@@ -83,7 +78,7 @@ def test_gradients_flow_through_the_cache() -> None:
     total = torch.zeros(())
     for candidate in ACTIONS:
         prompt, action = (tokenizer()(one, return_tensors="pt")["input_ids"][0] for one in (text, candidate))
-        log_p = mine.lm.plain(input_ids=torch.cat((prompt, action))[None]).logits[0, :, : len(WORDS)].log_softmax(-1)
+        log_p = plain_log_p(mine, torch.cat((prompt, action)))
         total = total + log_p[len(prompt) - 1 : -1].gather(-1, action[:, None]).sum()
     total.backward()
     for one, parameter in zip(cached, mine.lm.parameters(), strict=True):
@@ -105,6 +100,50 @@ def test_a_text_environment_is_learned_and_continues_after_loading(tmp_path: Pat
     both = observations("the door is on your left", "the door is on your right")
     for one in (model, loaded):
         assert one.predict(both.numpy(), deterministic=True)[0].tolist() == [0, 1]
+
+
+def test_the_observation_is_read_once_for_all_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, shapes = policy(), []
+    hidden = mine.lm.hidden
+
+    def recorded(ids: torch.Tensor, mask: torch.Tensor, **rest: Any) -> torch.Tensor:
+        shapes.append(tuple(ids.shape))
+        return hidden(ids, mask, **rest)
+
+    monkeypatch.setattr(mine.lm, "hidden", recorded)
+    mine.logits_and_values(observations("the door is on your left", "here"))
+    # Two prompts of up to 6 tokens; then 3 candidates of up to 3 after each, but their last, which leads nowhere.
+    assert shapes == [(2, 6), (2 * 3, 2)]
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "init_lora_weights": False}])
+def test_loading_and_continuing_is_never_having_stopped(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    def fresh() -> PPOX:
+        kwargs = {"model": tiny.model, "tokenizer": tokenizer(), "candidates": ACTIONS, "lora": lora}
+        env = DummyVecEnv([lambda: TextObservation(Doors(), 60)] * 4)
+        return PPOX(
+            CandidatePolicy, env, n_steps=4, batch_size=8, n_epochs=2, ent_coef="linear:0.01:0", seed=0, device="cpu",
+            policy_kwargs=kwargs,
+        )  # fmt: skip
+
+    whole = fresh()
+    whole.learn(16)
+    whole.learn(16, reset_num_timesteps=False)
+    first = fresh()
+    first.learn(16)
+    first.save(tmp_path / "doors")
+    torch.manual_seed(99)
+    np.random.seed(99)
+    loaded = PPOX.load(tmp_path / "doors", env=first.get_env(), force_reset=False)
+    loaded.learn(16, reset_num_timesteps=False)
+    for name, tensor in whole.policy.state_dict().items():
+        torch.testing.assert_close(loaded.policy.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+    assert lora is None or all("lora_" in name or name.startswith("critic.") for name in whole.policy.state_dict())
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 1 has 62 tokens, the longest candidate 3, and the model reads 64"):
+        policy(prompt="go " * 61 + "{}").prompt_tokens(observations("", "here"))
 
 
 def test_texts_survive_as_bytes_in_other_processes() -> None:

@@ -125,8 +125,11 @@ def test_a_file_of_another_policy_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_save_pretrained_writes_a_model_for_transformers(lora: dict[str, Any] | None, tmp_path: Path) -> None:
-    model = setups.ppox(policy_kwargs={"lora": lora})
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_save_pretrained_writes_a_model_for_transformers(
+    family: str, lora: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    model = setups.ppox(policy_kwargs={"model": lambda: tiny.model(family), "lora": lora})
     model.learn(16)
     policy = model.policy
     assert isinstance(policy, LanguageModelPolicy)
@@ -157,11 +160,11 @@ def test_the_kl_to_the_reference_is_zero_before_training_and_steers_its_coeffici
     assert model.knobs.numbers()["ref_kl_coef"] == pytest.approx(0.15 * (1 - 0.2 * 0.0512))
 
 
-@pytest.mark.parametrize("place", ["reward", "loss"])
-def test_the_penalty_holds_the_model_near_its_reference(place: str) -> None:
+@pytest.mark.parametrize(("place", "estimator"), [("reward", "k3"), ("loss", "k3"), ("loss", "full")])
+def test_the_penalty_holds_the_model_near_its_reference(place: str, estimator: str) -> None:
     moved = []
     for coefficient in (0.0, 5.0):
-        kwargs = {"ref_kl": place, "ref_kl_estimator": "k3"}
+        kwargs = {"ref_kl": place, "ref_kl_estimator": estimator}
         model = setups.ppox(ref_kl_coef=coefficient, rollout_buffer_kwargs=kwargs, learning_rate=1e-3)
         model.learn(320)
         moved.append(model.logger.name_to_value["lm/kl_ref_k3"])
@@ -170,6 +173,10 @@ def test_the_penalty_holds_the_model_near_its_reference(place: str) -> None:
 
 BAD: dict[str, dict[str, Any]] = {
     "top_k=5: it would sample from another distribution": {"policy_kwargs": {"top_k": 5}},
+    "top_p=0.9: it would sample from another distribution": {"policy_kwargs": {"top_p": 0.9}},
+    "repetition_penalty=1.2: it would sample from another": {"policy_kwargs": {"repetition_penalty": 1.2}},
+    "min_new_tokens=2: it would sample from another": {"policy_kwargs": {"min_new_tokens": 2}},
+    "model=Linear is a Linear": {"policy_kwargs": {"model": torch.nn.Linear(1, 1)}},
     "temperature=0": {"policy_kwargs": {"temperature": 0}},
     "value='none'": {"policy_kwargs": {"value": "none"}},
     "model='nowhere'|nowhere": {"policy_kwargs": {"model": "/nowhere/at/all"}},

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
+from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.diagnostics import TrainingWarning
 from sb3_ppo_ext.language import LanguageModelPolicy, RatioError, generation, ratio
 from sb3_ppo_ext.language import model as model_module
@@ -111,3 +115,41 @@ def test_half_precision_only_warns() -> None:
     batch = next(iter(policy.rollout(model).minibatches(8)))
     with pytest.warns(TrainingWarning, match="differ by up to 0.5 nats"):
         check(batch, 0.5)
+
+
+def test_sampling_in_another_precision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sample = setups.ppox(), generation.generate
+    policy = model.policy
+    assert isinstance(policy, LanguageModelPolicy)
+    half = copy.deepcopy(policy.lm).to(torch.bfloat16)
+
+    def in_half(own: Any, *args: Any, **kwargs: Any) -> generation.Response:
+        return sample(half, *args, **{**kwargs, "value_of": lambda hidden: torch.zeros(len(hidden))})
+
+    monkeypatch.setattr("sb3_ppo_ext.language.policy.generate", in_half)
+    with pytest.raises(RatioError, match=r"another precision than that of the weights, torch\.float32"):
+        model.learn(16)
+
+
+@pytest.mark.parametrize("value", ["shared", "branch", "separate"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_half_precision_trains_and_saves(family: str, value: str, tmp_path: Path) -> None:
+    """Without a warning, which would be an error here: rounding between one pass and token by token is tolerated."""
+    kwargs = {"model": lambda: tiny.model(family, sharpness=3.0), "dtype": "bfloat16", "value": value}
+    model = setups.ppox(policy_kwargs=kwargs, ref_kl_coef=0.1, learning_rate=2e-3)
+    policy = model.policy
+    assert isinstance(policy, LanguageModelPolicy)
+    before = [parameter.clone() for parameter in policy.model_parameters()]
+    model.learn(32)
+    assert {parameter.dtype for parameter in policy.model_parameters()} == {torch.bfloat16}
+    assert policy.critic.head.weight.dtype == torch.float32
+    assert any(not one.equal(other) for one, other in zip(before, policy.model_parameters(), strict=True))
+    # What is kept of the rollout is what was sampled with, in float32; the update's own differ by rounding.
+    batch = next(iter(policy.rollout(model).minibatches(16)))
+    assert batch.action_log_prob.dtype == torch.float32
+    model.save(tmp_path / "half")
+    loaded = PPOX.load(tmp_path / "half", device="cpu")
+    for name, tensor in policy.state_dict().items():
+        assert loaded.policy.state_dict()[name].equal(tensor) and loaded.policy.state_dict()[name].dtype == tensor.dtype
+    policy.save_pretrained(tmp_path / "plain")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype="auto").dtype == torch.bfloat16

@@ -115,6 +115,25 @@ def test_what_stands_in_masked_slots_changes_nothing(double: LanguageModelPolicy
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 2), (1, 4)])
+def test_padding_on_either_side_changes_nothing(double: LanguageModelPolicy, left: int, right: int) -> None:
+    batch = minibatch(double)
+    assert isinstance(batch.observation, dict) and batch.mask is not None and batch.ref_log_prob is not None
+
+    def wider(tensor: Tensor, before: int, after: int, fill: float) -> Tensor:
+        return torch.nn.functional.pad(tensor, (before, after), value=fill)
+
+    observation = {
+        INPUT_IDS: wider(batch.observation[INPUT_IDS], left, 0, 23),
+        ATTENTION_MASK: wider(batch.observation[ATTENTION_MASK], left, 0, 0),
+    }
+    names = ("action", "action_log_prob", "state_value", "advantage", "value_target", "ref_log_prob")
+    rest: dict[str, Any] = {name: wider(getattr(batch, name), 0, right, 9) for name in names}
+    padded = batch._replace(observation=observation, mask=wider(batch.mask, 0, right, 0), **rest)
+    for one, other in zip(outcome(double, batch), outcome(double, padded), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
 def test_means_count_tokens_or_responses_as_asked(double: LanguageModelPolicy) -> None:
     """With V = 0 and targets 1 for the first response and 0 for the others, the value loss tells the weights."""
     batch = minibatch(double)

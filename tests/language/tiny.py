@@ -6,13 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from sb3_ppo_ext.language.model import Tokens
 
 VOCABULARY = 24
 EOS, PAD = 1, 0
-FAMILIES = ("gpt2", "llama", "qwen3")
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "pythia")
 
 
 def config(family: str, vocabulary: int = VOCABULARY, size: int = 16) -> PreTrainedConfig:
@@ -21,9 +30,14 @@ def config(family: str, vocabulary: int = VOCABULARY, size: int = 16) -> PreTrai
         return GPT2Config(n_embd=size, n_layer=2, n_head=2, n_positions=64, **shared)
     rotary: dict[str, Any] = {
         **{"hidden_size": size, "intermediate_size": 2 * size, "num_hidden_layers": 2, "num_attention_heads": 2},
-        **{"num_key_value_heads": 1, "max_position_embeddings": 64},
+        **{"max_position_embeddings": 64, **shared},
     }
-    return LlamaConfig(**rotary, **shared) if family == "llama" else Qwen3Config(head_dim=size // 2, **rotary, **shared)
+    if family == "pythia":
+        return GPTNeoXConfig(**rotary, use_parallel_residual=True)
+    grouped = {**rotary, "num_key_value_heads": 1}
+    if family == "qwen3":
+        return Qwen3Config(head_dim=size // 2, **grouped)
+    return LlamaConfig(**grouped) if family == "llama" else Qwen2Config(**grouped)
 
 
 def model(
@@ -45,16 +59,16 @@ def model(
     return built
 
 
-def never_ending(seed: int) -> PreTrainedModel:
-    """A GPT-2 that gives the padding and end-of-text tokens no chance: their logits are near -400."""
+def never_ending(seed: int, *, ending: float = -400.0) -> PreTrainedModel:
+    """A GPT-2 that gives the padding token no chance, its logit is near -400; and that of end-of-text ``ending``."""
     built = model("gpt2", seed)
     words, bias = built.get_parameter("transformer.wte.weight"), built.get_parameter("transformer.ln_f.bias")
     with torch.no_grad():
         bias[0] = 20.0
         words[:, 0] = 0.0
-        for token in (PAD, EOS):
+        for token, logit in ((PAD, -400.0), (EOS, ending)):
             words[token] = 0.0
-            words[token, 0] = -20.0
+            words[token, 0] = logit / 20.0
     return built
 
 

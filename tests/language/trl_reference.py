@@ -1,5 +1,7 @@
 """One update of TRL 1.12's PPOTrainer, what it computed on the way, written to the file named on the command line.
 
+The second argument is the logit of the end-of-text token: -400 for responses of full length, 0 for some that end.
+
 Runs in a process of its own: TRL changes global settings when it is imported.
 """
 
@@ -11,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
@@ -25,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     **{"total_episodes": 8, "response_length": 5, "temperature": 0.7, "kl_coef": 0.05, "whiten_rewards": True},
     **{"learning_rate": 1e-3, "lr_scheduler_type": "constant", "weight_decay": 0.0, "gamma": 1.0, "lam": 0.95},
     **{"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no"},
-    **{"num_sample_generations": 0, "seed": 0},
+    **{"num_sample_generations": 0, "seed": 0, "stop_token": "eos"},
 }
 
 
@@ -50,7 +51,7 @@ def recorded(name: str, into: dict[str, list[Any]]) -> None:
     setattr(ppo_trainer, name, record)
 
 
-def main(path: str) -> None:
+def main(path: str, ending: float) -> None:
     words = {f"t{index}": index for index in range(tiny.VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="t2")),
@@ -62,7 +63,10 @@ def main(path: str) -> None:
     for name in ("masked_whiten", "masked_mean", "batch_generation", "get_reward"):
         recorded(name, kept)
     ppo_trainer.np.random.permutation = lambda size: np.arange(size)
-    policy, reference, value, reward = tiny.never_ending(0), tiny.never_ending(1), scorer(2), scorer(3)
+    policy, reference = (tiny.never_ending(seed, ending=ending) for seed in (0, 1))
+    value, reward = scorer(2), scorer(3)
+    # Not a datasets.Dataset, which pickles itself and fails with some versions of pyarrow; a list is all it takes.
+    rows: Any = [{"input_ids": prompt} for prompt in PROMPTS]
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
             args=PPOConfig(output_dir=folder, **SETTINGS),
@@ -71,8 +75,8 @@ def main(path: str) -> None:
             ref_model=reference,
             reward_model=reward,
             value_model=value,
-            train_dataset=Dataset.from_dict({"input_ids": PROMPTS}),
-            eval_dataset=Dataset.from_dict({"input_ids": PROMPTS}),
+            train_dataset=rows,
+            eval_dataset=rows,
         )
         score_head = value.score.weight.detach().clone()
         trainer.train()
@@ -90,10 +94,11 @@ def main(path: str) -> None:
             "score_head": score_head,
             "policy": policy.state_dict(),
             "critic": value.state_dict(),
+            "logged": trainer.state.log_history[0],
         },
         path,
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], float(sys.argv[2]))
