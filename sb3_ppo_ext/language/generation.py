@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from sb3_ppo_ext.language.model import CausalLM
 
@@ -46,7 +47,7 @@ def generate(
     value, mask = torch.zeros_like(log_prob), torch.zeros_like(log_prob, dtype=torch.bool)
     seen = torch.cat((prompt_mask, torch.ones_like(mask)), dim=1)
     going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
-    cache = DynamicCache(config=model.plain.config)
+    cache = roomy_cache(model, longest + max_new_tokens)
     ids = prompt.masked_fill(~prompt_mask, 0)
     for step in range(max_new_tokens):
         hidden = model.hidden(ids, seen[:, : longest + step], cache=cache)[:, -1]
@@ -61,6 +62,35 @@ def generate(
             break
         ids = drawn[:, None]
     return Response(token, mask, log_prob, value)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values [B, heads, S, D / heads] with room for all tokens: no token copies those before it."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Takes in what belongs to new tokens; all until now, as views."""
+        seen = self.get_seq_length()
+        until = seen + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], self.room)
+            self.all_keys = key_states.new_empty((*shape, key_states.shape[-1]))
+            self.all_values = value_states.new_empty((*shape, value_states.shape[-1]))
+        self.all_keys[:, :, seen:until] = key_states
+        self.all_values[:, :, seen:until] = value_states
+        self.keys, self.values = self.all_keys[:, :, :until], self.all_values[:, :, :until]
+        return self.keys, self.values
+
+
+def roomy_cache(model: CausalLM, room: int) -> DynamicCache:
+    """The model's cache, with room for that many tokens where its layers attend to all of them."""
+    cache = DynamicCache(config=model.plain.config)
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def draw(logits: Tensor, *, deterministic: bool) -> tuple[Tensor, Tensor]:

@@ -40,9 +40,12 @@ class Tokens(NamedTuple):
         )
 
     def joined(self) -> tuple[Tensor, Tensor]:
-        """Ids and mask [B, S]; masked ids are 0, so that nothing depends on what stands there."""
-        mask = torch.cat((self.prompt_mask, self.mask), dim=1)
-        return torch.cat((self.prompt, self.response), dim=1).masked_fill(~mask, 0), mask
+        """Ids and mask [B, S - 1] of the tokens after which one was chosen: all but the last.
+
+        Masked ids are 0, so that nothing depends on what stands there.
+        """
+        mask = torch.cat((self.prompt_mask, self.mask[:, :-1]), dim=1)
+        return torch.cat((self.prompt, self.response[:, :-1]), dim=1).masked_fill(~mask, 0), mask
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -130,11 +133,11 @@ def entropy_of(log_p: Tensor) -> Tensor:
 
 
 def before_response(states: Tensor, prompt_length: int) -> Tensor:
-    """Of one state per token [B, S, ...], those from which the response's tokens were chosen [B, L, ...].
+    """Of one state per token of ``joined`` [B, S - 1, ...], those the response's tokens were chosen from [B, L, ...].
 
-    The first of them belongs to the last token of the prompt; the last token of the response leads nowhere.
+    The first of them belongs to the last token of the prompt.
     """
-    return states[:, prompt_length - 1 : -1]
+    return states[:, prompt_length - 1 :]
 
 
 def scattered(kept: Tensor, mask: Tensor) -> Tensor:

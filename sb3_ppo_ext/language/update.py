@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.descent import Descent, PlainDescent
+from sb3_ppo_ext.descent import Descent, PlainDescent, descending
 from sb3_ppo_ext.distributions import ActionDistribution
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.ratio import RatioCheck
@@ -17,6 +17,7 @@ from sb3_ppo_ext.language.rollout import micro_batches
 from sb3_ppo_ext.measurements import STATISTICS, statistics
 from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
 from sb3_ppo_ext.objective import fill_masked
+from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import Evaluation
 from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
 from sb3_ppo_ext.update import Measured, Update
@@ -95,7 +96,10 @@ class SequenceUpdate(Update):
 
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
         """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
-        return self._measured_at_once(rollout, batch_size, PlainDescent(self.optimizer, self.parameters))
+        if self.frozen:
+            return self._measured_at_once(rollout, batch_size, PlainDescent(self.optimizer, self.parameters))
+        with descending(self.optimizer, self.parameters) as descent:
+            return self._measured_at_once(rollout, batch_size, descent)
 
     def step(self, loss: Tensor, row: Tensor, descent: Descent | None = None) -> Tensor:
         """One optimizer step against the gradient that ``evaluate`` left."""
@@ -110,6 +114,7 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
     buffer = rollout.buffer
     assert isinstance(buffer, SequenceRolloutBuffer)
     warming = model._n_updates < policy.value_warmup * model.n_epochs
+    prefer_foreach(policy.optimizer)
     in_loss = buffer.ref_kl != "reward" and (callable(model.ref_kl_coef) or model.ref_kl_coef != 0)
     return SequenceUpdate(
         adapter=TokenAdapter(

@@ -80,7 +80,6 @@ def of_ppox(kind: str, updates: int) -> list[float]:
 
 def of_trl(updates: int) -> list[float]:
     """The same of TRL: from one generation to the next."""
-    from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
@@ -104,7 +103,7 @@ def of_trl(updates: int) -> list[float]:
     config = gpt2().config
     config.num_labels = 1
     critic, reward = GPT2ForSequenceClassification(config), GPT2ForSequenceClassification(config)
-    data = Dataset.from_dict({"input_ids": prompts()})
+    data: Any = [{"input_ids": prompt} for prompt in prompts()]
     with tempfile.TemporaryDirectory() as folder:
         settings = PPOConfig(
             output_dir=folder, per_device_train_batch_size=PROMPTS // 4, gradient_accumulation_steps=4,

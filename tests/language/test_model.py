@@ -6,7 +6,15 @@ from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language import model as model_module
 from sb3_ppo_ext.language.generation import Response, draw, generate
-from sb3_ppo_ext.language.loading import as_reference, check_model, frozen_copy, load_model, lora_config, with_adapter
+from sb3_ppo_ext.language.loading import (
+    GELUS_BY_TANH,
+    as_reference,
+    check_model,
+    frozen_copy,
+    load_model,
+    lora_config,
+    with_adapter,
+)
 from sb3_ppo_ext.language.model import CausalLM, Tokens, before_response, entropy_of, positions, scattered
 from tests.language import tiny
 
@@ -177,6 +185,15 @@ def test_dropout_is_off_even_in_training_mode() -> None:
     model, tokens = core(lora=True), tiny.ragged_tokens()
     model.train()
     assert evaluated(model, tokens).equal(evaluated(model, tokens))
+
+
+def test_the_fused_activation_is_the_function_it_replaces() -> None:
+    written_out = tiny.model("gpt2").eval()
+    fused = load_model(written_out)
+    ids = torch.arange(2, 10)[None]
+    assert not any(isinstance(part, GELUS_BY_TANH) for part in fused.modules())
+    assert any(isinstance(part, GELUS_BY_TANH) for part in written_out.modules())  # the given one stays as it is
+    torch.testing.assert_close(fused(ids).logits, written_out(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_given_module_is_copied() -> None:

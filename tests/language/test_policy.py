@@ -81,6 +81,13 @@ def test_it_brings_its_buffer_and_trains_eagerly_without_a_warning(capsys: pytes
     assert "PPOX trains eagerly: a LanguageModelPolicy is not compiled" in capsys.readouterr().out
 
 
+def test_values_after_the_last_response_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = setups.ppox()
+    monkeypatch.setattr(model.policy, "predict_values", None)  # to call it would raise
+    model.learn(16)
+    assert not model.rollout_buffer.last_values.any()  # type: ignore[attr-defined]  # a SequenceRolloutBuffer
+
+
 @pytest.mark.parametrize("policy_kwargs", [{}, {"lora": LORA, "value": "branch"}, {"value": "separate"}])
 def test_loading_and_continuing_is_never_having_stopped(policy_kwargs: dict[str, Any], tmp_path: Path) -> None:
     def fresh() -> PPOX:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
@@ -71,8 +70,8 @@ def main(path: str) -> None:
             ref_model=reference,
             reward_model=reward,
             value_model=value,
-            train_dataset=Dataset.from_dict({"input_ids": PROMPTS}),
-            eval_dataset=Dataset.from_dict({"input_ids": PROMPTS}),
+            train_dataset=[{"input_ids": prompt} for prompt in PROMPTS],
+            eval_dataset=[{"input_ids": prompt} for prompt in PROMPTS],
         )
         score_head = value.score.weight.detach().clone()
         trainer.train()
