@@ -26,7 +26,7 @@ from sb3_ppo_ext.compiled_update import CompiledUpdate, require_compilable
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import unvalidated_distributions, unwrapped
-from sb3_ppo_ext.sequences import EagerOnly
+from sb3_ppo_ext.sequences import EagerOnly, SequencePolicy
 from sb3_ppo_ext.threads import computing_with, threads_for
 from sb3_ppo_ext.training import prepare_update, steered_by_exact_kl
 from sb3_ppo_ext.update import Update
@@ -68,13 +68,20 @@ class Compilation:
         elif model.compile == "auto" and isinstance(unwrapped(model.policy), EagerOnly):
             reason = f"a {type(unwrapped(model.policy)).__name__} is not compiled"
         elif model.compile == "auto":
-            saved = minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP
-            self.wanted = self.wanted or saved >= WORTH * COMPILE_TIME
+            saved, takes = self._saved(model, minibatches, steps)
+            self.wanted = self.wanted or saved >= WORTH * takes
             pays = f"saves about {saved:,.0f} s" if self.wanted else "would not repay the time it takes to compile"
             reason = f"{minibatches:,} minibatches are planned, which {pays}"
         if model.verbose >= 1 and self._said is not self.wanted:
             print(f"PPOX trains {'compiled' if self.wanted else 'eagerly'}: {reason}")
         self._said = self.wanted
+
+    def _saved(self, model: PPOX, minibatches: int, steps: int) -> tuple[float, float]:
+        """Seconds that compiling saves, and that it takes."""
+        policy = unwrapped(model.policy)
+        if isinstance(policy, SequencePolicy):
+            return policy.compiling_saves(model, self.epochs, steps)
+        return minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP, COMPILE_TIME
 
     def threads(self, model: PPOX) -> AbstractContextManager[None]:
         """The threads torch computes with in ``learn()``; with ``compile=False`` all, as PPO: their number shows in the
@@ -87,7 +94,8 @@ class Compilation:
     def actor_of(self, model: PPOX) -> Callable[[ActorCriticPolicy], Actor]:
         """Who acts in the next rollout, to be asked for when that begins."""
         refused = self.update_refused and self.actor_refused
-        if self._wants(model) and not refused and not self.graphs.known:
+        together = not isinstance(unwrapped(model.policy), SequencePolicy)  # whose responses' lengths tell the shape
+        if self._wants(model) and together and not refused and not self.graphs.known:
             self._compile_together(model)
         return lambda _: self._actor(model)
 
@@ -109,7 +117,10 @@ class Compilation:
         """What runs the minibatches of ``train()``."""
         if not self._wants(model) or self.update_refused:
             return eager
+        policy = unwrapped(model.policy)
         try:
+            if isinstance(policy, SequencePolicy):
+                return policy.compiled_update(rollout, eager, model.batch_size, self.graphs)
             require_compilable(model.policy, rollout, model.policy.optimizer)
             # One smaller minibatch an epoch; eager it costs little where there are many others.
             compile_last = self.epochs * SAVED_PER_MINIBATCH >= WORTH * COMPILE_TIME
@@ -124,8 +135,11 @@ class Compilation:
     def _actor(self, model: PPOX) -> Actor:
         if self._wants(model) and not self.actor_refused:
             try:
+                policy = unwrapped(model.policy)
+                if isinstance(policy, SequencePolicy):
+                    return policy.compiled_actor(self.graphs, model.n_envs)
                 observation = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]  # there is one
-                return CompiledActor(unwrapped(model.policy), self.graphs, observation)
+                return CompiledActor(policy, self.graphs, observation)
             except CompileError as error:
                 self.actor_refused = True
                 self._refuse(model, "acting", error)
@@ -152,7 +166,7 @@ def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:
 @contextmanager
 def showing(verbose: int) -> Iterator[None]:
     """Says that it is compiled, and for how long already; on a terminal it leaves no trace there."""
-    what, start, done = "Compiling, once on this machine; this takes about 20 s", time.monotonic(), threading.Event()
+    what, start, done = "Compiling, once on this machine; this takes 20 s or more", time.monotonic(), threading.Event()
     stream = sys.stderr
     if not stream.isatty():
         if verbose >= 1:

@@ -18,6 +18,7 @@ from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.measurements import STATISTICS
 from sb3_ppo_ext.minibatches import Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
+from sb3_ppo_ext.terms import KnobValues
 from sb3_ppo_ext.tracing import Inputs, tensors_of
 from sb3_ppo_ext.update import EARLY_STOP_FACTOR, Measured, Update, table_of
 
@@ -174,6 +175,15 @@ class CompiledUpdate:
 
 def _dtype(knob: str) -> torch.dtype:
     return torch.float64 if knob in WIDE else torch.float32
+
+
+def knob_tensors(knobs: KnobValues) -> dict[str, Tensor]:
+    """Those that are set, as a graph takes them."""
+    return {
+        name: torch.tensor(float(value), dtype=_dtype(name))
+        for name, value in knobs._asdict().items()
+        if value is not None
+    }
 
 
 def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.optim.Optimizer) -> None:

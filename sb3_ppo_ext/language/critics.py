@@ -109,7 +109,8 @@ class SeparateCritic(nn.Module):
 
     def values(self, model: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
         """See ``Critic``."""
-        output = self.trunk(input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+        seen = model.attention_mask(mask, ids.shape[1])
+        output = self.trunk(input_ids=ids, attention_mask=seen, position_ids=positions(mask), use_cache=False)
         values: Tensor = self.head(widened(output.last_hidden_state))
         return values.squeeze(-1)
 

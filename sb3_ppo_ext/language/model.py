@@ -56,6 +56,16 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
+def prepared_mask(mask: Tensor, queries: int) -> Tensor:
+    """Which of the tokens under ``mask`` [B, S] may be attended to [B, 1, queries, S]: by each of them, or by one."""
+    if queries == 1:
+        return mask[:, None, None]
+    places = torch.arange(queries, device=mask.device)
+    own, each = places[:, None], places[None]
+    # Padding attends to itself: what attends to nothing is NaN in some kernels.
+    return ((mask[:, None] & (each <= own)) | (each == own)).unsqueeze(1)
+
+
 class CausalLM(nn.Module):
     """The model being fine-tuned, which samples its tokens at ``temperature`` from the first ``vocab_size`` logits.
 
@@ -67,6 +77,7 @@ class CausalLM(nn.Module):
         self.lm = lm
         self.vocab_size = vocab_size
         self.temperature = temperature
+        self.prepares_mask = False
         accepted = inspect.signature(self.trunk.forward).parameters
         self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # transformers 5.24 renamed it
 
@@ -89,13 +100,26 @@ class CausalLM(nn.Module):
         arguments = {} if cache is None else {self._cache_argument: cache}
         output = self.trunk(
             input_ids=ids,
-            attention_mask=mask.long(),
+            attention_mask=self.attention_mask(mask, ids.shape[1]),
             position_ids=positions(mask)[:, -ids.shape[1] :],
             use_cache=cache is not None,
             **arguments,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def attention_mask(self, mask: Tensor, queries: int) -> Tensor:
+        """What the Hugging Face model is told of ``mask`` [B, S] for the last ``queries`` tokens.
+
+        Not prepared, it looks into the mask to see what it can leave out: fast, and nothing that a graph can do.
+        """
+        if not self.prepares_mask:
+            return mask.long()
+        allowed = prepared_mask(mask, queries)
+        if self.plain.config._attn_implementation == "sdpa":
+            return allowed
+        lowest = torch.finfo(self.plain.dtype).min
+        return torch.zeros_like(allowed, dtype=self.plain.dtype).masked_fill(~allowed, lowest)  # to be added
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the sampled distribution [..., V], in float32 at least, temperature applied."""
