@@ -36,7 +36,7 @@ class Decoder:
 
     def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """One token [B] after ``ids`` [B, S'], the newest of the first ``until``; its log-probability, and value."""
-        hidden = self.model.hidden(ids, self.seen[:, :until], cache=self.cache)[:, -1]
+        hidden = self.model.hidden(ids, self.seen[:, :until], cache=self.cache, first=ids.shape[1] - 1)[:, -1]
         logits = self.model.logits(hidden)
         drawn, log_prob = draw(logits, None if self.deterministic else torch.empty_like(logits).exponential_())
         return drawn, log_prob, None if self.value_of is None else self.value_of(hidden)

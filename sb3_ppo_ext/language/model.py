@@ -8,13 +8,18 @@ end-of-text token.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+BLOCKS = ("layers", "h")  # under one of these names a model keeps its blocks
 
 # Logits held at once, in numbers: 64 MB of float32. More of them are computed again for the gradient.
 LOGITS_AT_ONCE = 2**24
@@ -38,6 +43,11 @@ class Tokens(NamedTuple):
             self.response[:, :response],
             self.mask[:, :response],
         )
+
+    @property
+    def first(self) -> int:
+        """Of ``joined``, the last token of the prompts: before it, states matter to nothing but the states after."""
+        return self.prompt.shape[1] - 1
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, S - 1] of the tokens after which one was chosen: all but the last.
@@ -66,6 +76,28 @@ def prepared_mask(mask: Tensor, queries: int) -> Tensor:
     return ((mask[:, None] & (each <= own)) | (each == own)).unsqueeze(1)
 
 
+@contextmanager
+def last_mlp_from(trunk: nn.Module, first: int) -> Iterator[None]:
+    """Spares the last block's MLP the tokens before ``first``: of the prompt but its last, nobody asks their states.
+
+    That is the half of a block's work or more, and it looks at one token at a time. A mixture of experts is left alone.
+    """
+    blocks = next((one for name in BLOCKS if isinstance(one := getattr(trunk, name, None), nn.ModuleList)), None)
+    mlp = None if blocks is None else getattr(blocks[-1], "mlp", None)
+    if first == 0 or mlp is None or any("expert" in name for name, _ in mlp.named_modules()):
+        yield
+        return
+    handles = (
+        mlp.register_forward_pre_hook(lambda _, given: (given[0][:, first:].contiguous(), *given[1:])),
+        mlp.register_forward_hook(lambda _, given, output: pad(output, (0, 0, first, 0))),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class CausalLM(nn.Module):
     """The model being fine-tuned, which samples its tokens at ``temperature`` from the first ``vocab_size`` logits.
 
@@ -92,19 +124,20 @@ class CausalLM(nn.Module):
         """The model below its output layer."""
         return cast(PreTrainedModel, self.plain.base_model)
 
-    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None, first: int = 0) -> Tensor:
         """Final hidden states [B, S', D] of ``ids`` [B, S'], the last of the tokens under ``mask`` [B, S].
 
-        With a cache of the S - S' before them, which takes them in.
+        With a cache of the S - S' before them, which takes them in. Those before ``first`` may be anything.
         """
         arguments = {} if cache is None else {self._cache_argument: cache}
-        output = self.trunk(
-            input_ids=ids,
-            attention_mask=self.attention_mask(mask, ids.shape[1]),
-            position_ids=positions(mask)[:, -ids.shape[1] :],
-            use_cache=cache is not None,
-            **arguments,
-        )
+        with last_mlp_from(self.trunk, first):
+            output = self.trunk(
+                input_ids=ids,
+                attention_mask=self.attention_mask(mask, ids.shape[1]),
+                position_ids=positions(mask)[:, -ids.shape[1] :],
+                use_cache=cache is not None,
+                **arguments,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 

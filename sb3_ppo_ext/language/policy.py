@@ -140,8 +140,6 @@ class LanguageModelPolicy(TrainedPartOnly, Compilable):
         super().train(False)
         return self
 
-    # Acting
-
     def tokens(self, observation: PyTorchObs, response: Tensor, mask: Tensor) -> Tokens:
         """Prompts and responses as the model takes them."""
         assert isinstance(observation, dict)
@@ -181,7 +179,7 @@ class LanguageModelPolicy(TrainedPartOnly, Compilable):
     def _values(self, tokens: Tokens) -> Tensor:
         ids, mask = tokens.joined()
         with torch.no_grad():
-            return before_response(self.critic.values(self.lm, ids, mask), tokens.prompt.shape[1])
+            return before_response(self.critic.values(self.lm, ids, mask, tokens.first), tokens.prompt.shape[1])
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.generate(observation, deterministic=deterministic).token
@@ -197,12 +195,10 @@ class LanguageModelPolicy(TrainedPartOnly, Compilable):
         """There is none: a response is drawn token by token."""
         raise TypeError("a language model has no distribution of whole responses; see evaluate_tokens()")
 
-    # Learning
-
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy (nats) and value (reward units) of every token [B, L]; 0 where there is none."""
         ids, mask = tokens.joined()
-        hidden, value = self.critic.states(self.lm, ids, mask)
+        hidden, value = self.critic.states(self.lm, ids, mask, tokens.first)
         length = tokens.prompt.shape[1]
         log_prob, entropy = self.lm.log_prob_and_entropy(
             before_response(hidden, length)[tokens.mask], tokens.response[tokens.mask], entropy_grad=entropy_grad
@@ -221,7 +217,8 @@ class LanguageModelPolicy(TrainedPartOnly, Compilable):
         """Log-probability of every token [B, L] under the frozen reference; 0 where there is none."""
         ids, mask = tokens.joined()
         with as_reference(self.lm, self.reference) as reference:
-            hidden = before_response(reference.hidden(ids, mask), tokens.prompt.shape[1])[tokens.mask]
+            hidden = before_response(reference.hidden(ids, mask, first=tokens.first), tokens.prompt.shape[1])
+            hidden = hidden[tokens.mask]
             log_prob, _ = reference.log_prob_and_entropy(hidden, tokens.response[tokens.mask], entropy_grad=False)
         return scattered(log_prob, tokens.mask)
 

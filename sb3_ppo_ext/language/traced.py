@@ -114,7 +114,7 @@ class TokenGradient:
         policy, lm = self.policy, self.policy.lm
         tokens = policy.tokens(part.observation, part.action, part.mask > 0)
         ids, mask = tokens.joined()
-        hidden, value = policy.critic.states(lm, ids, mask)
+        hidden, value = policy.critic.states(lm, ids, mask, tokens.first)
         hidden, value = (before_response(states, tokens.prompt.shape[1]) for states in (hidden, value))
         chosen = tokens.response.masked_fill(~tokens.mask, 0).flatten()
         every = lm.log_prob_and_entropy(hidden.flatten(0, 1), chosen, entropy_grad=self.entropy_grad)

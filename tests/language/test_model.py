@@ -5,6 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language import model as model_module
+from sb3_ppo_ext.language.critics import last_block
 from sb3_ppo_ext.language.generation import Response, draw, generate
 from sb3_ppo_ext.language.loading import (
     GELUS_BY_TANH,
@@ -68,6 +69,19 @@ def test_sampled_log_probs_are_those_of_teacher_forcing(family: str, lora: bool)
     tokens, response = sampled(model)
     assert len(set(tokens.mask.sum(-1).tolist())) > 1  # ragged
     torch.testing.assert_close(response.log_prob, evaluated(model, tokens), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_states_that_nobody_asks_for_change_nothing(family: str) -> None:
+    model = core(family)
+    ids, mask = tiny.ragged_tokens().joined()
+    whole = model.hidden(ids, mask)
+    widths: list[int] = []
+    mlp = last_block(model.trunk).get_submodule("mlp")
+    mlp.register_forward_hook(lambda _, given, output: widths.append(given[0].shape[1]))
+    torch.testing.assert_close(model.hidden(ids, mask, first=3)[:, 3:], whole[:, 3:])
+    assert widths == [ids.shape[1] - 3]
+    torch.testing.assert_close(model.hidden(ids, mask), whole)  # the hooks are gone
 
 
 def test_a_response_ends_with_its_first_end_of_text() -> None:
