@@ -28,7 +28,7 @@ from sb3_ppo_ext.device.update import DeviceUpdate
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import unvalidated_distributions, unwrapped
-from sb3_ppo_ext.sequences import EagerOnly
+from sb3_ppo_ext.sequences import EagerOnly, SequencePolicy
 from sb3_ppo_ext.threads import computing_with, threads_for
 from sb3_ppo_ext.training import prepare_update, steered_by_exact_kl
 from sb3_ppo_ext.update import Update
@@ -73,14 +73,21 @@ class Compilation:
         elif model.compile == "auto" and isinstance(unwrapped(model.policy), EagerOnly):
             reason = f"a {type(unwrapped(model.policy)).__name__} is not compiled"
         elif model.compile == "auto":
-            saved = minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP
-            self.wanted = self.wanted or saved >= WORTH * COMPILE_TIME
+            saved, takes = self._saved(model, minibatches, steps)
+            self.wanted = self.wanted or saved >= WORTH * takes
             pays = f"saves about {saved:,.0f} s" if self.wanted else "would not repay the time it takes to compile"
             reason = f"{minibatches:,} minibatches are planned, which {pays}"
         how = "compiled" if self.engine is None else "by CUDA graphs"
         if model.verbose >= 1 and self._said is not self.wanted:
             print(f"PPOX trains {how if self.wanted else 'eagerly'}: {reason}")
         self._said = self.wanted
+
+    def _saved(self, model: PPOX, minibatches: int, steps: int) -> tuple[float, float]:
+        """Seconds that compiling saves, and that it takes."""
+        policy = unwrapped(model.policy)
+        if isinstance(policy, SequencePolicy):
+            return policy.compiling_saves(model, self.epochs, steps)
+        return minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP, COMPILE_TIME
 
     def threads(self, model: PPOX) -> AbstractContextManager[None]:
         """The threads torch computes with in ``learn()``; with ``compile=False`` all, as PPO: their number shows in the
@@ -93,7 +100,9 @@ class Compilation:
     def actor_of(self, model: PPOX) -> Callable[[ActorCriticPolicy], Actor]:
         """Who acts in the next rollout, to be asked for when that begins."""
         refused = self.update_refused and self.actor_refused
-        if self._wants(model) and self.engine is None and not refused and not self.graphs.known:
+        # Of responses the lengths tell the shape, and those are known after a rollout.
+        together = self.engine is None and not isinstance(unwrapped(model.policy), SequencePolicy)
+        if self._wants(model) and together and not refused and not self.graphs.known:
             self._compile_together(model)
         return lambda _: self._actor(model)
 
@@ -115,7 +124,10 @@ class Compilation:
         """What runs the minibatches of ``train()``."""
         if not self._wants(model) or self.update_refused:
             return eager
+        policy = unwrapped(model.policy)
         try:
+            if isinstance(policy, SequencePolicy):
+                return policy.compiled_update(rollout, eager, model.batch_size, self.graphs)
             if self.engine is not None:
                 return self.engine.update(model, rollout, eager)
             require_cpu(model)
@@ -133,18 +145,23 @@ class Compilation:
     def _actor(self, model: PPOX) -> Actor:
         if self._wants(model) and not self.actor_refused:
             try:
+                policy = unwrapped(model.policy)
+                if isinstance(policy, SequencePolicy):
+                    return policy.compiled_actor(self.graphs, model.n_envs)
                 if self.engine is not None:
                     return self.engine.actor(model)
                 require_cpu(model)
                 observation = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]  # there is one
-                return CompiledActor(unwrapped(model.policy), self.graphs, observation)
+                return CompiledActor(policy, self.graphs, observation)
             except CompileError as error:
                 self.actor_refused = True
                 self._refuse(model, "acting", error)
         return EagerActor(model.policy)
 
     def _engine(self, model: PPOX) -> DeviceEngine | None:
-        return self.engine or (DeviceEngine(model.device.type) if model.device.type in RECORDERS else None)
+        if model.device.type not in RECORDERS or isinstance(unwrapped(model.policy), SequencePolicy):
+            return None
+        return self.engine or DeviceEngine(model.device.type)
 
     def _wants(self, model: PPOX) -> bool:
         return model.compile is True or (model.compile == "auto" and bool(self.wanted))
@@ -173,7 +190,7 @@ def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:
 @contextmanager
 def showing(verbose: int) -> Iterator[None]:
     """Says that it is compiled, and for how long already; on a terminal it leaves no trace there."""
-    what, start, done = "Compiling, once on this machine; this takes about 20 s", time.monotonic(), threading.Event()
+    what, start, done = "Compiling, once on this machine; this takes 20 s or more", time.monotonic(), threading.Event()
     stream = sys.stderr
     if not stream.isatty():
         if verbose >= 1:

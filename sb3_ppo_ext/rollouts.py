@@ -25,6 +25,8 @@ from sb3_ppo_ext.actors import Actor, EagerActor
 from sb3_ppo_ext.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.device.buffers import DeviceRollouts
 from sb3_ppo_ext.minibatches import Observation
+from sb3_ppo_ext.policies import unwrapped
+from sb3_ppo_ext.sequences import SequencePolicy
 from sb3_ppo_ext.stepping import step_of
 
 if TYPE_CHECKING:
@@ -71,12 +73,23 @@ def collect_rollouts(
             on_device=(obs_tensor, sampled),
         )
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]  # no tuples
-    with torch.no_grad():
-        values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]  # no tuples
+    values = last_values(self, new_obs, dones)
     compute_returns_and_advantage(rollout_buffer, last_values=values, dones=dones)
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
+
+
+@torch.no_grad()
+def last_values(model: PPOX, observation: Any, dones: np.ndarray) -> Tensor:
+    """Values [N, 1] of the observations after the last step.
+
+    Nothing comes of them where every episode has ended; a language model, whose values cost a pass over all prompts,
+    is not asked for them then.
+    """
+    if isinstance(unwrapped(model.policy), SequencePolicy) and np.all(dones):
+        return torch.zeros(len(dones), 1, device=model.device)
+    return model.policy.predict_values(obs_as_tensor(observation, model.device))
 
 
 def begin(model: PPOX, env: VecEnv, buffer: RolloutBuffer) -> None:

@@ -14,6 +14,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 if TYPE_CHECKING:
+    from sb3_ppo_ext.actors import Actor
+    from sb3_ppo_ext.graphs import Graphs
     from sb3_ppo_ext.minibatches import Rollout
     from sb3_ppo_ext.ppox import PPOX
     from sb3_ppo_ext.update import Update
@@ -32,7 +34,7 @@ class TokenRolloutBuffer(DictRolloutBuffer):
     last_values: np.ndarray  # [N], of the observation after the last step
 
 
-class SequencePolicy(EagerOnly, ActorCriticPolicy):
+class SequencePolicy(ActorCriticPolicy):
     """A policy whose action is a sequence of tokens, each with a log-probability and a value of its own."""
 
     buffer_class: ClassVar[type[RolloutBuffer]]  # unless the user names another
@@ -49,6 +51,18 @@ class SequencePolicy(EagerOnly, ActorCriticPolicy):
     @abstractmethod
     def update(self, model: PPOX, rollout: Rollout) -> Update:
         """What runs those minibatches."""
+
+    @abstractmethod
+    def compiling_saves(self, model: PPOX, epochs: int, steps: int) -> tuple[float, float]:
+        """How many seconds that many epochs and steps of all environments take less when compiled; and to compile."""
+
+    @abstractmethod
+    def compiled_actor(self, graphs: Graphs, n_envs: int) -> Actor:
+        """Who acts through graphs; ``CompileError`` where that cannot be done."""
+
+    @abstractmethod
+    def compiled_update(self, rollout: Rollout, eager: Update, batch_size: int, graphs: Graphs) -> Update:
+        """What runs the minibatches through graphs; ``CompileError`` where that cannot be done."""
 
 
 def default_buffer(policy_class: type[BasePolicy]) -> type[RolloutBuffer] | None:

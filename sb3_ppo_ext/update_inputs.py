@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sb3_ppo_ext.adam import AdamState
 from sb3_ppo_ext.compiled import Plan
 from sb3_ppo_ext.policies import SB3Adapter
+from sb3_ppo_ext.terms import KnobValues
 from sb3_ppo_ext.tracing import Inputs
 from sb3_ppo_ext.update import Update
 
@@ -47,6 +49,12 @@ class UpdateInputs:
             "knobs": {name: torch.zeros((), dtype=_dtype(name), device=device) for name in self.plan.knobs},
             "kl_limit": torch.tensor(eager.kl_limit, device=device),
         }
+
+
+def knob_tensors(knobs: KnobValues) -> dict[str, Tensor]:
+    """Those that are set, as a graph takes them."""
+    given = {name: value for name, value in knobs._asdict().items() if value is not None}
+    return {name: torch.tensor(float(value), dtype=_dtype(name)) for name, value in given.items()}
 
 
 def _dtype(knob: str) -> torch.dtype:

@@ -8,25 +8,24 @@ from __future__ import annotations
 import copy
 from typing import Any, Protocol, cast
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sb3_ppo_ext.language.model import CausalLM, positions, widened
+from sb3_ppo_ext.language.model import BLOCKS, CausalLM, last_mlp_from, positions, widened
 
 CRITICS = ("shared", "branch", "separate")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-BLOCKS = ("layers", "h")
 
 
 class Critic(Protocol):
-    """Values for every token of a sequence."""
+    """Values for every token of a sequence; those before ``first``, which nobody asks for, may be anything."""
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """The policy's hidden states [B, S, D], and the values [B, S] in reward units after each token."""
         ...
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
         """The values alone."""
         ...
 
@@ -51,14 +50,14 @@ class SharedCritic(nn.Module):
         values: Tensor = self.head(widened(hidden))
         return values.squeeze(-1)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """See ``Critic``."""
-        hidden = model.hidden(ids, mask)
+        hidden = model.hidden(ids, mask, first=first)
         return hidden, self.of_hidden(hidden)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
         """See ``Critic``."""
-        return self.of_hidden(model.hidden(ids, mask))
+        return self.of_hidden(model.hidden(ids, mask, first=first))
 
 
 class BranchCritic(nn.Module):
@@ -73,7 +72,7 @@ class BranchCritic(nn.Module):
         self.block, self.norm = copy.deepcopy(block), copy.deepcopy(norm)
         self.head = value_head(size)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """See ``Critic``."""
         given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         block = last_block(model.trunk)
@@ -81,7 +80,7 @@ class BranchCritic(nn.Module):
             lambda _, args, kwargs: given.append((args, dict(kwargs))), with_kwargs=True
         )
         try:
-            hidden = model.hidden(ids, mask)
+            hidden = model.hidden(ids, mask, first=first)
         finally:
             hook.remove()
         args, kwargs = given[0]
@@ -90,9 +89,9 @@ class BranchCritic(nn.Module):
         values: Tensor = self.head(widened(self.norm(own)))
         return hidden, values.squeeze(-1)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
         """See ``Critic``."""
-        return self.states(model, ids, mask)[1]
+        return self.states(model, ids, mask, first)[1]
 
 
 class SeparateCritic(nn.Module):
@@ -103,13 +102,16 @@ class SeparateCritic(nn.Module):
         self.trunk = trunk if lora is None else get_peft_model(trunk, copy.deepcopy(lora))
         self.head = value_head(size)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """See ``Critic``."""
-        return model.hidden(ids, mask), self.values(model, ids, mask)
+        return model.hidden(ids, mask, first=first), self.values(model, ids, mask, first)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
         """See ``Critic``."""
-        output = self.trunk(input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+        seen = model.attention_mask(mask, ids.shape[1])
+        plain = self.trunk.get_base_model() if isinstance(self.trunk, PeftModel) else self.trunk
+        with last_mlp_from(plain, first):
+            output = self.trunk(input_ids=ids, attention_mask=seen, position_ids=positions(mask), use_cache=False)
         values: Tensor = self.head(widened(output.last_hidden_state))
         return values.squeeze(-1)
 

@@ -8,13 +8,18 @@ end-of-text token.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+BLOCKS = ("layers", "h")  # under one of these names a model keeps its blocks
 
 # Logits held at once, in numbers: 64 MB of float32. More of them are computed again for the gradient.
 LOGITS_AT_ONCE = 2**24
@@ -39,10 +44,18 @@ class Tokens(NamedTuple):
             self.mask[:, :response],
         )
 
+    @property
+    def first(self) -> int:
+        """Of ``joined``, the last token of the prompts: before it, states matter to nothing but the states after."""
+        return self.prompt.shape[1] - 1
+
     def joined(self) -> tuple[Tensor, Tensor]:
-        """Ids and mask [B, S]; masked ids are 0, so that nothing depends on what stands there."""
-        mask = torch.cat((self.prompt_mask, self.mask), dim=1)
-        return torch.cat((self.prompt, self.response), dim=1).masked_fill(~mask, 0), mask
+        """Ids and mask [B, S - 1] of the tokens after which one was chosen: all but the last.
+
+        Masked ids are 0, so that nothing depends on what stands there.
+        """
+        mask = torch.cat((self.prompt_mask, self.mask[:, :-1]), dim=1)
+        return torch.cat((self.prompt, self.response[:, :-1]), dim=1).masked_fill(~mask, 0), mask
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -51,6 +64,38 @@ def positions(mask: Tensor) -> Tensor:
     Without them GPT-2 reads a padded prompt at the wrong places; rotary models see only differences.
     """
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def prepared_mask(mask: Tensor, queries: int) -> Tensor:
+    """Which of the tokens under ``mask`` [B, S] may be attended to [B, 1, queries, S]: by each of them, or by one."""
+    if queries == 1:
+        return mask[:, None, None]
+    places = torch.arange(queries, device=mask.device)
+    own, each = places[:, None], places[None]
+    # Padding attends to itself: what attends to nothing is NaN in some kernels.
+    return ((mask[:, None] & (each <= own)) | (each == own)).unsqueeze(1)
+
+
+@contextmanager
+def last_mlp_from(trunk: nn.Module, first: int) -> Iterator[None]:
+    """Spares the last block's MLP the tokens before ``first``: of the prompt but its last, nobody asks their states.
+
+    That is the half of a block's work or more, and it looks at one token at a time. A mixture of experts is left alone.
+    """
+    blocks = next((one for name in BLOCKS if isinstance(one := getattr(trunk, name, None), nn.ModuleList)), None)
+    mlp = None if blocks is None else getattr(blocks[-1], "mlp", None)
+    if first == 0 or mlp is None or any("expert" in name for name, _ in mlp.named_modules()):
+        yield
+        return
+    handles = (
+        mlp.register_forward_pre_hook(lambda _, given: (given[0][:, first:].contiguous(), *given[1:])),
+        mlp.register_forward_hook(lambda _, given, output: pad(output, (0, 0, first, 0))),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class CausalLM(nn.Module):
@@ -64,6 +109,7 @@ class CausalLM(nn.Module):
         self.lm = lm
         self.vocab_size = vocab_size
         self.temperature = temperature
+        self.prepares_mask = False
         accepted = inspect.signature(self.trunk.forward).parameters
         self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # transformers 5.24 renamed it
 
@@ -78,21 +124,35 @@ class CausalLM(nn.Module):
         """The model below its output layer."""
         return cast(PreTrainedModel, self.plain.base_model)
 
-    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None, first: int = 0) -> Tensor:
         """Final hidden states [B, S', D] of ``ids`` [B, S'], the last of the tokens under ``mask`` [B, S].
 
-        With a cache of the S - S' before them, which takes them in.
+        With a cache of the S - S' before them, which takes them in. Those before ``first`` may be anything.
         """
         arguments = {} if cache is None else {self._cache_argument: cache}
-        output = self.trunk(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions(mask)[:, -ids.shape[1] :],
-            use_cache=cache is not None,
-            **arguments,
-        )
+        with last_mlp_from(self.trunk, first):
+            output = self.trunk(
+                input_ids=ids,
+                attention_mask=self.attention_mask(mask, ids.shape[1]),
+                position_ids=positions(mask)[:, -ids.shape[1] :],
+                use_cache=cache is not None,
+                **arguments,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def attention_mask(self, mask: Tensor, queries: int) -> Tensor:
+        """What the Hugging Face model is told of ``mask`` [B, S] for the last ``queries`` tokens.
+
+        Not prepared, it looks into the mask to see what it can leave out: fast, and nothing that a graph can do.
+        """
+        if not self.prepares_mask:
+            return mask.long()
+        allowed = prepared_mask(mask, queries)
+        if self.plain.config._attn_implementation == "sdpa":
+            return allowed
+        lowest = torch.finfo(self.plain.dtype).min
+        return torch.zeros_like(allowed, dtype=self.plain.dtype).masked_fill(~allowed, lowest)  # to be added
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the sampled distribution [..., V], in float32 at least, temperature applied."""
@@ -130,11 +190,11 @@ def entropy_of(log_p: Tensor) -> Tensor:
 
 
 def before_response(states: Tensor, prompt_length: int) -> Tensor:
-    """Of one state per token [B, S, ...], those from which the response's tokens were chosen [B, L, ...].
+    """Of one state per token of ``joined`` [B, S - 1, ...], those the response's tokens were chosen from [B, L, ...].
 
-    The first of them belongs to the last token of the prompt; the last token of the response leads nowhere.
+    The first of them belongs to the last token of the prompt.
     """
-    return states[:, prompt_length - 1 : -1]
+    return states[:, prompt_length - 1 :]
 
 
 def scattered(kept: Tensor, mask: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.language.arguments import check_algorithm, check_options
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.language.compiled import Compilable
 from sb3_ppo_ext.language.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.files import TrainedPartOnly
 from sb3_ppo_ext.language.findings import Findings
 from sb3_ppo_ext.language.finite import require_finite
-from sb3_ppo_ext.language.generation import Response, generate
+from sb3_ppo_ext.language.generation import Decoder, Response, generate
 from sb3_ppo_ext.language.loading import (
     Lora,
     ModelSource,
@@ -36,7 +38,6 @@ from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
 from sb3_ppo_ext.language.statistics import MINIBATCH_STATISTICS
 from sb3_ppo_ext.language.update import sequence_update
-from sb3_ppo_ext.sequences import SequencePolicy
 from sb3_ppo_ext.update import Update
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
-class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
+class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -87,7 +88,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
         **sampling: Any,
     ) -> None:
         check_options(temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling)
-        prompt_length, self.responses = require_spaces(observation_space, action_space)
+        self.prompt_length, self.responses = require_spaces(observation_space, action_space)
         if optimizer_kwargs is None and issubclass(optimizer_class, torch.optim.Adam):
             optimizer_kwargs = {"eps": 1e-5}  # as ActorCriticPolicy
         # Not ActorCriticPolicy's: that would build a network for the sum of all vocabularies.
@@ -110,7 +111,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
         check_model(
             self.lm,
             eos_token_id=self.responses.eos_token_id,
-            sequence_length=prompt_length + self.responses.max_new_tokens,
+            sequence_length=self.prompt_length + self.responses.max_new_tokens,
         )
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
@@ -142,14 +143,14 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
         super().train(False)
         return self
 
-    # Acting
-
     def tokens(self, observation: PyTorchObs, response: Tensor, mask: Tensor) -> Tokens:
         """Prompts and responses as the model takes them."""
         assert isinstance(observation, dict)
         return Tokens(observation[INPUT_IDS].long(), observation[ATTENTION_MASK].bool(), response.long(), mask.bool())
 
-    def generate(self, observation: PyTorchObs, *, deterministic: bool = False) -> Response:
+    def generate(
+        self, observation: PyTorchObs, *, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
+    ) -> Response:
         """Responses [B, L] to the prompts, with their values where the critic shares the model's states."""
         assert isinstance(observation, dict)
         return generate(
@@ -161,12 +162,15 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
             pad_token_id=self.responses.pad_token_id,
             value_of=self.critic.of_hidden if isinstance(self.critic, SharedCritic) else None,
             deterministic=deterministic,
+            decoder_of=decoder_of,
         )
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Responses, and value and log-probability of every token, all [B, L] (0 after a response's end)."""
         started = time.perf_counter()
-        response = self.generate(obs, deterministic=deterministic)
+        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of)
         value = response.value
         tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):
@@ -178,7 +182,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
     def _values(self, tokens: Tokens) -> Tensor:
         ids, mask = tokens.joined()
         with torch.no_grad():
-            return before_response(self.critic.values(self.lm, ids, mask), tokens.prompt.shape[1])
+            return before_response(self.critic.values(self.lm, ids, mask, tokens.first), tokens.prompt.shape[1])
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.generate(observation, deterministic=deterministic).token
@@ -194,15 +198,13 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, SequencePolicy):
         """There is none: a response is drawn token by token."""
         raise TypeError("a language model has no distribution of whole responses; see evaluate_tokens()")
 
-    # Learning
-
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy (nats) and value (reward units) of every token [B, L]; 0 where there is none."""
         return self.evaluate_states(tokens, *self.states(tokens), entropy_grad=entropy_grad)
 
     def states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """The model's states [n, D] before each of the n tokens that are there, and the values [B, L]."""
-        hidden, value = self.critic.states(self.lm, *tokens.joined())
+        hidden, value = self.critic.states(self.lm, *tokens.joined(), tokens.first)
         length = tokens.prompt.shape[1]
         value = before_response(value, length).masked_fill(~tokens.mask, 0.0)
         return before_response(hidden, length)[tokens.mask], value

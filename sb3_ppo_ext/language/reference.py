@@ -25,7 +25,8 @@ class WithReference(nn.Module):
     def reference_states(self, tokens: Tokens) -> Tensor:
         """The reference's states [n, D] before each of the n tokens that are there."""
         with self.as_reference() as reference:
-            return before_response(reference.hidden(*tokens.joined()), tokens.prompt.shape[1])[tokens.mask]
+            hidden = reference.hidden(*tokens.joined(), first=tokens.first)
+            return before_response(hidden, tokens.prompt.shape[1])[tokens.mask]
 
     @torch.no_grad()
     def reference_log_prob(self, tokens: Tokens, hidden: Tensor | None = None) -> Tensor:

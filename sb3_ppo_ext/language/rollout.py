@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -142,21 +142,38 @@ class MicroBatch(NamedTuple):
 
 
 def micro_batches(minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterator[MicroBatch]:
-    """Parts of at most ``max_tokens`` token slots (or one row), longest first, so that the shares sum to the loss.
+    """Parts of at most ``max_tokens`` token slots (or one row), longest first, without padding."""
+    return in_parts(minibatch, row_groups(token_counts(minibatch), max_tokens), without_padding, loss_mean=loss_mean)
+
+
+def token_counts(minibatch: Minibatch) -> list[int]:
+    """Of each row, prompt and response together."""
+    assert minibatch.mask is not None and isinstance(minibatch.observation, dict)
+    counts: list[int] = (minibatch.observation[ATTENTION_MASK].sum(-1) + minibatch.mask.sum(-1)).tolist()
+    return counts
+
+
+def in_parts(
+    minibatch: Minibatch,
+    groups: Iterable[list[int]],
+    shaped: Callable[[Minibatch], Minibatch],
+    *,
+    loss_mean: str,
+) -> Iterator[MicroBatch]:
+    """The rows in groups, each ``shaped``, so that the shares sum to the loss.
 
     The mean is over the whole minibatch, whatever its split: ``share * mean of the part`` add up to it exactly.
     """
-    mask, observation = minibatch.mask, minibatch.observation
-    assert mask is not None and isinstance(observation, dict)
+    mask = minibatch.mask
+    assert mask is not None
     count = mask.float()
     weights = count / count.sum(-1, keepdim=True).clamp(min=1) if loss_mean == "response" else count
     total = weights.sum().clamp(min=1)
     normalizer = float(mask.numel()) if loss_mean == "length" else float(total)
-    lengths = (observation[ATTENTION_MASK].sum(-1) + mask.sum(-1)).tolist()
-    for rows in row_groups(lengths, max_tokens):
+    for rows in groups:
         part = rows_of(minibatch._replace(mask=weights), torch.tensor(rows, device=mask.device))
         counted = float(weights[rows].sum())
-        yield MicroBatch(without_padding(part), counted / normalizer, counted / float(total))
+        yield MicroBatch(shaped(part), counted / normalizer, counted / float(total))
 
 
 def row_groups(lengths: list[int], max_tokens: int | None) -> Iterator[list[int]]:

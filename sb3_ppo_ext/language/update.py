@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from sb3_ppo_ext.language.finite import origin
 from sb3_ppo_ext.language.full_kl import full_kl
 from sb3_ppo_ext.language.model import scattered
 from sb3_ppo_ext.language.ratio import RatioCheck
-from sb3_ppo_ext.language.rollout import SequenceRollout, micro_batches
+from sb3_ppo_ext.language.rollout import MicroBatch, SequenceRollout, micro_batches
 from sb3_ppo_ext.language.statistics import minibatch_statistics
 from sb3_ppo_ext.measurements import STATISTICS, statistics
 from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
 from sb3_ppo_ext.objective import fill_masked
+from sb3_ppo_ext.optimizers import prefer_fused
 from sb3_ppo_ext.policies import Evaluation
 from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
 from sb3_ppo_ext.update import Measured, Update
@@ -68,15 +69,62 @@ class TokenAdapter:
         return self.policy.predict_values(observation).flatten()
 
 
+class Piece(NamedTuple):
+    """What is known of a micro-batch once its gradient has been added to that of the parameters."""
+
+    loss: Tensor
+    row: Tensor  # its statistics
+    extra: Tensor  # its ``minibatch_statistics``
+    deviation: Tensor  # the greatest ``|log_ratio|``
+
+
+class Gradients(Protocol):
+    """Who computes the gradient of a minibatch, part by part."""
+
+    def parts(self, minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterable[MicroBatch]:
+        """The parts, which together are the minibatch."""
+        ...
+
+    def add(self, part: MicroBatch, knobs: KnobValues) -> Piece:
+        """Adds the part's gradient to that of the parameters."""
+        ...
+
+
+@dataclass
+class EagerGradients:
+    """By autograd."""
+
+    adapter: TokenAdapter
+    objective: Objective
+
+    def parts(self, minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterable[MicroBatch]:
+        """See ``micro_batches``."""
+        return micro_batches(minibatch, loss_mean=loss_mean, max_tokens=max_tokens)
+
+    def add(self, part: MicroBatch, knobs: KnobValues) -> Piece:
+        """See ``Gradients``."""
+        minibatch, share, _ = part
+        new = self.adapter.evaluate(minibatch)
+        terms = ppo_terms(new, minibatch, self.objective, knobs)
+        loss = terms.weigh(knobs) * share
+        loss.backward()
+        row = statistics(new, minibatch, terms, loss, self.objective, knobs)
+        log_ratio = fill_masked(new.log_prob.detach() - minibatch.action_log_prob, minibatch.mask)
+        return Piece(loss.detach(), row, minibatch_statistics(new, minibatch, knobs), log_ratio.abs().max())
+
+
 @dataclass
 class SequenceUpdate(Update):
-    """As ``Update``, with the gradient of a minibatch summed over its micro-batches. ``adapter`` is a ``TokenAdapter``.
+    """As ``Update``, with the gradient of a minibatch summed over its micro-batches by ``gradients``.
+
+    ``adapter`` is a ``TokenAdapter``.
 
     ``frozen`` are parameters that do not move in this rollout. ``ratio_check`` is given the first minibatch, on which
     the policy is still the one that sampled it, and the greatest ``|log_ratio|`` there.
     """
 
     adapter: TokenAdapter
+    gradients: Gradients | None = None  # None: ``EagerGradients``
     loss_mean: str = "token"
     max_tokens: int | None = None
     frozen: list[nn.Parameter] = field(default_factory=list)
@@ -84,36 +132,29 @@ class SequenceUpdate(Update):
     seen: list[Tensor] = field(default_factory=list)  # the ``minibatch_statistics``, for whoever wants them
     at: Minibatch | None = None  # the one evaluated last
 
+    def __post_init__(self) -> None:
+        if self.gradients is None:
+            self.gradients = EagerGradients(self.adapter, self.objective)
+
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, its gradient already in the parameters, and its statistics."""
         for parameter in self.parameters:
             parameter.grad = None
         self.at = minibatch
-        losses: list[Tensor] = []
-        rows: list[Tensor] = []
-        extra: list[Tensor] = []
+        assert self.gradients is not None  # since __post_init__
+        pieces: list[Piece] = []
         weights: list[float] = []
-        deviation = 0.0
-        for part, share, weight in micro_batches(minibatch, loss_mean=self.loss_mean, max_tokens=self.max_tokens):
-            new = self.adapter.evaluate(part)
-            terms = ppo_terms(new, part, self.objective, knobs)
-            loss = terms.weigh(knobs) * share
-            loss.backward()
-            losses.append(loss.detach())
-            rows.append(statistics(new, part, terms, loss, self.objective, knobs))
-            extra.append(minibatch_statistics(new, part, knobs))
-            weights.append(weight)
-            if self.ratio_check is not None:
-                log_ratio = fill_masked(new.log_prob.detach() - part.action_log_prob, part.mask)
-                deviation = max(deviation, log_ratio.abs().max().item())
+        for part in self.gradients.parts(minibatch, loss_mean=self.loss_mean, max_tokens=self.max_tokens):
+            pieces.append(self.gradients.add(part, knobs))
+            weights.append(part.weight)
         if self.ratio_check is not None:
-            self.ratio_check(minibatch, deviation)
+            self.ratio_check(minibatch, max(piece.deviation.item() for piece in pieces))
             self.ratio_check = None
-        table = torch.stack(rows)
+        table = torch.stack([piece.row for piece in pieces])
         share_of = table.new_tensor(weights)[:, None]
         row = (table * share_of).sum(dim=0)
-        self.seen.append((torch.stack(extra) * share_of).sum(dim=0))
-        row[LOSS], row[RATIO_MAX] = torch.stack(losses).sum(), table[:, RATIO_MAX].max()
+        self.seen.append((torch.stack([piece.extra for piece in pieces]) * share_of).sum(dim=0))
+        row[LOSS], row[RATIO_MAX] = torch.stack([piece.loss for piece in pieces]).sum(), table[:, RATIO_MAX].max()
         return row[LOSS], row
 
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
@@ -138,6 +179,7 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
     buffer = rollout.buffer
     assert isinstance(buffer, SequenceRolloutBuffer)
     warming = model._n_updates < policy.value_warmup * model.n_epochs
+    prefer_fused(policy.optimizer)
     in_loss = buffer.ref_kl != "reward" and (callable(model.ref_kl_coef) or model.ref_kl_coef != 0)
     return SequenceUpdate(
         adapter=TokenAdapter(

@@ -1,23 +1,31 @@
 """PPOX beside TRL 1.12's PPOTrainer on one job: response tokens per second of whole updates, and peak memory.
 
-    SB3_PPO_EXT_TRL=FOLDER python tests/benchmarks/language_models.py [--updates 4] [--threads 2]
+    SB3_PPO_EXT_TRL=FOLDER python -m tests.benchmarks.language_models [--updates 4] [--threads 2] [--side NAME ...]
+    python -m tests.benchmarks.language_models --gpu
 
-FOLDER holds TRL 1.12 (tests/language/test_trl_parity.py says how); without it PPOX alone is measured. The job: a GPT-2
-of 4 layers and width 128, 512 tokens, 64 prompts of 16 tokens, responses of 32, 4 epochs of 4 minibatches. Each side is
-a process of its own, one after the other; figures are medians over updates after the first. PPOX takes 16 optimizer
-steps per update; TRL takes 4, because it accumulates over the minibatches of an epoch. Run it on a quiet machine; it is
-not part of the test suite.
+FOLDER holds TRL 1.12 (tests/language/test_trl_parity.py says how), or several joined by ":", where datasets, which it
+imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512 tokens, 64
+prompts of 16 tokens, responses of 32, 4 epochs of 4 minibatches. Each side is a process of its own, one after the
+other; figures are medians over updates after the first, in which graphs are compiled. PPOX takes 16 optimizer steps per
+update; TRL takes 4, because it accumulates over the minibatches of an epoch (and 16 where its data end). "above
+imports" is the peak less what the process held before it trained. Run it on a quiet machine; it is not part of the test
+suite.
+
+``--gpu`` is PPOX alone, eager and compiled, on a random model of Qwen2-0.5B's shape in bfloat16, 64 prompts of 128
+tokens and responses of 128.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +33,10 @@ import numpy as np
 import torch
 
 PROMPTS, PROMPT, RESPONSE, VOCABULARY = 64, 16, 32, 512
-SIDES = ("ppox shared", "ppox separate", "ppox lora", "trl")
+EPOCHS = MINIBATCHES = 4
+KINDS = ("shared", "separate", "lora")
+SIDES = (*(f"{kind} {how}" for kind in KINDS for how in ("eager", "compiled")), "trl")
+PARTS = ("generation", "scoring", "reference", "training")
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,54 +50,90 @@ def gpt2() -> Any:
     return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=VOCABULARY, **shape, **special))  # type: ignore[arg-type]  # numbers all
 
 
-def prompts() -> list[list[int]]:
+def qwen2() -> Any:
+    """Of the shape of Qwen2-0.5B, random."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    shape = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=151_936, intermediate_size=4864, tie_word_embeddings=True, **shape)  # type: ignore[arg-type]  # numbers all
+    return AutoModelForCausalLM.from_config(config)
+
+
+def prompts(length: int = PROMPT) -> list[list[int]]:
     """Random ids, none of them special."""
-    return np.random.default_rng(0).integers(2, VOCABULARY, (4 * PROMPTS, PROMPT)).tolist()  # type: ignore[no-any-return]  # lists of ints
+    return np.random.default_rng(0).integers(2, VOCABULARY, (4 * PROMPTS, length)).tolist()  # type: ignore[no-any-return]  # lists of ints
 
 
-def of_ppox(kind: str, updates: int) -> list[float]:
-    """Seconds of each update, rollout included."""
+def learned(
+    updates: int, model: Any, given: list[list[int]], *, response: int, vocabulary: int, policy: Any, **options: Any
+) -> Any:
+    """PPOX after so many updates, and of each its seconds, in all and in ``PARTS``."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     from sb3_ppo_ext import PPOX
     from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv
 
-    class Starts(BaseCallback):
-        seconds: list[float] = []  # noqa: RUF012  # one run per process
+    scoring: list[float] = []
+
+    def score(asked: list[list[int]], answers: list[list[int]]) -> list[float]:
+        started = time.perf_counter()
+        scores = [float(len(set(one))) for one in answers]
+        scoring.append(time.perf_counter() - started)
+        return scores
+
+    env = PromptVecEnv(
+        given, score,
+        n_envs=PROMPTS, max_new_tokens=response, vocab_size=vocabulary, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+
+    class Clock(BaseCallback):
+        starts: list[float] = []  # noqa: RUF012  # one run per process
+        parts: list[list[float]] = []  # noqa: RUF012
 
         def _on_rollout_start(self) -> None:
-            self.seconds.append(time.perf_counter())
+            self.starts.append(time.perf_counter())
+            if len(self.starts) > 1:
+                log = self.logger.name_to_value
+                tokens = PROMPTS * log["lm/response_length"]
+                generation, reference = (tokens / log[f"time/{one}_tokens_per_second"] for one in PARTS[::2])
+                known = generation + scoring[-1] + reference
+                whole = self.starts[-1] - self.starts[-2]
+                self.parts.append([generation, scoring[-1], reference, whole - known])
 
         def _on_step(self) -> bool:
             return True
 
         _on_training_end = _on_rollout_start
 
-    env = PromptVecEnv(
-        prompts(), lambda given, answers: [float(len(set(one))) for one in answers],
-        n_envs=PROMPTS, max_new_tokens=RESPONSE, vocab_size=VOCABULARY, eos_token_id=1, pad_token_id=0,
+    ppox = PPOX(
+        LanguageModelPolicy, env, n_steps=1, batch_size=PROMPTS // MINIBATCHES, n_epochs=EPOCHS, gamma=1.0,
+        learning_rate=3e-6, ref_kl_coef=0.05, policy_kwargs={"model": model, **policy}, **options,
     )  # fmt: skip
-    policy: dict[str, Any] = {"model": gpt2, "value": "separate" if kind == "separate" else "shared"}
+    ppox.learn(updates * PROMPTS, callback=Clock(), log_interval=None)
+    return ppox, np.diff(Clock.starts).tolist(), Clock.parts
+
+
+def of_ppox(kind: str, updates: int, *, compiled: bool = False) -> dict[str, Any]:
+    """Seconds of each update, rollout included, their parts, and optimizer steps of all of them."""
+    policy: dict[str, Any] = {"value": "separate" if kind == "separate" else "shared"}
     if kind == "lora":
         policy["lora"] = {"r": 8}
-    model = PPOX(
-        LanguageModelPolicy, env, n_steps=1, batch_size=PROMPTS // 4, n_epochs=4, gamma=1.0, learning_rate=3e-6,
-        ref_kl_coef=0.05, policy_kwargs=policy, device="cpu",
-    )  # fmt: skip
-    model.learn(updates * PROMPTS, callback=Starts(), log_interval=None)
-    assert {float(state["step"]) for state in model.policy.optimizer.state.values()} == {16.0 * updates}
-    return np.diff(Starts.seconds).tolist()
+    job: dict[str, Any] = {"response": RESPONSE, "vocabulary": VOCABULARY, "policy": policy}
+    model, seconds, parts = learned(updates, gpt2, prompts(), compile=compiled, device="cpu", **job)
+    (steps,) = {float(state["step"]) for state in model.policy.optimizer.state.values()}
+    return {"seconds": seconds, "steps": steps / updates, "parts": parts}
 
 
-def of_trl(updates: int) -> list[float]:
+def of_trl(updates: int) -> dict[str, Any]:
     """The same of TRL: from one generation to the next."""
-    from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from torch.optim.optimizer import register_optimizer_step_post_hook
     from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     starts: list[float] = []
+    steps: list[int] = []
     generation = ppo_trainer.batch_generation
 
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -94,6 +141,7 @@ def of_trl(updates: int) -> list[float]:
         return generation(*args, **kwargs)
 
     ppo_trainer.batch_generation = timed
+    register_optimizer_step_post_hook(lambda *_: steps.append(len(starts)))
     words = {f"t{index}": index for index in range(VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="t2")),
@@ -104,11 +152,11 @@ def of_trl(updates: int) -> list[float]:
     config = gpt2().config
     config.num_labels = 1
     critic, reward = GPT2ForSequenceClassification(config), GPT2ForSequenceClassification(config)
-    data = Dataset.from_dict({"input_ids": prompts()})
+    data: Any = [{"input_ids": prompt} for prompt in prompts()]
     with tempfile.TemporaryDirectory() as folder:
         settings = PPOConfig(
-            output_dir=folder, per_device_train_batch_size=PROMPTS // 4, gradient_accumulation_steps=4,
-            num_mini_batches=4, num_ppo_epochs=4, total_episodes=(updates + 1) * PROMPTS,
+            output_dir=folder, per_device_train_batch_size=PROMPTS // MINIBATCHES, gradient_accumulation_steps=4,
+            num_mini_batches=MINIBATCHES, num_ppo_epochs=EPOCHS, total_episodes=(updates + 1) * PROMPTS,
             response_length=RESPONSE, learning_rate=3e-6,
             bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none", save_strategy="no",
             num_sample_generations=0,
@@ -117,35 +165,86 @@ def of_trl(updates: int) -> list[float]:
             args=settings, processing_class=tokenizer, model=gpt2(), ref_model=gpt2(), reward_model=reward,
             value_model=critic, train_dataset=data, eval_dataset=data,
         ).train()  # fmt: skip
-    return np.diff(starts).tolist()
+    return {"seconds": np.diff(starts).tolist(), "steps": statistics.median(Counter(steps).values()), "parts": []}
+
+
+def peak() -> float:
+    """The most this process has held, in MB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def measured(side: str, updates: int) -> None:
-    """In a process of its own: prints seconds per update, and peak memory in MB."""
-    seconds = of_trl(updates) if side == "trl" else of_ppox(side.partition(" ")[2], updates)
-    status = Path("/proc/self/status").read_text()
-    print(f"\nRESULT {statistics.median(seconds[1:])} {int(status.split('VmHWM:')[1].split()[0]) / 1024}")
+    """In a process of its own: prints what ``report`` shows."""
+    if side == "trl":
+        import trl.experimental.ppo  # noqa: F401
+        from transformers import GPT2ForSequenceClassification  # noqa: F401
+    else:
+        import sb3_ppo_ext.language  # noqa: F401
+    gpt2()
+    imported = peak()
+    kind, _, how = side.partition(" ")
+    found = of_trl(updates) if side == "trl" else of_ppox(kind, updates, compiled=how == "compiled")
+    parts = np.median(found["parts"][1:], axis=0).tolist() if found["parts"] else []
+    told = {"seconds": statistics.median(found["seconds"][1:]), "steps": found["steps"], "parts": parts}
+    print("\nRESULT", json.dumps({**told, "peak": peak(), "imported": imported}))
+
+
+def report(side: str, found: dict[str, Any], trl: dict[str, Any] | None) -> None:
+    """One line, beside TRL's figures where there are any."""
+    seconds, memory = found["seconds"], found["peak"]
+    line = f"{side:<17} {seconds:6.2f} s per update {PROMPTS * RESPONSE / seconds:6.0f} tokens/s"
+    line += f" {found['steps']:3.0f} steps {memory:5.0f} MB, {memory - found['imported']:4.0f} above imports"
+    if trl is not None:
+        line += f"   {trl['seconds'] / seconds:4.2f}x the tokens/s, {memory / trl['peak']:4.2f}x the memory of TRL"
+    print(line)
+    if found["parts"]:
+        print(f"{'':<17} {', '.join(f'{name} {part:.2f} s' for name, part in zip(PARTS, found['parts'], strict=True))}")
+
+
+def on_a_gpu(updates: int) -> None:
+    """Tokens per second and peak memory of a model of half a billion parameters."""
+    if not torch.cuda.is_available():
+        sys.exit("--gpu: there is no CUDA device here")
+    for compiled in (False, True):
+        torch.cuda.reset_peak_memory_stats()
+        job: dict[str, Any] = {"response": 128, "vocabulary": 151_936, "policy": {"dtype": "bfloat16"}}
+        buffer = {"micro_batch_tokens": 16 * 256}
+        _, seconds, _ = learned(
+            updates, qwen2, prompts(128), device="cuda", compile=compiled, rollout_buffer_kwargs=buffer, **job
+        )
+        rate = PROMPTS * 128 / statistics.median(seconds[1:])
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{'compiled' if compiled else 'eager':<9} {rate:7.0f} tokens/s {memory:5.1f} GiB")
 
 
 def main() -> None:
-    """Runs the sides in turn."""
+    """Runs the sides in turn, TRL first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--side", choices=SIDES, nargs="+", default=SIDES)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--here", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.side:
-        measured(options.side, options.updates)
-        return
+    if options.gpu:
+        return on_a_gpu(options.updates)
+    if options.here:
+        return measured(options.here, options.updates)
     folder = os.environ.get("SB3_PPO_EXT_TRL", "")
     path = os.pathsep.join([str(ROOT), folder])
     env = {**os.environ, "PYTHONPATH": path, "TRL_EXPERIMENTAL_SILENCE": "1", "OMP_NUM_THREADS": str(options.threads)}
-    for side in SIDES if folder else SIDES[:-1]:
-        command = [sys.executable, "-W", "ignore", __file__, "--side", side, "--updates", str(options.updates)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        seconds, memory = map(float, done.stdout.split("RESULT")[1].split())
-        print(f"{side:<14} {seconds:6.2f} s per update  {PROMPTS * RESPONSE / seconds:7.0f} tokens/s  {memory:5.0f} MB")
+    trl: dict[str, Any] | None = None
+    for side in sorted(options.side, key=lambda side: side != "trl"):
+        if side == "trl" and not folder:
+            continue
+        command = [sys.executable, "-W", "ignore", __file__, "--here", side, "--updates", str(options.updates)]
+        command += ["--threads", str(options.threads)]
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.split("RESULT")[1])
+        report(side, found, trl)
+        trl = found if side == "trl" else trl
+    return None
 
 
 if __name__ == "__main__":

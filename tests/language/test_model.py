@@ -5,8 +5,17 @@ import torch
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language import model as model_module
+from sb3_ppo_ext.language.critics import last_block
 from sb3_ppo_ext.language.generation import Response, draw, generate
-from sb3_ppo_ext.language.loading import as_reference, check_model, frozen_copy, load_model, lora_config, with_adapter
+from sb3_ppo_ext.language.loading import (
+    GELUS_BY_TANH,
+    as_reference,
+    check_model,
+    frozen_copy,
+    load_model,
+    lora_config,
+    with_adapter,
+)
 from sb3_ppo_ext.language.model import CausalLM, Tokens, before_response, entropy_of, positions, scattered
 from tests.language import tiny
 
@@ -62,6 +71,19 @@ def test_sampled_log_probs_are_those_of_teacher_forcing(family: str, lora: bool)
     torch.testing.assert_close(response.log_prob, evaluated(model, tokens), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_states_that_nobody_asks_for_change_nothing(family: str) -> None:
+    model = core(family)
+    ids, mask = tiny.ragged_tokens().joined()
+    whole = model.hidden(ids, mask)
+    widths: list[int] = []
+    mlp = last_block(model.trunk).get_submodule("mlp")
+    mlp.register_forward_hook(lambda _, given, output: widths.append(given[0].shape[1]))
+    torch.testing.assert_close(model.hidden(ids, mask, first=3)[:, 3:], whole[:, 3:])
+    assert widths == [ids.shape[1] - 3]
+    torch.testing.assert_close(model.hidden(ids, mask), whole)  # the hooks are gone
+
+
 def test_a_response_ends_with_its_first_end_of_text() -> None:
     tokens, _ = sampled(core(), rows=32, length=12)
     for ids, mask in zip(tokens.response, tokens.mask, strict=True):
@@ -87,7 +109,7 @@ def test_generation_stops_when_all_rows_have_ended(monkeypatch: pytest.MonkeyPat
 def test_samples_follow_the_distribution() -> None:
     torch.manual_seed(0)
     probability = torch.tensor([0.5, 0.3, 0.2])
-    token, log_prob = draw(probability.log().expand(20_000, 3), deterministic=False)
+    token, log_prob = draw(probability.log().expand(20_000, 3), torch.empty(20_000, 3).exponential_())
     # Standard errors are at most sqrt(.25 / 20000) = 0.0035.
     torch.testing.assert_close(token.bincount() / 20_000, probability, rtol=0, atol=0.014)
     torch.testing.assert_close(log_prob, probability.log()[token])
@@ -177,6 +199,15 @@ def test_dropout_is_off_even_in_training_mode() -> None:
     model, tokens = core(lora=True), tiny.ragged_tokens()
     model.train()
     assert evaluated(model, tokens).equal(evaluated(model, tokens))
+
+
+def test_the_fused_activation_is_the_function_it_replaces() -> None:
+    written_out = tiny.model("gpt2").eval()
+    fused = load_model(written_out)
+    ids = torch.arange(2, 10)[None]
+    assert not any(isinstance(part, GELUS_BY_TANH) for part in fused.modules())
+    assert any(isinstance(part, GELUS_BY_TANH) for part in written_out.modules())  # the given one stays as it is
+    torch.testing.assert_close(fused(ids).logits, written_out(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_given_module_is_copied() -> None:

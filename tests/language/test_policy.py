@@ -76,9 +76,16 @@ def test_the_value_function_has_a_learning_rate_of_its_own() -> None:
 
 def test_it_brings_its_buffer_and_trains_eagerly_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     model = setups.ppox(verbose=1)
-    model.learn(10_000_000, callback=lambda *_: False)
+    model.learn(16)
     assert isinstance(model.rollout_buffer, SequenceRolloutBuffer)
-    assert "PPOX trains eagerly: a LanguageModelPolicy is not compiled" in capsys.readouterr().out
+    assert "PPOX trains eagerly: 8 minibatches are planned" in capsys.readouterr().out
+
+
+def test_values_after_the_last_response_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = setups.ppox()
+    monkeypatch.setattr(model.policy, "predict_values", None)  # to call it would raise
+    model.learn(16)
+    assert not model.rollout_buffer.last_values.any()  # type: ignore[attr-defined]  # a SequenceRolloutBuffer
 
 
 @pytest.mark.parametrize("policy_kwargs", [{}, {"lora": LORA, "value": "branch"}, {"value": "separate"}])
@@ -181,7 +188,6 @@ BAD: dict[str, dict[str, Any]] = {
     "value='none'": {"policy_kwargs": {"value": "none"}},
     "model='nowhere'|nowhere": {"policy_kwargs": {"model": "/nowhere/at/all"}},
     "normalize_value=True": {"normalize_value": True},
-    "compile=True": {"compile": True},
     "recompute_advantage=True": {"recompute_advantage": True},
     "with reference=False": {"ref_kl_coef": 0.1, "policy_kwargs": {"reference": False}},
     'every="rollout"': {"ref_kl_coef": AdaptiveKL(0.1, 1.0, every="epoch")},

@@ -1,0 +1,242 @@
+"""Language models through compiled graphs: the update's gradients, and a rollout's tokens one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sb3_ppo_ext.actors import EagerActor
+from sb3_ppo_ext.artifacts import Call, CompileError
+from sb3_ppo_ext.graphs import Function, Graphs
+from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
+from sb3_ppo_ext.language.model import CausalLM
+from sb3_ppo_ext.language.rollout import MicroBatch, in_parts, mapped, token_counts
+from sb3_ppo_ext.language.spaces import ATTENTION_MASK, ResponseSpace
+from sb3_ppo_ext.language.traced import (
+    TokenDraw,
+    TokenGradient,
+    constants_of,
+    require_logits_at_once,
+    require_traceable,
+    trained_of,
+)
+from sb3_ppo_ext.language.update import EagerGradients, Piece, SequenceUpdate
+from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
+from sb3_ppo_ext.sequences import SequencePolicy
+from sb3_ppo_ext.terms import KnobValues
+from sb3_ppo_ext.tracing import Inputs, fingerprint, tensors_of
+from sb3_ppo_ext.update import Update
+from sb3_ppo_ext.update_inputs import knob_tensors
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.actors import Actor
+    from sb3_ppo_ext.language.policy import LanguageModelPolicy
+    from sb3_ppo_ext.ppox import PPOX
+
+# Slots that a graph may compute for each that an eager pass would: beyond that, padding eats what compiling saves.
+SLACK = 1.25
+DECODING = "decoding"
+# Seconds, measured on one thread with a GPT-2 of 4 layers of width 128.
+SAVED_PER_STATE = 40e-9  # token, layer and channel trained on
+SAVED_PER_DECODED_LAYER = 1e-3  # and token
+COMPILE_TIME_PER_LAYER = 7.5  # of one graph
+
+
+class CompiledGradients:
+    """As ``EagerGradients``, by a graph for parts of ``rows`` responses [rows, P] and [rows, width].
+
+    Widths are the greatest length of a response and half of it. What would be mostly padding is left to ``eager``.
+    """
+
+    def __init__(self, eager: EagerGradients, graphs: Graphs, rows: int) -> None:
+        self.eager = eager
+        self.policy = eager.adapter.policy
+        self.graphs = graphs
+        self.rows = rows
+        self.prompt_length = self.policy.prompt_length
+        longest = self.policy.responses.max_new_tokens
+        self.widths = sorted({math.ceil(longest / 2), longest})
+        require_traceable(self.policy)
+        if eager.adapter.full_kl:
+            raise CompileError("the exact KL to the reference over the vocabulary is not compiled")
+        require_logits_at_once(self.policy, rows * longest)
+        self.trained = list(trained_of(self.policy).values())
+        self.calls: dict[int, Call] = {}
+        self._fixed: Inputs = {
+            "parameters": {name: one.detach() for name, one in trained_of(self.policy).items()},
+            "constants": constants_of(self.policy),
+        }
+
+    def prepare(self, minibatch: Minibatch, knobs: KnobValues) -> None:
+        """Compiles the graph that fits the longest response of a rollout; ``CompileError`` where that fails."""
+        adapter, width = self.eager.adapter, self._width(minibatch)
+        function = TokenGradient(self.policy, self.eager.objective, entropy_grad=adapter.entropy_grad)
+        first = list(range(min(self.rows, len(minibatch.action))))
+        example, *_ = in_parts(minibatch, [first], partial(self._shaped, width=width), loss_mean="token")
+        inputs = self._inputs(example, knobs)
+        plan = (self.eager.objective, adapter.entropy_grad)
+        self.calls[width] = graph_of(self.graphs, "gradient of tokens", function, inputs, self.policy, plan)
+
+    def parts(self, minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterable[MicroBatch]:
+        """Of the shape of a graph, or as ``eager`` would have them."""
+        width = min((width for width in self.calls if width >= self._width(minibatch)), default=None)
+        count = len(minibatch.action)
+        groups = [list(range(start, min(start + self.rows, count))) for start in range(0, count, self.rows)]
+        if width is None or len(groups) * self.rows * (self.prompt_length + width) > SLACK * self._slots(
+            minibatch, max_tokens
+        ):
+            return self.eager.parts(minibatch, loss_mean=loss_mean, max_tokens=max_tokens)
+        return in_parts(minibatch, groups, partial(self._shaped, width=width), loss_mean=loss_mean)
+
+    def add(self, part: MicroBatch, knobs: KnobValues) -> Piece:
+        """See ``Gradients``."""
+        rows, width = part.minibatch.action.shape
+        prompt = part.minibatch.observation[ATTENTION_MASK].shape[1]  # type: ignore[index]  # a dict
+        call = self.calls.get(width)
+        if call is None or (rows, prompt) != (self.rows, self.prompt_length):
+            return self.eager.add(part, knobs)
+        loss, row, extra, deviation, *gradients = call(tensors_of(self._inputs(part, knobs)))
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return Piece(loss, row, extra, deviation)
+
+    def _inputs(self, part: MicroBatch, knobs: KnobValues) -> Inputs:
+        minibatch = part.minibatch
+        if not self.eager.adapter.with_reference:
+            minibatch = minibatch._replace(ref_log_prob=None)
+        share = torch.tensor(part.share, dtype=torch.float32)
+        return {**self._fixed, "part": minibatch, "share": share, "knobs": knob_tensors(knobs)}
+
+    def _width(self, minibatch: Minibatch) -> int:
+        """The smallest that holds the longest of the responses."""
+        assert minibatch.mask is not None
+        longest = int((minibatch.mask > 0).sum(-1).max())
+        return next(width for width in self.widths if width >= longest)
+
+    def _slots(self, minibatch: Minibatch, max_tokens: int | None) -> int:
+        """That an eager pass computes, or at least has to."""
+        counts = token_counts(minibatch)
+        if max_tokens is not None:
+            return sum(counts)
+        assert minibatch.mask is not None and isinstance(minibatch.observation, dict)
+        longest = minibatch.observation[ATTENTION_MASK].sum(-1).max() + minibatch.mask.sum(-1).max()
+        return len(counts) * int(longest)
+
+    def _shaped(self, part: Minibatch, width: int) -> Minibatch:
+        """Rows of nothing but padding fill it up."""
+        missing = self.rows - len(part.action)
+
+        def filled(tensor: Tensor) -> Tensor:
+            return pad(tensor, (0, 0, 0, missing)) if missing else tensor
+
+        return mapped(part, filled, lambda token: filled(token[:, :width]).contiguous())
+
+
+def graph_of(
+    graphs: Graphs, kind: str, function: Function, inputs: Inputs, policy: LanguageModelPolicy, plan: Any = None
+) -> Call:
+    """Compiled anew only where the networks have changed: the policy itself keeps clocks and the like."""
+    return graphs.get(kind, function, inputs, policy.lm, (plan, fingerprint(policy.critic))).call
+
+
+class CompiledDecoder(Decoder):
+    """As ``Decoder``, every token after the first of a response by a graph over a cache of fixed size."""
+
+    def __init__(
+        self, model: CausalLM, seen: Tensor, *args: Any, policy: LanguageModelPolicy, graphs: Graphs, **kwargs: Any
+    ) -> None:
+        room = policy.prompt_length + policy.responses.max_new_tokens
+        super().__init__(model, pad(seen, (0, room - seen.shape[1])), *args, **kwargs)
+        self.policy = policy
+        self.graphs = graphs
+        self.call: Call | None = None
+
+    def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See ``Decoder``; the same draws from torch's generator."""
+        if not self.cache.get_seq_length():
+            return super().draw(ids, until)
+        noise = torch.empty(len(ids), self.model.vocab_size).exponential_()
+        if self.call is None:
+            self._begin(ids[:, 0], noise)
+        assert self.call is not None
+        self._tensors[-3:] = ids[:, 0], torch.tensor(until - 1), noise
+        drawn, log_prob, *value = self.call(self._tensors)
+        return drawn, log_prob, value[0] if value else None
+
+    def _begin(self, token: Tensor, noise: Tensor) -> None:
+        layers = [layer for layer in self.cache.layers if isinstance(layer, RoomyLayer)]
+        trained = {name: parameter.detach() for name, parameter in trained_of(self.policy).items()}
+        inputs: Inputs = {
+            "constants": {**trained, **constants_of(self.policy)},
+            "keys": [layer.all_keys for layer in layers],
+            "values": [layer.all_values for layer in layers],
+            "seen": self.seen,
+            "token": token.contiguous(),
+            "slot": torch.tensor(0),
+            "noise": noise,
+        }
+        self.call = graph_of(self.graphs, DECODING, TokenDraw(self.policy), inputs, self.policy)
+        self._tensors = tensors_of(inputs)
+
+
+class CompiledSequenceActor(EagerActor):
+    """Responses by ``CompiledDecoder``."""
+
+    def __init__(self, policy: LanguageModelPolicy, graphs: Graphs, n_envs: int) -> None:
+        """``CompileError`` where the model cannot be compiled."""
+        super().__init__(policy)
+        require_traceable(policy)
+        self.decoder_of = partial(CompiledDecoder, policy=policy, graphs=graphs)
+        if policy.responses.max_new_tokens > 1 and not any(key[0] == DECODING for key in graphs.known):
+            self._compile(policy.lm, n_envs)
+
+    @torch.no_grad()
+    def _compile(self, model: CausalLM, n_envs: int) -> None:
+        token = torch.zeros(n_envs, 1, dtype=torch.long)
+        with torch.random.fork_rng(devices=[]):
+            decoder = self.decoder_of(model, torch.ones(n_envs, 2).bool(), None, deterministic=False)
+            decoder.draw(token, 1)
+            decoder.draw(token, 2)
+
+    def act(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Responses, and value and log-probability of every token, all [N, L]."""
+        with torch.no_grad():
+            responses, values, log_probs = self.policy(observation, decoder_of=self.decoder_of)
+        return responses, values, log_probs
+
+
+class Compilable(SequencePolicy):
+    """What ``LanguageModelPolicy`` adds to be compiled."""
+
+    lm: CausalLM
+    prompt_length: int
+    responses: ResponseSpace
+
+    def compiling_saves(self, model: PPOX, epochs: int, steps: int) -> tuple[float, float]:
+        """See ``SequencePolicy``."""
+        config, longest = self.lm.plain.config, self.responses.max_new_tokens
+        layers = config.num_hidden_layers
+        slots = epochs * model.n_steps * model.n_envs * (self.prompt_length + longest)
+        saved = slots * layers * config.hidden_size * SAVED_PER_STATE
+        return saved + steps * longest * layers * SAVED_PER_DECODED_LAYER, 2 * layers * COMPILE_TIME_PER_LAYER
+
+    def compiled_actor(self, graphs: Graphs, n_envs: int) -> Actor:
+        """See ``SequencePolicy``."""
+        return CompiledSequenceActor(cast("LanguageModelPolicy", self), graphs, n_envs)
+
+    def compiled_update(self, rollout: Rollout, eager: Update, batch_size: int, graphs: Graphs) -> Update:
+        """See ``SequencePolicy``."""
+        assert isinstance(eager, SequenceUpdate) and isinstance(eager.gradients, EagerGradients)
+        rows = min(batch_size, rollout.size)
+        if eager.max_tokens is not None:
+            rows = min(max(eager.max_tokens // (self.prompt_length + self.responses.max_new_tokens), 1), rows)
+        gradients = CompiledGradients(eager.gradients, graphs, rows)
+        gradients.prepare(rollout.rows, eager.knobs.values)
+        return replace(eager, gradients=gradients)

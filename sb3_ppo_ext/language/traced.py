@@ -1,0 +1,172 @@
+"""A language model's gradient and its drawing of one token as functions of tensors, to be traced and compiled.
+
+Letters as in model. Shapes are fixed: every slot is computed, padding included, and the mask says what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from sb3_ppo_ext.artifacts import CompileError
+from sb3_ppo_ext.language.critics import SeparateCritic, SharedCritic
+from sb3_ppo_ext.language.generation import draw
+from sb3_ppo_ext.language.model import LOGITS_AT_ONCE, before_response
+from sb3_ppo_ext.language.statistics import minibatch_statistics
+from sb3_ppo_ext.measurements import statistics
+from sb3_ppo_ext.minibatches import Minibatch
+from sb3_ppo_ext.objective import fill_masked
+from sb3_ppo_ext.policies import Evaluation
+from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
+from sb3_ppo_ext.tracing import Inputs, substituted
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.language.policy import LanguageModelPolicy
+
+# Up to here attention written out is faster than the kernel for it, once its parts are fused with what is around them.
+WRITTEN_OUT = 128  # slots
+
+
+def require_traceable(policy: LanguageModelPolicy) -> None:
+    """``CompileError`` with the reason where a graph cannot stand for the model."""
+    plain = policy.lm.plain
+    name = type(plain).__name__
+    if policy.device.type != "cpu":
+        raise CompileError(f"the device is {policy.device}; language models are compiled on the CPU only")
+    if plain.dtype != torch.float32:
+        raise CompileError(f"{name} computes in {str(plain.dtype).removeprefix('torch.')}; float32 is compiled")
+    if plain.config._attn_implementation != "sdpa":
+        raise CompileError(f'{name} computes attention by {plain.config._attn_implementation!r}; "sdpa" is compiled')
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=plain.config).layers):
+        raise CompileError(f"{name} has layers that do not attend to all tokens")
+    if any(parameter._backward_hooks for parameter in policy.parameters()):
+        raise CompileError("a parameter of the policy has a hook on its gradient")
+
+
+def constants_of(policy: LanguageModelPolicy) -> dict[str, Tensor]:
+    """What a gradient leaves alone: frozen parameters and buffers; the reference's copy is not asked."""
+    frozen = {name: one.detach() for name, one in policy.named_parameters() if not one.requires_grad}
+    return {name: one for name, one in {**frozen, **dict(policy.named_buffers())}.items() if not of_reference(name)}
+
+
+def trained_of(policy: LanguageModelPolicy) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name."""
+    named = dict(policy.named_parameters())
+    return {name: one for name, one in named.items() if one.requires_grad and not of_reference(name)}
+
+
+def of_reference(name: str) -> bool:
+    """Whether a tensor of that name belongs to the frozen copy."""
+    return name.startswith("reference.")
+
+
+@contextmanager
+def in_a_graph(policy: LanguageModelPolicy, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """The policy with other tensors for its own, and not looking into masks, until the end of the block."""
+    lm, critic = policy.lm, policy.critic
+    trunks = [lm.trunk, critic.trunk] if isinstance(critic, SeparateCritic) else [lm.trunk]
+    slots = policy.prompt_length + policy.responses.max_new_tokens
+    lm.prepares_mask = True
+    try:
+        for trunk in trunks:
+            trunk.config._attn_implementation = "eager" if slots <= WRITTEN_OUT else "sdpa"
+        with substituted(policy, tensors):
+            yield
+    finally:
+        lm.prepares_mask = False
+        for trunk in trunks:
+            trunk.config._attn_implementation = "sdpa"
+
+
+class TokenGradient:
+    """Loss, statistics, greatest ``|log_ratio|`` and gradient of one micro-batch."""
+
+    def __init__(self, policy: LanguageModelPolicy, objective: Objective, *, entropy_grad: bool) -> None:
+        self.policy = policy
+        self.objective = objective
+        self.entropy_grad = entropy_grad
+
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """All of them, the gradient parameter by parameter."""
+        part: Minibatch = inputs["part"]
+        knobs = KnobValues(**inputs["knobs"])
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
+        with torch.enable_grad(), in_a_graph(self.policy, {**leaves, **inputs["constants"]}):
+            new = self.evaluated(part)
+            terms = ppo_terms(new, part, self.objective, knobs)
+            loss = terms.weigh(knobs) * inputs["share"]
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        for name, gradient in zip(leaves, gradients, strict=True):
+            if gradient is None:  # zeros in its place would let Adam's momentum move it
+                raise CompileError(f"the loss does not depend on {name}")
+        row = statistics(new, part, terms, loss, self.objective, knobs)
+        log_ratio = fill_masked(new.log_prob.detach() - part.action_log_prob, part.mask)
+        extra = minibatch_statistics(new, part, knobs)
+        return (loss.detach(), row, extra, log_ratio.abs().max(), *gradients)
+
+    def evaluated(self, part: Minibatch) -> Evaluation:
+        """As the update's adapter does it, but of every slot [B, L]."""
+        assert part.mask is not None
+        policy, lm = self.policy, self.policy.lm
+        tokens = policy.tokens(part.observation, part.action, part.mask > 0)
+        ids, mask = tokens.joined()
+        hidden, value = policy.critic.states(lm, ids, mask, tokens.first)
+        hidden, value = (before_response(states, tokens.prompt.shape[1]) for states in (hidden, value))
+        chosen = tokens.response.masked_fill(~tokens.mask, 0).flatten()
+        every = lm.log_prob_and_entropy(hidden.flatten(0, 1), chosen, entropy_grad=self.entropy_grad)
+        log_prob, entropy = (one.view(tokens.mask.shape).masked_fill(~tokens.mask, 0.0) for one in every)
+        value = value.masked_fill(~tokens.mask, 0.0)
+        return Evaluation(log_prob, entropy, value, mask=part.mask, ref_log_prob=part.ref_log_prob)
+
+
+def require_logits_at_once(policy: LanguageModelPolicy, tokens: int) -> None:
+    """In a graph they are not computed piece by piece."""
+    vocabulary = policy.lm.vocab_size
+    if tokens * vocabulary > LOGITS_AT_ONCE:
+        raise CompileError(
+            f"the logits of {tokens} tokens over {vocabulary} do not fit at once; "
+            "lower micro_batch_tokens in rollout_buffer_kwargs"
+        )
+
+
+class WrittenLayer(DynamicLayer):
+    """The cache of one layer, written at ``slot`` in tensors [B, heads, S, D / heads] that are there already."""
+
+    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers'
+        self.keys, self.values, self.slot = keys, values, slot.reshape(1)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Takes in one token; all slots, which the mask tells apart."""
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.slot, key_states)
+        self.values.index_copy_(2, self.slot, value_states)
+        return self.keys, self.values
+
+
+class TokenDraw:
+    """One token [B] after another, its log-probability, and its value where the critic shares the model's states."""
+
+    def __init__(self, policy: LanguageModelPolicy) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Of ``token`` [B] at ``slot`` of the cache; ``noise`` [B, V] as ``draw`` takes it."""
+        policy, seen, slot = self.policy, inputs["seen"], inputs["slot"]
+        cache = DynamicCache(config=policy.lm.plain.config)
+        pairs = zip(inputs["keys"], inputs["values"], strict=True)
+        cache.layers = [WrittenLayer(keys, values, slot) for keys, values in pairs]
+        with in_a_graph(policy, inputs["constants"]):
+            known = seen & (torch.arange(seen.shape[1], device=seen.device) <= slot)
+            hidden = policy.lm.hidden(inputs["token"][:, None], known, cache=cache)[:, -1]
+            drawn, log_prob = draw(policy.lm.logits(hidden), inputs["noise"])
+            if not isinstance(policy.critic, SharedCritic):
+                return drawn, log_prob
+            return drawn, log_prob, policy.critic.of_hidden(hidden)
