@@ -90,13 +90,15 @@ def test_what_is_interrupted_leaves_nothing(cache: Path) -> None:
     assert list(cache.iterdir()) == [] and storage.kept("half") is None
 
 
-def test_a_folder_that_is_not_whole_is_made_again(cache: Path) -> None:
+@pytest.mark.parametrize("damaged", [storage.SEAL, "model.safetensors"])
+def test_a_folder_that_is_not_whole_is_made_again(damaged: str, cache: Path) -> None:
     first = weights(TINY())
     (folder,) = cache.iterdir()
-    (folder / storage.COMPLETE).unlink()
-    (folder / "model.safetensors").write_bytes(b"")
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[:-1])
+    assert storage.kept(folder.name) is None
     assert torch.equal(weights(TINY()), first)
-    assert storage.kept(folder.name) == folder
+    assert storage.kept(folder.name) == folder and (folder / damaged).read_bytes() == content
 
 
 def test_two_at_once_leave_the_first_one_s(cache: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_line_longer_than_the_model_reads_is_refused() -> None:
 
 
 def test_tokenizers_are_the_same_in_every_process() -> None:
-    # Otherwise a model would be given other tokens than those it was trained on. The name has a digest of the tokenizer.
+    # Otherwise a model would be given other tokens than it was trained on. The name has a digest of the tokenizer.
     code = (
         "from sb3_ppo_ext_zoo.language import copying, grid, walks;"
         "print(*(module.MODEL.folder_name() for module in (copying, grid, walks)))"

@@ -57,15 +57,12 @@ class Pretrained:
         """The model: the kept one, or a new one, which is then kept."""
         if self.steps == 0:
             return new_model(self)
-        name = self.folder_name()
-        folder = kept(name)
+        folder = kept(self.folder_name())
         if folder is None:
-            folder = _make_and_keep(self, name)
-        if isinstance(folder, Path):
-            with without_progress_bars():
-                loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
-            return loaded
-        return folder
+            return _make_and_keep(self)
+        with without_progress_bars():
+            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+        return loaded
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer; one object for all who ask in this process."""
@@ -153,8 +150,8 @@ def _lines(recipe: Pretrained) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.tensor([len(line) for line in lines])
 
 
-def _make_and_keep(recipe: Pretrained, name: str) -> Path | PreTrainedModel:
-    """The new model's folder, or the model itself where no folder can be written."""
+def _make_and_keep(recipe: Pretrained) -> PreTrainedModel:
+    """The new model; where no folder can be written, it is made again the next time."""
     print(f"{recipe.name}: pretraining its language model, once on this machine ...", end=" ", flush=True)
     started = time.perf_counter()
     model = pretrained(recipe)
@@ -166,12 +163,10 @@ def _make_and_keep(recipe: Pretrained, name: str) -> Path | PreTrainedModel:
         recipe.tokenizer().save_pretrained(folder)
 
     try:
-        folder = keep(name, write)
+        print(f"{took}; kept in {keep(recipe.folder_name(), write)}")
     except OSError as error:
         print(f"{took}; it cannot be kept ({error}): name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR")
-        return model
-    print(f"{took}; kept in {folder}")
-    return folder
+    return model
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,15 +11,15 @@ from pathlib import Path
 
 from sb3_ppo_ext.artifacts import CompileError, folder
 
-COMPLETE = "complete"  # written last: a folder without it was left half copied, by a backup say
+SEAL = "seal"  # a file with the digest of all others: half a copy, left by a full disk, say, is as good as none
 
 
 def kept(name: str) -> Path | None:
-    """The folder of this name if it is there; None where it is not, or is not whole."""
+    """The folder of this name; None where there is none, or not a whole one."""
     try:
         path = _place() / name
-        return path if (path / COMPLETE).is_file() else None
-    except OSError:
+        return path if (path / SEAL).read_text(encoding="ascii") == _digest(path) else None
+    except (OSError, ValueError):
         return None
 
 
@@ -33,14 +34,13 @@ def keep(name: str, write: Callable[[Path], None]) -> Path:
         made = Path(scratch) / "made"
         made.mkdir()
         write(made)
-        (made / COMPLETE).touch()
-        if kept(name) is None:
-            shutil.rmtree(place / name, ignore_errors=True)
-            try:
+        (made / SEAL).write_text(_digest(made), encoding="ascii")
+        try:
+            os.rename(made, place / name)
+        except OSError:
+            if kept(name) is None:  # what is in the way is no other process's, which came first, but a damaged one
+                shutil.rmtree(place / name)
                 os.rename(made, place / name)
-            except OSError:
-                if kept(name) is None:  # it was not another process that came first
-                    raise
     return place / name
 
 
@@ -49,3 +49,11 @@ def _place() -> Path:
         return folder() / "models"
     except CompileError as error:  # a user without a home
         raise OSError(str(error)) from error
+
+
+def _digest(path: Path) -> str:
+    text = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.name != SEAL:
+            text.update(file.name.encode() + file.read_bytes())
+    return text.hexdigest()
