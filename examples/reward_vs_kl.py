@@ -4,7 +4,8 @@ A small language model reads made-up reviews of meals; the reward counts words o
 ones. Each coefficient gives a point of score against KL to the model before; the curve beside them is best-of-n: the
 best of n responses of that model, at a KL of no more than log n - (n - 1)/n (Beirami et al. 2024). With a low
 coefficient the reward is over-optimised: the score still rises, but what is written is no longer a review. That shows
-in the perplexity under the model before, and in distinct-2, the fraction of word pairs that are not repetitions.
+in the perplexity under the model before, and in distinct-2, the fraction of a response's word pairs that are no
+repetitions.
 
     python examples/reward_vs_kl.py --seeds 3      # writes reward_vs_kl.png
 
@@ -31,12 +32,13 @@ from sb3_ppo_ext.language.monitoring import distinct_pairs
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 GOOD = ("lovely", "fresh", "kind", "perfect", "great", "tasty")
 BAD = ("cold", "stale", "rude", "slow", "bland", "burnt")
 PLAIN = ("small", "busy", "plain", "round", "new", "salted")
 NOUNS = ("soup", "bread", "fish", "waiter", "room", "tea", "salad", "music", "cook", "table")
-COEFFICIENTS = (4.0, 2.0, 1.0, 0.6, 0.3, 0.1, 0.0)
+COEFFICIENTS = (2.0, 1.0, 0.6, 0.3, 0.1, 0.03, 0.0)
 DRAWN = (1, 2, 4, 8, 16, 32, 64)  # n of best-of-n; also how many responses to each prompt measure a model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,12 +90,13 @@ def model_for(coefficient: float, seed: int) -> PPOX:
     return PPOX(
         LanguageModelPolicy,
         PromptVecEnv(prompts, lexicon_score, recipe.tokenizer(), n_envs=64, max_new_tokens=20),
-        policy_kwargs={"model": recipe},
+        policy_kwargs={"model": recipe, "value": "separate"},  # errors of the value must not spoil the language
         ref_kl_coef=coefficient,
         n_steps=4,
         batch_size=64,
         n_epochs=4,
         gamma=1.0,
+        vf_coef=0.1,
         learning_rate="linear:5e-4:5e-5",
         seed=seed,
         device="cpu",
@@ -114,10 +117,15 @@ def measured(model: PPOX) -> tuple[Point, np.ndarray]:
         float(scores.mean()),
         float((response.log_prob - reference).sum(-1).mean()),
         math.exp(-float(reference.sum()) / int(response.mask.sum())),
-        distinct_pairs(response.token.numpy(), response.mask.numpy()),
+        within_response(response.token.numpy(), response.mask.numpy()),
         infos[0]["prompt"] + infos[0]["response"],
     )
     return point, scores.reshape(len(prompts), -1)
+
+
+def within_response(token: np.ndarray, mask: np.ndarray) -> float:
+    """Distinct-2 of each response [B, L] by itself, on average."""
+    return float(np.mean([distinct_pairs(*row) for row in zip(token[:, None], mask[:, None], strict=True)]))
 
 
 def best_of(n: int, scores: np.ndarray) -> tuple[float, float]:
@@ -131,7 +139,7 @@ def mean(points: Sequence[Point]) -> Point:
 
 
 def draw(before: Point, tuned: dict[float, list[Point]], curve: list[tuple[float, float]]) -> None:
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5.6), sharex=True)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 6), sharex=True)
     means = {coefficient: mean(points) for coefficient, points in tuned.items()}
     path = [before, *sorted(means.values(), key=lambda point: point.kl)]
     kl = [max(point.kl, 0.0) for point in path]
@@ -140,24 +148,37 @@ def draw(before: Point, tuned: dict[float, list[Point]], curve: list[tuple[float
     for points in tuned.values():
         left.plot([one.kl for one in points], [one.score for one in points], ".", color="tab:blue", alpha=0.4)
     for coefficient, point in means.items():
-        left.annotate(f"{coefficient:g}", (point.kl, point.score), (5, -12), textcoords="offset points", fontsize=9)
+        left.annotate(f"{coefficient:g}", (point.kl, point.score), (6, -12), textcoords="offset points", fontsize=9)
     left.set(ylabel="score: good words less bad words", title="What is rewarded, for each ref_kl_coef")
-    left.legend(loc="lower right")
+    left.legend(loc="upper left")
     right.plot(kl, [point.perplexity for point in path], "o-", color="tab:red")
     right.set_ylabel("perplexity under the model before", color="tab:red")
     right.set(title="What is not", yscale="log")
     twin = right.twinx()
     twin.plot(kl, [point.distinct_2 for point in path], "o-", color="tab:green")
-    twin.set_ylabel("distinct-2", color="tab:green")
+    twin.set_ylabel("distinct-2 within a response", color="tab:green")
     for axes in (left, right):
         axes.set(xlabel="KL to the model before, nats per response", xscale="symlog")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 2 * max(kl[-1], 1.0))
         axes.grid(alpha=0.3)
-    texts = [("before", before), *((f"{coefficient:g}", point) for coefficient, point in means.items())]
-    lines = [f"{name:>6}  {textwrap.shorten(point.text, 100)}" for name, point in texts]
-    figure.text(0.02, 0.02, "\n".join(lines), family="monospace", fontsize=8)
-    figure.tight_layout(rect=(0, 0.04 + 0.027 * len(lines), 1, 1))
+        spoiled = [point.kl for point in path if point.perplexity > 2 * before.perplexity]
+        if spoiled:
+            axes.axvspan(min(spoiled) * 0.8, 2 * kl[-1], color="tab:red", alpha=0.08)
+            axes.text(
+                min(spoiled) * 0.85, 0.03, "over-optimised", transform=axes.get_xaxis_transform(), color="tab:red"
+            )
+    write_examples(figure, [("before", before), *((f"{coefficient:g}", point) for coefficient, point in means.items())])
     figure.savefig(options.output, dpi=110)
+
+
+def write_examples(figure: Figure, points: Sequence[tuple[str, Point]]) -> None:
+    lines = ["ref_kl_coef  a response", *(f"{name:>11}  {textwrap.shorten(point.text, 105)}" for name, point in points)]
+    # A model that is far gone writes bytes that are no letters.
+    printable = "\n".join(
+        "".join(one if one.isascii() and one.isprintable() else "?" for one in line) for line in lines
+    )
+    figure.text(0.02, 0.02, printable, family="monospace", fontsize=8)
+    figure.tight_layout(rect=(0, 0.03 + 0.024 * len(lines), 1, 1))
 
 
 def row(name: str, point: Point) -> str:
