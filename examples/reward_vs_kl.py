@@ -135,7 +135,8 @@ def best_of(n: int, scores: np.ndarray) -> tuple[float, float]:
 
 
 def mean(points: Sequence[Point]) -> Point:
-    return Point(*np.mean([point[:4] for point in points], axis=0).tolist(), points[0].text)
+    score, kl, perplexity, distinct_2 = np.mean([point[:4] for point in points], axis=0).tolist()
+    return Point(score, kl, perplexity, distinct_2, points[0].text)
 
 
 def draw(before: Point, tuned: dict[float, list[Point]], curve: list[tuple[float, float]]) -> None:

@@ -43,7 +43,7 @@ def test_a_step_says_whether_the_copy_is_right() -> None:
     env = PromptCopyEnv("held_out", render_mode="ansi")
     env.reset(seed=0)
     word = env.task.source.texts[env.row[0]].split()[1]
-    eos = env.action_space.eos_token_id
+    eos = env.task.vocabulary.eos
     for text, right in ((f" {word}", True), (" bababa", False)):
         ids = copying.MODEL.tokenizer()(text)["input_ids"]
         _, score, terminated, truncated, info = env.step(np.array([*ids, *[eos] * (6 - len(ids))]))

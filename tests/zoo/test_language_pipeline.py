@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -78,8 +79,9 @@ def test_a_run_goes_on_from_its_zip(trained: Path) -> None:
         not torch.equal(a, b) for a, b in zip(before.policy.parameters(), after.policy.parameters(), strict=True)
     )
     # The reference is the pretrained model still, not what training began with this time.
-    reference = after.policy.reference.lm.get_output_embeddings().weight  # type: ignore[union-attr]
-    fresh = type(MODEL)(**{**vars(MODEL), "steps": 2})()
+    assert isinstance(after.policy, PromptCopyPolicy) and after.policy.reference is not None
+    reference = after.policy.reference.plain.get_output_embeddings().weight
+    fresh = replace(MODEL, steps=2)()
     torch.testing.assert_close(reference, fresh.get_output_embeddings().weight, rtol=0, atol=0)
 
 

@@ -38,7 +38,7 @@ def bad_copies() -> tuple[str, ...]:
     """The corpus: lines as ``bafelo > banelo``, of other words than those of the task."""
     chance = random.Random(2)
     used = {*words("training"), *words("held_out")}
-    lines = []
+    lines: list[str] = []
     while len(lines) < 20_000:
         word = chance.choices(SYLLABLES, k=LENGTH)
         if "".join(word) not in used:

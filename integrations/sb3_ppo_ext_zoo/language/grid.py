@@ -62,7 +62,7 @@ class Grid(gym.Env[str, int]):
         info = {"is_success": reached} if over or truncated else {}
         return self.text(), float(reached), over, truncated, info
 
-    def render(self) -> str | None:  # type: ignore[override]  # nothing to draw but text
+    def render(self) -> str | None:
         """What one sees; printed in mode "human"."""
         if self.render_mode == "human":
             print(self.text())

@@ -134,7 +134,8 @@ def pretrained(recipe: Pretrained) -> GPT2LMHeadModel:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _lines(recipe: Pretrained) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ class SharedTaskEnv(PromptEnv):
         self.last = f"{info['prompt']}{info['response']}   {score:.2f}"
         return observation, score, terminated, truncated, {**info, "is_success": score >= 1.0}
 
-    def render(self) -> str | None:  # type: ignore[override]  # nothing to draw but text
+    def render(self) -> str | None:
         """The last prompt, the response to it and its score; printed in mode "human"."""
         if self.render_mode == "human":
             print(self.last)
