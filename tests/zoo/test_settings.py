@@ -18,6 +18,7 @@ PROMISED = (
     *("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3"),
     *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5", "Reacher-v5"),
     *("InvertedPendulum-v5", "InvertedDoublePendulum-v5"),
+    *("PromptCopy-v0", "RandomWalks-v0", "TextGrid-v0"),
 )
 
 
@@ -34,6 +35,10 @@ def test_an_entry_constructs_and_trains_for_one_rollout(
     monkeypatch.chdir(tmp_path)
     env = "PongNoFrameskip-v4" if name == "atari" else name
     short = ["n_envs:2", "n_steps:8", "batch_size:16", "n_epochs:1"]
+    if "language" in ENTRIES[name].get("policy", ""):
+        pytest.importorskip("transformers")
+        kwargs = {**ENTRIES[name].get("policy_kwargs", {}), "pretraining_steps": 0}
+        short.append(f"policy_kwargs:{kwargs}")
     main(["train", "--env", env, "-n", "16", "--eval-freq", "-1", "--verbose", "0", "-params", *short])
     model = PPOX.load(f"logs/ppox/{env}_1/{env}.zip", device="cpu")
     assert model.num_timesteps == 16 and model._n_updates == 1

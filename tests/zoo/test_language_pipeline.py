@@ -1,0 +1,142 @@
+"""`ppox train --env PromptCopy-v0` and what comes after it, with models that were hardly pretrained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("transformers")
+
+from sb3_ppo_ext_zoo import register
+from sb3_ppo_ext_zoo.cli import main
+from sb3_ppo_ext_zoo.language.copying import MODEL, PromptCopyPolicy
+from sb3_ppo_ext_zoo.registration import ENVIRONMENTS
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_ppo_ext import PPOX, AdaptiveKL, Proportional
+
+ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
+FIRST = "logs/ppox/PromptCopy-v0_1"
+SHORT = ["n_envs:4", "n_steps:4", "batch_size:8", "n_epochs:1", "policy_kwargs:dict(pretraining_steps=2)"]
+TRAIN = ["train", "--env", "PromptCopy-v0", "--seed", "1", "--num-threads", "1", "-n", "32", "--verbose", "0"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which `ppox train` ran, its models in a folder of their own."""
+    folder = tmp_path_factory.mktemp("zoo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SB3_PPO_EXT_CACHE_DIR", str(folder / "cache"))
+        assert main([*TRAIN, "--eval-freq", "16", "--eval-episodes", "4", "-tb", "tb", "-params", *SHORT]) == 0
+        yield folder
+
+
+def test_train_follows_the_entry_of_ppox_yml(trained: Path) -> None:
+    model = PPOX.load(f"{FIRST}/PromptCopy-v0.zip", device="cpu")
+    assert isinstance(model.policy, PromptCopyPolicy) and model.num_timesteps == 32
+    assert model.policy_kwargs == {"pretraining_steps": 2}
+    coefficient = model.knobs.knobs["ref_kl_coef"]
+    assert isinstance(coefficient, AdaptiveKL) and coefficient.law == Proportional(1000)
+    assert model.rollout_buffer.missing_eos_penalty == 0.5  # type: ignore[attr-defined]  # a SequenceRolloutBuffer
+    assert np.load(f"{FIRST}/evaluations.npz")["results"].shape == (2, 4)
+    assert list((trained / "tb").rglob("events.out*"))
+
+
+def test_all_environments_share_one_generation(trained: Path) -> None:
+    # rl_zoo3 makes one environment each; the policy writes to all prompts at once.
+    model = PPOX.load(f"{FIRST}/PromptCopy-v0.zip", device="cpu")
+    env = DummyVecEnv([lambda: gym.make("PromptCopy-v0")] * 3)
+    observation = env.reset()
+    assert isinstance(observation, dict) and observation["input_ids"].shape == (3, 9)
+    assert model.predict(observation)[0].shape == (3, 6)
+
+
+def test_enjoy_plays_it_and_shows_what_is_written(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["enjoy", "--env", "PromptCopy-v0", "-n", "5", "--exp-id", "1", "--env-kwargs", "split:'held_out'"])
+    printed = capsys.readouterr().out
+    assert f"Loading {FIRST}/PromptCopy-v0.zip" in printed and "Mean reward:" in printed and "Success rate:" in printed
+    assert sum(line.startswith("copy ") for line in printed.splitlines()) >= 5
+
+
+def test_a_run_goes_on_from_its_zip(trained: Path) -> None:
+    before = PPOX.load(f"{FIRST}/PromptCopy-v0.zip", device="cpu")
+    main([*TRAIN, "--eval-freq", "-1", "-i", f"{FIRST}/PromptCopy-v0.zip", "-params", *SHORT])
+    after = PPOX.load("logs/ppox/PromptCopy-v0_2/PromptCopy-v0.zip", device="cpu")
+    assert after._n_updates == before._n_updates + 2
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before.policy.parameters(), after.policy.parameters(), strict=True)
+    )
+    # The reference is the pretrained model still, not what training began with this time.
+    assert isinstance(after.policy, PromptCopyPolicy) and after.policy.reference is not None
+    reference = after.policy.reference.plain.get_output_embeddings().weight
+    fresh = replace(MODEL, steps=2)()
+    torch.testing.assert_close(reference, fresh.get_output_embeddings().weight, rtol=0, atol=0)
+
+
+def test_yaml_names_another_model_or_an_adapter(trained: Path) -> None:
+    (folder,) = Path("cache/models").iterdir()
+    settings = {
+        "PromptCopy-v0": {
+            "policy": "sb3_ppo_ext.language.LanguageModelPolicy",
+            "policy_kwargs": {"model": str(folder), "lora": {"r": 2}, "value": "branch"},
+            **{"n_timesteps": 8, "n_envs": 2, "n_steps": 4, "batch_size": 8, "ref_kl_coef": "adaptive_kl:0.1:4.0"},
+        }
+    }
+    Path("mine.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    main(["train", "--env", "PromptCopy-v0", "-conf", "mine.yml", "--eval-freq", "-1", "--verbose", "0", "-f", "mine"])
+    model = PPOX.load("mine/ppox/PromptCopy-v0_1/PromptCopy-v0.zip", device="cpu")
+    trained_names = {name for name, value in model.policy.named_parameters() if value.requires_grad}
+    assert any("lora_A" in name for name in trained_names) and model.knobs.values.ref_kl_coef > 0
+
+
+@pytest.mark.parametrize("env", [name for name in ENVIRONMENTS if name != "PromptCopy-v0"])
+def test_the_other_entries_train_and_are_played(env: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = [*SHORT[:-1], "policy_kwargs:dict(pretraining_steps=0)"]
+    main(["train", "--env", env, "-n", "32", "--eval-freq", "-1", "--verbose", "0", "-params", *short])
+    main(["enjoy", "--env", env, "--no-render", "-n", "30"])
+    assert "Mean reward:" in capsys.readouterr().out
+
+
+def test_rl_zoo3_s_own_scripts_find_them_after_the_one_line(trained: Path) -> None:
+    Path("custom_envs.py").write_text("import sb3_ppo_ext_zoo.auto\n")
+    stock = [sys.executable, "-m", "rl_zoo3.train", "--algo", "ppox", *TRAIN[1:], "--eval-freq", "-1", "-f", "stock"]
+    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*stock, "-params", *SHORT], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path("stock/ppox/PromptCopy-v0_1/PromptCopy-v0.zip").is_file()
+
+
+def test_nothing_of_them_is_imported_until_one_is_made_and_then_the_extra_is_named() -> None:
+    register()
+    assert {name: gym.spec(name).entry_point for name in ENVIRONMENTS} == ENVIRONMENTS
+    code = """
+import importlib.util, sys
+import sb3_ppo_ext_zoo; sb3_ppo_ext_zoo.register()
+assert not [name for name in sys.modules if name.startswith(("transformers", "sb3_ppo_ext_zoo.language"))]
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "transformers" else find_spec(name, *rest)
+import gymnasium
+gymnasium.make("PromptCopy-v0")
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "needs transformers, which cannot be found" in done.stderr
+    assert 'pip install "sb3_ppo_ext[lm]"' in done.stderr
