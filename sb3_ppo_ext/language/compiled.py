@@ -221,7 +221,7 @@ class Compilable(SequencePolicy):
 
     def compiling_saves(self, model: PPOX, epochs: int, steps: int) -> tuple[float, float]:
         """See ``SequencePolicy``."""
-        config, longest = self.lm.plain.config, self.responses.max_new_tokens
+        config, longest = self.lm.plain.config.get_text_config(), self.responses.max_new_tokens
         layers = config.num_hidden_layers
         slots = epochs * model.n_steps * model.n_envs * (self.prompt_length + longest)
         saved = slots * layers * config.hidden_size * SAVED_PER_STATE

@@ -244,7 +244,6 @@ def main() -> None:
         found = json.loads(done.stdout.split("RESULT")[1])
         report(side, found, trl)
         trl = found if side == "trl" else trl
-    return None
 
 
 if __name__ == "__main__":
