@@ -47,6 +47,20 @@ OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
     "Clip range of the value": ("train/clip_range_vf",),
     "Epoch at which target_kl stopped": ("train/early_stop_epoch",),
     "Rate of success": ("rollout/success_rate", "eval/success_rate"),
+    # Of language models.
+    "Score, its spread, and less the KL penalty": ("lm/score", "lm/score_std", "lm/rlhf_reward"),
+    "KL to the reference (nats per response)": ("lm/kl_ref", "lm/kl_ref_k3"),
+    "Entropy of the sampled tokens (nats)": ("lm/entropy_sampled",),
+    "Length of a response (tokens)": ("lm/response_length",),
+    "Responses that end by themselves": ("lm/eos_rate",),
+    "Different pairs of tokens (distinct-2)": ("lm/distinct_2",),
+    "Response tokens per second": (
+        "time/tokens_per_second",
+        "time/generation_tokens_per_second",
+        "time/scoring_tokens_per_second",
+        "time/reference_tokens_per_second",
+        "time/training_tokens_per_second",
+    ),
 }
 
 # The columns of the HPARAMS tab that are results; TensorBoard fills them with the last value of the scalar.

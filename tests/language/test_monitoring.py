@@ -18,6 +18,7 @@ from sb3_ppo_ext.language.findings import PATIENCE, Findings
 from sb3_ppo_ext.language.monitoring import distinct_pairs, speeds, take_scoring_seconds
 from sb3_ppo_ext.language.samples import as_text
 from tests.language import setups
+from tests.test_monitoring import events, layout
 
 HEALTHY = {"lm/eos_rate": 0.9, "lm/score_std": 1.0, "lm/score": 0.5, "lm/distinct_2": 0.8, "lm/kl_ref": 2.0}
 
@@ -42,6 +43,19 @@ def test_records_are_those_of_the_rollout() -> None:
     assert logged["lm/response_length"] == pytest.approx(buffer.masks.sum() / 16)
     assert logged["lm/score"] == pytest.approx(buffer.rewards.mean())  # raw: without the penalty
     assert logged["lm/cut_off_rate"] == pytest.approx(buffer.cut_off().mean()) == 1 - logged["lm/eos_rate"]
+
+
+def test_the_dashboard_shows_what_a_language_model_records(tmp_path: Path) -> None:
+    model = setups.ppox(ref_kl_coef=0.1, tensorboard_log=str(tmp_path))
+    model.learn(16)
+    drawn = {
+        tag.removesuffix("$")
+        for chart in layout(events(tmp_path / "PPOX_1")).category[0].chart
+        for tag in chart.multiline.tag
+    }
+    recorded = {name for name in model.logger.name_to_value if name.startswith("lm/") or name.endswith("per_second")}
+    assert recorded - drawn == {"lm/cut_off_rate", "lm/kl_ref_per_token"}  # what is shown says the same
+    assert len(recorded) > 10
 
 
 def test_samples_give_a_terminal_no_orders() -> None:
