@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from sb3_ppo_ext.language import PromptEnv
-from sb3_ppo_ext.language.environments import Observation, PromptOrder, PromptTask
+from sb3_ppo_ext.language.environments import Observation, PromptTask
+from sb3_ppo_ext.language.prompts import PromptOrder
 
 
 class SharedTaskEnv(PromptEnv):
