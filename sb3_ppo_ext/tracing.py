@@ -81,8 +81,14 @@ def _product(a: Tensor, b: Tensor) -> Any:
 
 
 def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    product = _product(a, b) if beta == alpha == 1 else NotImplemented
-    return product if product is NotImplemented else product + bias
+    """The bias is added among what follows: the matrix library would copy it to every row first.
+
+    Not to the product as it stands, for the compiler would make one call of the two again.
+    """
+    if not beta == alpha == 1:
+        return NotImplemented
+    product = _product(a, b)
+    return (torch.mm(a, b)[None] + bias)[0] if product is NotImplemented else product + bias
 
 
 DECOMPOSED: dict[Any, Callable[..., Any]] = {aten.mm.default: _product, aten.addmm.default: _product_and_bias}
