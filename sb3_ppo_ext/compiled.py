@@ -17,13 +17,11 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import Tensor, nn
 
 from sb3_ppo_ext.adam import AdamGroup, adam_step
-from sb3_ppo_ext.measurements import STATISTICS, statistics
+from sb3_ppo_ext.measurements import APPROX_KL, statistics
 from sb3_ppo_ext.minibatches import gathered_rows
 from sb3_ppo_ext.policies import PolicyAdapter
 from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
 from sb3_ppo_ext.tracing import Inputs, substituted
-
-_APPROX_KL = STATISTICS.index("approx_kl")
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class UpdateGraphs:
         So whoever looks at the statistics later finds good parameters.
         """
         plan, row = self.plan, inputs["row"]
-        go = row[-1].isfinite() & (row[_APPROX_KL] <= inputs["kl_limit"])
+        go = row[-1].isfinite() & (row[APPROX_KL] <= inputs["kl_limit"])
         powers = [
             (power1 * group.beta1, power2 * group.beta2)
             for (power1, power2), group in zip(inputs["powers"], plan.clocks, strict=True)

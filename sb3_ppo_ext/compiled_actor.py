@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -14,6 +14,7 @@ from sb3_ppo_ext.compiled import ActorGraph, exploration_of
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Observation
 from sb3_ppo_ext.policies import unvalidated_distributions
+from sb3_ppo_ext.tracing import Inputs
 
 
 class CompiledActor:
@@ -22,12 +23,7 @@ class CompiledActor:
     def __init__(self, policy: ActorCriticPolicy, graphs: Graphs, observation: Observation) -> None:
         """For batches of the size of ``observation``."""
         self.policy = policy
-        constants = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
-        inputs = {
-            "constants": {name: tensor.detach() for name, tensor in constants.items()},
-            "exploration": exploration_of(policy),
-            "observation": observation,
-        }
+        inputs = acting_inputs(policy, observation)
         with unvalidated_distributions():
             self._call, self._noise = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True)
         self._constants = list(inputs["constants"].values())
@@ -50,9 +46,22 @@ class CompiledActor:
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
-        for start in range(0, len(observations), self._rows):
-            some = observations[start : start + self._rows]
-            padded = [*some, *[some[0]] * (self._rows - len(some))]
-            batch = pytree.tree_map(lambda *rows: torch.cat(rows), *padded)
-            _, values, _ = self._run(batch, self._quiet)
-            yield from values[: len(some)]
+        yield from values_of(observations, self._rows, lambda batch: self._run(batch, self._quiet)[1])
+
+
+def acting_inputs(policy: ActorCriticPolicy, observation: Observation) -> Inputs:
+    """What ``ActorGraph`` takes, but the noise."""
+    constants = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    return {
+        "constants": {name: tensor.detach() for name, tensor in constants.items()},
+        "exploration": exploration_of(policy),
+        "observation": observation,
+    }
+
+
+def values_of(observations: list[Observation], rows: int, values: Callable[[Observation], Tensor]) -> Iterator[Tensor]:
+    """The value [1] of each observation [1, ...], by ``values`` of exactly ``rows`` of them at a time."""
+    for start in range(0, len(observations), rows):
+        some = observations[start : start + rows]
+        padded = [*some, *[some[0]] * (rows - len(some))]
+        yield from values(pytree.tree_map(lambda *parts: torch.cat(parts), *padded))[: len(some)]

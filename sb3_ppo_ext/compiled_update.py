@@ -15,7 +15,7 @@ from sb3_ppo_ext.adam import groups_of
 from sb3_ppo_ext.artifacts import Call, CompileError
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.graphs import Graphs
-from sb3_ppo_ext.measurements import STATISTICS
+from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
 from sb3_ppo_ext.minibatches import Minibatch, Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
 from sb3_ppo_ext.tracing import Inputs, tensors_of
@@ -24,8 +24,6 @@ from sb3_ppo_ext.update_inputs import UpdateInputs
 
 UpdateRows = Callable[[Tensor], Tensor]  # rows of the rollout -> statistics of their update
 Updaters = tuple[UpdateRows, UpdateRows | None]  # of a whole minibatch, and of a smaller last one
-
-_APPROX_KL = STATISTICS.index("approx_kl")
 
 
 class CompiledUpdate:
@@ -146,7 +144,7 @@ class CompiledUpdate:
     def _eagerly(self, rollout: Rollout, order: Tensor) -> Tensor:
         with torch.enable_grad():
             loss, row = self.eager.evaluate(gathered_rows(rollout.rows, order), self.eager.knobs.values)
-            if row[_APPROX_KL] > self.inputs["kl_limit"]:
+            if row[APPROX_KL] > self.inputs["kl_limit"]:
                 return torch.cat((row, row.new_full((1,), math.nan)))
             self.eager.step_controllers(row, len(order))
             row = self.eager.step(loss, row)

@@ -27,6 +27,7 @@ STATISTICS = (
     "clip_fraction_high",
     "ratio_max",
 )
+APPROX_KL = STATISTICS.index("approx_kl")
 
 
 class Measurement(NamedTuple):

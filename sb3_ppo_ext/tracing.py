@@ -94,7 +94,7 @@ def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, al
 DECOMPOSED: dict[Any, Callable[..., Any]] = {aten.mm.default: _product, aten.addmm.default: _product_and_bias}
 
 
-def tensors_of(inputs: Inputs) -> list[Tensor]:
+def tensors_of(inputs: Any) -> list[Tensor]:
     """The tensors among the inputs, in the order a graph takes them."""
     return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.descent import Descent, PlainDescent, descending
 from sb3_ppo_ext.knob_set import KnobSet
-from sb3_ppo_ext.measurements import STATISTICS, Measurement, measurement_of, row_of, rows_of
+from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS, Measurement, measurement_of, row_of, rows_of
 from sb3_ppo_ext.minibatches import Minibatch, Rollout
 from sb3_ppo_ext.policies import PolicyAdapter
 from sb3_ppo_ext.terms import KnobValues, Objective, is_zero, ppo_terms
@@ -133,7 +133,7 @@ class Update:
         """Whether the sampled KL of a minibatch, which is kept, exceeds 1.5 ``target_kl``."""
         if self.target_kl is None:
             return False
-        self.early_stop_kl = row[STATISTICS.index("approx_kl")].item()
+        self.early_stop_kl = row[APPROX_KL].item()
         return self.early_stop_kl > self.kl_limit
 
     def step_controllers(self, row: Tensor, samples: int) -> None:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.actors import refuse_nan
 from sb3_ppo_ext.compiled import ActorGraph, exploration_of
-from sb3_ppo_ext.device.epochs import as_traced
+from sb3_ppo_ext.compiled_actor import acting_inputs, values_of
 from sb3_ppo_ext.device.update import DeviceRecordings
 from sb3_ppo_ext.minibatches import Observation
 from sb3_ppo_ext.policies import unvalidated_distributions
@@ -24,12 +24,7 @@ class DeviceActor:
     def __init__(self, policy: ActorCriticPolicy, recordings: DeviceRecordings, observation: Observation) -> None:
         """For batches of the size of ``observation``."""
         self.policy = policy
-        constants = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
-        inputs: Inputs = {
-            "constants": {name: tensor.detach() for name, tensor in constants.items()},
-            "exploration": exploration_of(policy),
-            "observation": observation,
-        }
+        inputs = acting_inputs(policy, observation)
         places = tuple(tensor.data_ptr() for tensor in inputs["constants"].values())
         key = ("acting", fingerprint(policy), places, signature(inputs))
         self._forward: Forward = recordings.get(key, lambda: Forward(policy, inputs, recordings))
@@ -50,12 +45,7 @@ class DeviceActor:
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
-        for start in range(0, len(observations), self._rows):
-            some = observations[start : start + self._rows]
-            padded = [*some, *[some[0]] * (self._rows - len(some))]
-            batch: Observation = pytree.tree_map(lambda *rows: torch.cat(rows), *padded)
-            _, values, _ = self._run(batch)
-            yield from values[: len(some)]
+        yield from values_of(observations, self._rows, lambda batch: self._run(batch)[1])
 
 
 class Forward:
@@ -71,11 +61,10 @@ class Forward:
         self.noise = [torch.ones(one.shape, device=device) for one in draws]
         self.kinds: list[Noise] = draws
         tensors = [*tensors_of({"constants": inputs["constants"], **self.given}), *self.noise]
-        call = as_traced(traced, tensors)
-        self.results = [result.clone() for result in call(*tensors)]
+        self.results = [result.clone() for result in traced(*tensors)]
 
         def run() -> None:
-            for kept, result in zip(self.results, call(*tensors), strict=True):
+            for kept, result in zip(self.results, traced(*tensors), strict=True):
                 kept.copy_(result)
 
         self._replay = recordings.recorder.record(run, self.results)

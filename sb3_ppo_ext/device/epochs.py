@@ -12,12 +12,11 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder, Run
 from sb3_ppo_ext.device.control import DeviceControllers, steering
-from sb3_ppo_ext.measurements import STATISTICS
+from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
 from sb3_ppo_ext.minibatches import Minibatch
 from sb3_ppo_ext.tracing import Inputs, tensors_of, trace
 
 MINIBATCHES = 256  # in one recording at most: its nodes take memory
-APPROX_KL = STATISTICS.index("approx_kl")
 WIDTH = len(STATISTICS) + 2  # of a row: the statistics, the gradient's norm, and whether the minibatch still counted
 
 Traced = Callable[..., Any]
@@ -64,9 +63,9 @@ class EpochRecordings:
     def load(self, inputs: Inputs, rows: Minibatch) -> None:
         """Takes over what changes from rollout to rollout."""
         for name in ("powers", "knobs", "kl_limit"):
-            for kept, given in zip(tensors_of({"": self.inputs[name]}), tensors_of({"": inputs[name]}), strict=True):
+            for kept, given in zip(tensors_of(self.inputs[name]), tensors_of(inputs[name]), strict=True):
                 kept.copy_(given)
-        for kept, given in zip(_tensors(self.rows), _tensors(rows), strict=True):
+        for kept, given in zip(tensors_of(self.rows), tensors_of(rows), strict=True):
             kept.copy_(given)
         self.controllers.fill()
         self.write_knobs()
@@ -180,7 +179,3 @@ def pieces(size: int, batch_size: int) -> list[tuple[int, int]]:
     whole, rest = divmod(size, batch_size)
     counts = [MINIBATCHES] * (whole // MINIBATCHES) + [whole % MINIBATCHES] * (whole % MINIBATCHES > 0)
     return [(count, batch_size) for count in counts] + [(1, rest)] * (rest > 0)
-
-
-def _tensors(rows: Minibatch) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor)]

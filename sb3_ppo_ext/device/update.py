@@ -13,7 +13,8 @@ from torch import Tensor
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder
 from sb3_ppo_ext.device.control import DeviceControllers
-from sb3_ppo_ext.device.epochs import APPROX_KL, EpochRecordings, Finish
+from sb3_ppo_ext.device.epochs import EpochRecordings, Finish
+from sb3_ppo_ext.measurements import APPROX_KL
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.tracing import fingerprint, signature, tensors_of
 from sb3_ppo_ext.update import Measured, Update

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.compiled import UpdateGraphs
+from sb3_ppo_ext.compiled_actor import acting_inputs
 from sb3_ppo_ext.device.actor import Forward
 from sb3_ppo_ext.device.buffers import DeviceRolloutBuffer
 from sb3_ppo_ext.device.capture import Plainly
@@ -89,15 +90,8 @@ def test_acting_never_waits_for_the_gpu(name: str) -> None:
     model.policy.set_training_mode(False)
     if model.use_sde:
         model.policy.reset_noise(2)
-    from sb3_ppo_ext.compiled import exploration_of
-
     observation, _ = model.policy.obs_to_tensor(model.env.reset())  # type: ignore[union-attr,arg-type]  # there is one
-    constants = {**dict(model.policy.named_parameters()), **dict(model.policy.named_buffers())}
-    inputs = {
-        "constants": {key: tensor.detach() for key, tensor in constants.items()},
-        "exploration": exploration_of(model.policy),
-        "observation": observation,
-    }
+    inputs = acting_inputs(model.policy, observation)
     with FakeTensorMode(), torch.no_grad():
         fake = elsewhere(inputs)
         forward = Forward(model.policy, fake, DeviceRecordings(Plainly(), as_traced))
