@@ -24,6 +24,7 @@ from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.compiled_actor import CompiledActor
 from sb3_ppo_ext.compiled_update import CompiledUpdate, require_compilable
 from sb3_ppo_ext.device.engine import RECORDERS, DeviceEngine
+from sb3_ppo_ext.device.graphs import DeviceGraphs
 from sb3_ppo_ext.device.update import DeviceUpdate
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Rollout
@@ -67,6 +68,8 @@ class Compilation:
         reason = f"compile={model.compile}"
         self.wanted = self._wants(model)
         self.engine = self._engine(model) if self.wanted else None
+        if model.device.type in RECORDERS and not isinstance(self.graphs, DeviceGraphs):
+            self.graphs = DeviceGraphs(model.device.type, self.graphs.showing)
         if model.compile == "auto" and model.device.type != "cpu":
             more = "; compile=True trains by CUDA graphs" if model.device.type in RECORDERS else ""
             reason = f"the device is {model.device}{more}"

@@ -76,9 +76,13 @@ class Graphs:
             with self.showing():
                 artifacts.compile_all(list(missing.values()))
         for key, job, noise in self._awaited:
-            for old in [old for old in self.known if old[0] == key[0]][: 1 - KEPT]:
-                del self.known[old]
-            self.known[key] = Graph(calls[job.path] or artifacts.load(job.path), noise)
+            self.keep(key, Graph(calls[job.path] or artifacts.load(job.path), noise))
+
+    def keep(self, key: Any, graph: Graph) -> None:
+        """In the place of the oldest of its kind where there are ``KEPT``."""
+        for old in [old for old in self.known if old[0] == key[0]][: 1 - KEPT]:
+            del self.known[old]
+        self.known[key] = graph
 
 
 def _unfinished(_: list[Tensor]) -> list[Tensor]:

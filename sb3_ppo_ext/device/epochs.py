@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder, Run
 from sb3_ppo_ext.device.control import DeviceControllers, steering
@@ -29,10 +30,14 @@ def as_traced(traced: Traced, tensors: list[Tensor]) -> Traced:
 
 
 def fused(traced: Traced, tensors: list[Tensor]) -> Traced:
-    """By TorchInductor: fewer kernels, after some tens of seconds."""
+    """By TorchInductor: fewer kernels, after some tens of seconds; ``CompileError`` where it cannot."""
     from torch._inductor import compile as compile_fused
 
-    return compile_fused(traced, tensors)  # type: ignore[no-any-return,arg-type]  # a function of the same tensors
+    try:
+        return compile_fused(traced, tensors)  # type: ignore[no-any-return,arg-type]  # a function of the same tensors
+    except Exception as error:  # of a missing C compiler, say, by whatever name it has there
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise CompileError(f"TorchInductor cannot compile it ({type(error).__name__}: {first_line})") from error
 
 
 class EpochRecordings:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,35 +17,26 @@ from sb3_ppo_ext.graphs import Function, Graphs
 from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
 from sb3_ppo_ext.language.model import CausalLM
 from sb3_ppo_ext.language.rollout import MicroBatch, in_parts, mapped, token_counts
-from sb3_ppo_ext.language.spaces import ATTENTION_MASK, ResponseSpace
+from sb3_ppo_ext.language.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.traced import (
     TokenDraw,
     TokenGradient,
     constants_of,
-    require_logits_at_once,
     require_traceable,
     trained_of,
 )
-from sb3_ppo_ext.language.update import EagerGradients, Piece, SequenceUpdate
-from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
-from sb3_ppo_ext.sequences import SequencePolicy
+from sb3_ppo_ext.language.update import EagerGradients, Piece
+from sb3_ppo_ext.minibatches import Minibatch, Observation
 from sb3_ppo_ext.terms import KnobValues
 from sb3_ppo_ext.tracing import Inputs, fingerprint, tensors_of
-from sb3_ppo_ext.update import Update
 from sb3_ppo_ext.update_inputs import knob_tensors
 
 if TYPE_CHECKING:
-    from sb3_ppo_ext.actors import Actor
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
-    from sb3_ppo_ext.ppox import PPOX
 
 # Slots that a graph may compute for each that an eager pass would: beyond that, padding eats what compiling saves.
 SLACK = 1.25
 DECODING = "decoding"
-# Seconds, measured on one thread with a GPT-2 of 4 layers of width 128.
-SAVED_PER_STATE = 40e-9  # token, layer and channel trained on
-SAVED_PER_DECODED_LAYER = 1e-3  # and token
-COMPILE_TIME_PER_LAYER = 7.5  # of one graph
 
 
 class CompiledGradients:
@@ -66,7 +56,6 @@ class CompiledGradients:
         require_traceable(self.policy)
         if eager.adapter.full_kl:
             raise CompileError("the exact KL to the reference over the vocabulary is not compiled")
-        require_logits_at_once(self.policy, rows * longest)
         self.trained = list(trained_of(self.policy).values())
         self.calls: dict[int, Call] = {}
         self._fixed: Inputs = {
@@ -103,16 +92,21 @@ class CompiledGradients:
         if call is None or (rows, prompt) != (self.rows, self.prompt_length):
             return self.eager.add(part, knobs)
         loss, row, extra, deviation, *gradients = call(tensors_of(self._inputs(part, knobs)))
-        for parameter, gradient in zip(self.trained, gradients, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        before = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        if before:
+            torch._foreach_add_(before, gradients)
+        else:
+            for parameter, gradient in zip(self.trained, gradients, strict=True):
+                parameter.grad = gradient
         return Piece(loss, row, extra, deviation)
 
     def _inputs(self, part: MicroBatch, knobs: KnobValues) -> Inputs:
         minibatch = part.minibatch
         if not self.eager.adapter.with_reference:
             minibatch = minibatch._replace(ref_log_prob=None)
-        share = torch.tensor(part.share, dtype=torch.float32)
-        return {**self._fixed, "part": minibatch, "share": share, "knobs": knob_tensors(knobs)}
+        device = minibatch.action.device
+        share = torch.tensor(part.share, dtype=torch.float32, device=device)
+        return {**self._fixed, "part": minibatch, "share": share, "knobs": knob_tensors(knobs, device)}
 
     def _width(self, minibatch: Minibatch) -> int:
         """The smallest that holds the longest of the responses."""
@@ -189,19 +183,27 @@ class CompiledDecoder(Decoder):
 class CompiledSequenceActor(EagerActor):
     """Responses by ``CompiledDecoder``."""
 
+    decoder: Callable[..., Decoder] = CompiledDecoder
+
     def __init__(self, policy: LanguageModelPolicy, graphs: Graphs, n_envs: int) -> None:
         """``CompileError`` where the model cannot be compiled."""
         super().__init__(policy)
         require_traceable(policy)
-        self.decoder_of = partial(CompiledDecoder, policy=policy, graphs=graphs)
-        if policy.responses.max_new_tokens > 1 and not any(key[0] == DECODING for key in graphs.known):
-            self._compile(policy.lm, n_envs)
+        self.decoder_of = partial(self.decoder, policy=policy, graphs=graphs)
+        if policy.responses.max_new_tokens > 1 and not self.is_known(graphs):
+            self._compile(policy, n_envs)
+
+    def is_known(self, graphs: Graphs) -> bool:
+        """Whether there is a graph to draw tokens by; if it does not fit, another is made on the way."""
+        return any(key[0] == DECODING for key in graphs.known)
 
     @torch.no_grad()
-    def _compile(self, model: CausalLM, n_envs: int) -> None:
-        token = torch.zeros(n_envs, 1, dtype=torch.long)
-        with torch.random.fork_rng(devices=[]):
-            decoder = self.decoder_of(model, torch.ones(n_envs, 2).bool(), None, deterministic=False)
+    def _compile(self, policy: LanguageModelPolicy, n_envs: int) -> None:
+        model, device = policy.lm, policy.device
+        token = torch.zeros(n_envs, 1, dtype=torch.long, device=device)
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            seen = torch.ones(n_envs, 2, dtype=torch.bool, device=device)
+            decoder = self.decoder_of(model, seen, None, deterministic=False)
             decoder.draw(token, 1)
             decoder.draw(token, 2)
 
@@ -210,33 +212,3 @@ class CompiledSequenceActor(EagerActor):
         with torch.no_grad():
             responses, values, log_probs = self.policy(observation, decoder_of=self.decoder_of)
         return responses, values, log_probs
-
-
-class Compilable(SequencePolicy):
-    """What ``LanguageModelPolicy`` adds to be compiled."""
-
-    lm: CausalLM
-    prompt_length: int
-    responses: ResponseSpace
-
-    def compiling_saves(self, model: PPOX, epochs: int, steps: int) -> tuple[float, float]:
-        """See ``SequencePolicy``."""
-        config, longest = self.lm.plain.config.get_text_config(), self.responses.max_new_tokens
-        layers = config.num_hidden_layers
-        slots = epochs * model.n_steps * model.n_envs * (self.prompt_length + longest)
-        saved = slots * layers * config.hidden_size * SAVED_PER_STATE
-        return saved + steps * longest * layers * SAVED_PER_DECODED_LAYER, 2 * layers * COMPILE_TIME_PER_LAYER
-
-    def compiled_actor(self, graphs: Graphs, n_envs: int) -> Actor:
-        """See ``SequencePolicy``."""
-        return CompiledSequenceActor(cast("LanguageModelPolicy", self), graphs, n_envs)
-
-    def compiled_update(self, rollout: Rollout, eager: Update, batch_size: int, graphs: Graphs) -> Update:
-        """See ``SequencePolicy``."""
-        assert isinstance(eager, SequenceUpdate) and isinstance(eager.gradients, EagerGradients)
-        rows = min(batch_size, rollout.size)
-        if eager.max_tokens is not None:
-            rows = min(max(eager.max_tokens // (self.prompt_length + self.responses.max_new_tokens), 1), rows)
-        gradients = CompiledGradients(eager.gradients, graphs, rows)
-        gradients.prepare(rollout.rows, eager.knobs.values)
-        return replace(eager, gradients=gradients)

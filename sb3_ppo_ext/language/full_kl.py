@@ -11,10 +11,8 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from sb3_ppo_ext.language import model as lm
-from sb3_ppo_ext.language.model import CausalLM
+from sb3_ppo_ext.language.model import CausalLM, computed_twice
 
 Reference = Callable[[], AbstractContextManager[CausalLM]]  # the frozen model, for the block
 
@@ -29,7 +27,7 @@ def full_kl(model: CausalLM, hidden: Tensor, reference: Reference, ref_hidden: T
     """KL(policy || reference) [n] in nats, of the distributions after ``hidden`` and ``ref_hidden``, both [n, D].
 
     Both at the policy's temperature. Gradients go to the policy alone. As in ``log_prob_and_entropy`` the output layers
-    are applied to ``LOGITS_AT_ONCE / V`` rows at a time, and again for the gradient.
+    are applied to a limited number of rows at a time, and again for the gradient.
     """
 
     def piece(own: Tensor, other: Tensor) -> Tensor:
@@ -37,8 +35,8 @@ def full_kl(model: CausalLM, hidden: Tensor, reference: Reference, ref_hidden: T
             log_q = frozen.logits(other).log_softmax(dim=-1)
         return kl_of(model.logits(own).log_softmax(dim=-1), log_q)
 
-    rows = max(lm.LOGITS_AT_ONCE // model.vocab_size, 1)
+    rows = model.rows_at_once(hidden.device)
     pieces = list(zip(hidden.split(rows), ref_hidden.split(rows), strict=True))
     if len(pieces) == 1 or not torch.is_grad_enabled():
         return torch.cat([piece(*one) for one in pieces])
-    return torch.cat([checkpoint(piece, *one, use_reentrant=False) for one in pieces])
+    return torch.cat([computed_twice(piece, *one) for one in pieces])

@@ -85,11 +85,15 @@ def generate(
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, S, D / heads] with room for all tokens: no token copies those before it."""
+    """Keys and values [B, heads, S, D / heads] with room for all tokens: no token copies those before it.
 
-    def __init__(self, room: int) -> None:
+    ``place`` is a pair of such tensors to be used; made when the first token comes where there is none.
+    """
+
+    def __init__(self, room: int, place: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers'
         self.room = room
+        self.place = place
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Takes in what belongs to new tokens; all until now, as views."""
@@ -98,8 +102,10 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self.room)
-            self.all_keys = key_states.new_zeros((*shape, key_states.shape[-1]))
-            self.all_values = value_states.new_zeros((*shape, value_states.shape[-1]))
+            self.all_keys, self.all_values = self.place or (
+                key_states.new_zeros((*shape, key_states.shape[-1])),
+                value_states.new_zeros((*shape, value_states.shape[-1])),
+            )
         self.all_keys[:, :, seen:until] = key_states
         self.all_values[:, :, seen:until] = value_states
         self.keys, self.values = self.all_keys[:, :, :until], self.all_values[:, :, :until]

@@ -8,7 +8,7 @@ end-of-text token.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 
 BLOCKS = ("layers", "h")  # under one of these names a model keeps its blocks
 
-# Logits held at once, in numbers: 64 MB of float32. More of them are computed again for the gradient.
+# Logits held at once, in numbers: 64 MB of float32, or 256 MB on a GPU, which small pieces do not fill. More of them
+# are computed again for the gradient.
 LOGITS_AT_ONCE = 2**24
+LOGITS_AT_ONCE_ON_A_GPU = 2**26
 
 
 class Tokens(NamedTuple):
@@ -159,17 +161,22 @@ class CausalLM(nn.Module):
         logits: Tensor = self.plain.get_output_embeddings()(hidden)
         return widened(logits[..., : self.vocab_size]) / self.temperature
 
+    def rows_at_once(self, device: torch.device) -> int:
+        """Of how many states the logits are held at a time."""
+        at_once = LOGITS_AT_ONCE_ON_A_GPU if device.type == "cuda" else LOGITS_AT_ONCE
+        return max(at_once // self.vocab_size, 1)
+
     def log_prob_and_entropy(self, hidden: Tensor, token: Tensor, *, entropy_grad: bool) -> tuple[Tensor, Tensor]:
         """log p(token) and the entropy, both [n], of the distributions after ``hidden`` [n, D]; in nats.
 
-        The output layer is applied to ``LOGITS_AT_ONCE / V`` rows at a time, so that memory does not grow with n V.
+        The output layer is applied to ``rows_at_once`` of them at a time, so that memory does not grow with n V.
         """
-        rows = max(LOGITS_AT_ONCE // self.vocab_size, 1)
+        rows = self.rows_at_once(hidden.device)
         pieces = list(zip(hidden.split(rows), token.split(rows), strict=True))
         if len(pieces) == 1 or not torch.is_grad_enabled():
             parts = [self._piece(*piece, entropy_grad) for piece in pieces]
         else:
-            parts = [checkpoint(self._piece, *piece, entropy_grad, use_reentrant=False) for piece in pieces]
+            parts = [computed_twice(self._piece, *piece, entropy_grad) for piece in pieces]
         log_prob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         return log_prob, entropy
 
@@ -177,6 +184,14 @@ class CausalLM(nn.Module):
         log_p = self.logits(hidden).log_softmax(dim=-1)
         kept = log_p if entropy_grad else log_p.detach()
         return log_p.gather(-1, token[:, None])[:, 0], entropy_of(kept)
+
+
+def computed_twice(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` without what it holds on the way, which is computed again for the gradient.
+
+    Traced into a graph it is there twice too. It must draw no numbers: the state of torch's generator is not kept.
+    """
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.language.arguments import check_algorithm, check_options
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
-from sb3_ppo_ext.language.compiled import Compilable
+from sb3_ppo_ext.language.compilable import Compilable
 from sb3_ppo_ext.language.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.files import TrainedPartOnly
 from sb3_ppo_ext.language.findings import Findings

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.language.critics import SeparateCritic, SharedCritic
 from sb3_ppo_ext.language.generation import draw
-from sb3_ppo_ext.language.model import LOGITS_AT_ONCE, before_response
+from sb3_ppo_ext.language.model import before_response
 from sb3_ppo_ext.language.statistics import minibatch_statistics
 from sb3_ppo_ext.measurements import statistics
 from sb3_ppo_ext.minibatches import Minibatch
@@ -29,6 +29,8 @@ from sb3_ppo_ext.tracing import Inputs, substituted
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
 
+DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}  # that are compiled, by type of device
+
 # Up to here attention written out is faster than the kernel for it, once its parts are fused with what is around them.
 WRITTEN_OUT = 128  # slots
 
@@ -37,16 +39,22 @@ def require_traceable(policy: LanguageModelPolicy) -> None:
     """``CompileError`` with the reason where a graph cannot stand for the model."""
     plain = policy.lm.plain
     name = type(plain).__name__
-    if policy.device.type != "cpu":
-        raise CompileError(f"the device is {policy.device}; language models are compiled on the CPU only")
-    if plain.dtype != torch.float32:
-        raise CompileError(f"{name} computes in {str(plain.dtype).removeprefix('torch.')}; float32 is compiled")
+    dtypes = DTYPES.get(policy.device.type)
+    if dtypes is None:
+        raise CompileError(f"the device is {policy.device}; language models are compiled on {' and '.join(DTYPES)}")
+    if plain.dtype not in dtypes:
+        compiled = " and ".join(map(_named, dtypes))
+        raise CompileError(f"{name} computes in {_named(plain.dtype)}; {compiled} is compiled on {policy.device.type}")
     if plain.config._attn_implementation != "sdpa":
         raise CompileError(f'{name} computes attention by {plain.config._attn_implementation!r}; "sdpa" is compiled')
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=plain.config).layers):
         raise CompileError(f"{name} has layers that do not attend to all tokens")
     if any(parameter._backward_hooks for parameter in policy.parameters()):
         raise CompileError("a parameter of the policy has a hook on its gradient")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def constants_of(policy: LanguageModelPolicy) -> dict[str, Tensor]:
@@ -123,16 +131,6 @@ class TokenGradient:
         log_prob, entropy = (one.view(tokens.mask.shape).masked_fill(~tokens.mask, 0.0) for one in every)
         value = value.masked_fill(~tokens.mask, 0.0)
         return Evaluation(log_prob, entropy, value, mask=part.mask, ref_log_prob=part.ref_log_prob)
-
-
-def require_logits_at_once(policy: LanguageModelPolicy, tokens: int) -> None:
-    """In a graph they are not computed piece by piece."""
-    vocabulary = policy.lm.vocab_size
-    if tokens * vocabulary > LOGITS_AT_ONCE:
-        raise CompileError(
-            f"the logits of {tokens} tokens over {vocabulary} do not fit at once; "
-            "lower micro_batch_tokens in rollout_buffer_kwargs"
-        )
 
 
 class WrittenLayer(DynamicLayer):

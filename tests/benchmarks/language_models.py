@@ -12,7 +12,7 @@ imports" is the peak less what the process held before it trained. Run it on a q
 suite.
 
 ``--gpu`` is PPOX alone, eager and compiled, on a random model of Qwen2-0.5B's shape in bfloat16, 64 prompts of 128
-tokens and responses of 128.
+tokens and responses of 128, 16 responses at a time.
 """
 
 from __future__ import annotations
@@ -202,19 +202,22 @@ def report(side: str, found: dict[str, Any], trl: dict[str, Any] | None) -> None
 
 
 def on_a_gpu(updates: int) -> None:
-    """Tokens per second and peak memory of a model of half a billion parameters."""
+    """Tokens per second and peak memory of a model of half a billion parameters; the first update apart."""
     if not torch.cuda.is_available():
         sys.exit("--gpu: there is no CUDA device here")
-    for compiled in (False, True):
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    job: dict[str, Any] = {"response": 128, "vocabulary": 151_936, "policy": {"dtype": "bfloat16"}, "device": "cuda"}
+    for how in ("eager", "compiled"):
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        job: dict[str, Any] = {"response": 128, "vocabulary": 151_936, "policy": {"dtype": "bfloat16"}}
         buffer = {"micro_batch_tokens": 16 * 256}
-        _, seconds, _ = learned(
-            updates, qwen2, prompts(128), device="cuda", compile=compiled, rollout_buffer_kwargs=buffer, **job
+        _, seconds, parts = learned(
+            updates, qwen2, prompts(128), compile=how == "compiled", rollout_buffer_kwargs=buffer, **job
         )
-        rate = PROMPTS * 128 / statistics.median(seconds[1:])
-        memory = torch.cuda.max_memory_allocated() / 2**30
-        print(f"{'compiled' if compiled else 'eager':<9} {rate:7.0f} tokens/s {memory:5.1f} GiB")
+        later, memory = statistics.median(seconds[1:]), torch.cuda.max_memory_allocated() / 2**30
+        print(f"{how:<9} {PROMPTS * 128 / later:7.0f} tokens/s {memory:5.1f} GiB; the first update {seconds[0]:.1f} s")
+        each = zip(PARTS, np.median(parts[1:], axis=0), strict=True)
+        print(f"{'':<9} {', '.join(f'{name} {part:.2f} s' for name, part in each)}", flush=True)
 
 
 def main() -> None:

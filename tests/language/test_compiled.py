@@ -161,7 +161,9 @@ def test_training_compiled_is_training_eagerly() -> None:
 
 def test_a_model_that_cannot_be_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     half = {"model": partial(tiny.model, "gpt2"), "dtype": "bfloat16"}
-    with pytest.raises(ValueError, match="compile=True: GPT2LMHeadModel computes in bfloat16; float32 is compiled"):
+    with pytest.raises(
+        ValueError, match="compile=True: GPT2LMHeadModel computes in bfloat16; float32 is compiled on cpu"
+    ):
         setups.ppox(compile=True, policy_kwargs=half).learn(16)
     model = setups.ppox(policy_kwargs=half)
     monkeypatch.setattr(model._compilation, "_saved", lambda *_: (1e9, 1.0))

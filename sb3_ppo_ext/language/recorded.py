@@ -1,0 +1,131 @@
+"""Responses on a GPU: every token after the first is one launch of a recorded graph instead of thousands of kernels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sb3_ppo_ext.device.graphs import DeviceGraphs
+from sb3_ppo_ext.graphs import Graphs
+from sb3_ppo_ext.language.compiled import DECODING, CompiledSequenceActor
+from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
+from sb3_ppo_ext.language.model import CausalLM
+from sb3_ppo_ext.language.traced import TokenDraw, constants_of, trained_of
+from sb3_ppo_ext.tracing import Inputs, fingerprint, tensors_of, trace
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.language.policy import LanguageModelPolicy
+
+
+class RecordedDraw:
+    """The recording, the cache and the other tensors it reads from, and those it writes to."""
+
+    def __init__(
+        self, policy: LanguageModelPolicy, graphs: DeviceGraphs, layers: list[RoomyLayer], seen: Tensor
+    ) -> None:
+        """Takes over the cache of ``layers``, and ``seen`` [B, S]."""
+        rows, device = len(seen), seen.device
+        self.places = [(layer.all_keys, layer.all_values) for layer in layers]
+        self.seen = seen.clone()
+        self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        self.slot = torch.zeros((), dtype=torch.long, device=device)
+        self.noise = torch.ones(rows, policy.lm.vocab_size, device=device)
+        inputs: Inputs = {
+            "constants": weights_of(policy),
+            "keys": [keys for keys, _ in self.places],
+            "values": [values for _, values in self.places],
+            "seen": self.seen,
+            "token": self.token,
+            "slot": self.slot,
+            "noise": self.noise,
+        }
+        tensors = tensors_of(inputs)
+        traced = trace(TokenDraw(policy), inputs)
+        (returned,) = next(iter(reversed(traced.graph.nodes))).args
+        shapes = [node.meta["val"] for node in returned]
+        self.results = [torch.zeros(one.shape, dtype=one.dtype, device=device) for one in shapes]
+        with graphs.showing():
+            call = graphs.recordings.finish(traced, tensors)
+
+        def run() -> None:
+            for kept, result in zip(self.results, call(*tensors), strict=True):
+                kept.copy_(result)
+
+        changed = [*self.results, *inputs["keys"], *inputs["values"]]
+        self._replay = graphs.recordings.recorder.record(run, changed)
+
+    def begin(self, seen: Tensor) -> None:
+        """Other prompts."""
+        self.seen.copy_(seen)
+        for pair in self.places:
+            for tensor in pair:
+                tensor.zero_()  # a NaN that is masked would still be a NaN
+
+    def __call__(self, token: Tensor, slot: int) -> list[Tensor]:
+        """Copies of the results: the next token overwrites them."""
+        self.token.copy_(token)
+        self.slot.fill_(slot)
+        self.noise.exponential_()
+        self._replay()
+        return [result.clone() for result in self.results]
+
+
+class RecordedDecoder(Decoder):
+    """As ``Decoder``, every token after the first of a response by a recording; the same draws from the generator."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        seen: Tensor,
+        *args: Any,
+        policy: LanguageModelPolicy,
+        graphs: DeviceGraphs,
+        **kwargs: Any,
+    ) -> None:
+        room = policy.prompt_length + policy.responses.max_new_tokens
+        super().__init__(model, pad(seen, (0, room - seen.shape[1])), *args, **kwargs)
+        self.policy = policy
+        self.graphs = graphs
+        places = tuple(tensor.data_ptr() for tensor in weights_of(policy).values())
+        self.key = (DECODING, len(seen), places, fingerprint(policy.lm), fingerprint(policy.critic))
+        self.recorded: RecordedDraw | None = graphs.recordings.known.get(self.key)
+        if self.recorded is not None:
+            self.recorded.begin(self.seen)
+            for layer, place in zip(self.layers, self.recorded.places, strict=True):
+                layer.place = place
+
+    @property
+    def layers(self) -> list[RoomyLayer]:
+        """Of the cache; ``require_traceable`` has seen that there are no others."""
+        return [layer for layer in self.cache.layers if isinstance(layer, RoomyLayer)]
+
+    def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See ``Decoder``."""
+        if not self.cache.get_seq_length():
+            return super().draw(ids, until)
+        if self.recorded is None:
+            make = partial(RecordedDraw, self.policy, self.graphs, self.layers, self.seen)
+            self.recorded = self.graphs.recordings.get(self.key, make)
+        drawn, log_prob, *value = self.recorded(ids[:, 0], until - 1)
+        return drawn, log_prob, value[0] if value else None
+
+
+def weights_of(policy: LanguageModelPolicy) -> dict[str, Tensor]:
+    """What drawing reads and leaves alone: everything but the reference's copy."""
+    trained = {name: parameter.detach() for name, parameter in trained_of(policy).items()}
+    return {**trained, **constants_of(policy)}
+
+
+class RecordedSequenceActor(CompiledSequenceActor):
+    """Responses by ``RecordedDecoder``."""
+
+    decoder = RecordedDecoder
+
+    def is_known(self, graphs: Graphs) -> bool:
+        """See ``CompiledSequenceActor``."""
+        assert isinstance(graphs, DeviceGraphs)
+        return any(key[0] == DECODING for key in graphs.recordings.known)
