@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,10 @@ def fused(traced: Traced, tensors: list[Tensor]) -> Traced:
     from torch._inductor import compile as compile_fused
 
     try:
-        return compile_fused(traced, tensors)  # type: ignore[no-any-return,arg-type]  # a function of the same tensors
+        with warnings.catch_warnings():
+            # Of float32 it is for the user to say how exact products are to be: torch.set_float32_matmul_precision.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+            return compile_fused(traced, tensors)  # type: ignore[no-any-return,arg-type]  # a function of the same tensors
     except Exception as error:  # of a missing C compiler, say, by whatever name it has there
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise CompileError(f"TorchInductor cannot compile it ({type(error).__name__}: {first_line})") from error

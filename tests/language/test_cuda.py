@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +61,13 @@ def test_half_precision(kind: str) -> None:
     assert not (compilation.update_refused or compilation.actor_refused)
     assert parameters_of(after).isfinite().all() and not parameters_of(after).equal(parameters_of(before))
     assert after.logger.name_to_value["train/approx_kl"] >= 0
+
+
+def test_a_saved_model_goes_on(tmp_path: Path) -> None:
+    model = trained(True, 1, {})
+    model.save(tmp_path / "model")
+    loaded = PPOX.load(tmp_path / "model", env=setups.env(), device="cuda")
+    for one in (model, loaded):
+        one.set_random_seed(5)
+        one.learn(16)
+    torch.testing.assert_close(parameters_of(loaded), parameters_of(model), rtol=0, atol=5e-4)
