@@ -169,8 +169,8 @@ def _require_steps(buffer: RolloutBuffer) -> None:
         )
 
 
-def _copied(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, copy=True)
+def _copied(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    return torch.as_tensor(array).to(device, copy=True)
 
 
 def _observation(buffer: RolloutBuffer, device: torch.device) -> Tensor | dict[str, Tensor]:

@@ -71,15 +71,15 @@ class Packing:
         self.act = ActorGraph(policy)
         self.shapes: list[torch.Size] = []
         self.stops: list[int] = []
-        self.action_type = torch.float32
+        self.type = self.action_type = torch.float32
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Choices become floats, as the rollout buffer keeps them."""
         results = self.act(inputs)
         self.shapes = [result.shape for result in results]
         self.stops = list(accumulate(math.prod(shape) for shape in self.shapes))
-        self.action_type = results[0].dtype
-        return (torch.cat([result.reshape(-1).to(results[1].dtype) for result in results]),)
+        self.type, self.action_type = results[1].dtype, results[0].dtype
+        return (torch.cat([result.reshape(-1).to(self.type) for result in results]),)
 
     def unpacked(self, packed: Tensor) -> list[Tensor]:
         """Actions, values and log-probabilities as parts of the tensor."""
@@ -109,7 +109,7 @@ class Forward:
         self.left = 0
         tensors = [*tensors_of({"constants": inputs["constants"]}), *self.places]
         call = recordings.finish(traced, [*tensors, *self._next_noise()])
-        self.packed = call(*tensors, *self._next_noise())[0].clone()
+        self.packed = torch.zeros(self.packing.stops[-1], dtype=self.packing.type, device=device)
 
         def run() -> None:
             self.packed.copy_(call(*tensors, *self._next_noise())[0])

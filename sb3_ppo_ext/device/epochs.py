@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sb3_ppo_ext.artifacts import CompileError, first_line
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder, Run
 from sb3_ppo_ext.device.control import DeviceControllers, steering
@@ -29,10 +30,14 @@ def as_traced(traced: Traced, tensors: list[Tensor]) -> Traced:
 
 
 def fused(traced: Traced, tensors: list[Tensor]) -> Traced:
-    """By TorchInductor: fewer kernels, after some tens of seconds."""
+    """By TorchInductor: fewer kernels, after some tens of seconds; ``CompileError`` where it or its compilers fail."""
     from torch._inductor import compile as compile_fused
 
-    return compile_fused(traced, tensors)  # type: ignore[no-any-return,arg-type]  # a function of the same tensors
+    try:
+        compiled: Traced = compile_fused(traced, tensors)  # type: ignore[arg-type]  # a function, as it is
+    except Exception as error:  # also Triton's, and for want of the C compiler that its launchers are made by
+        raise CompileError(f"TorchInductor fails on it ({type(error).__name__}: {first_line(error)})") from error
+    return compiled
 
 
 class EpochRecordings:
