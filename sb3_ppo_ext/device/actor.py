@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -70,22 +69,20 @@ class Packing:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.act = ActorGraph(policy)
         self.shapes: list[torch.Size] = []
-        self.stops: list[int] = []
+        self.sizes: list[int] = []
         self.type = self.action_type = torch.float32
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Choices become floats, as the rollout buffer keeps them."""
         results = self.act(inputs)
         self.shapes = [result.shape for result in results]
-        self.stops = list(accumulate(math.prod(shape) for shape in self.shapes))
+        self.sizes = [math.prod(shape) for shape in self.shapes]
         self.type, self.action_type = results[1].dtype, results[0].dtype
         return (torch.cat([result.reshape(-1).to(self.type) for result in results]),)
 
     def unpacked(self, packed: Tensor) -> list[Tensor]:
         """Actions, values and log-probabilities as parts of the tensor."""
-        starts = [0, *self.stops]
-        parts = zip(starts, self.stops, self.shapes, strict=False)
-        return [packed[start:stop].reshape(shape) for start, stop, shape in parts]
+        return [part.view(shape) for part, shape in zip(packed.split(self.sizes), self.shapes, strict=True)]
 
 
 class Forward:
@@ -109,7 +106,7 @@ class Forward:
         self.left = 0
         tensors = [*tensors_of({"constants": inputs["constants"]}), *self.places]
         call = recordings.finish(traced, [*tensors, *self._next_noise()])
-        self.packed = torch.zeros(self.packing.stops[-1], dtype=self.packing.type, device=device)
+        self.packed = torch.zeros(sum(self.packing.sizes), dtype=self.packing.type, device=device)
 
         def run() -> None:
             self.packed.copy_(call(*tensors, *self._next_noise())[0])

@@ -19,6 +19,7 @@ from sb3_ppo_ext.device.buffers import DeviceRolloutBuffer
 from sb3_ppo_ext.device.rollout import DeviceRollout
 from sb3_ppo_ext.minibatches import Rollout
 from tests.device.test_training import CASES, model_of
+from tests.environments import ACTIONS, OBSERVATIONS
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
@@ -128,3 +129,13 @@ def test_learning_in_pieces_is_learning_at_once() -> None:
         pieces.learn(64, Reseeding(), reset_num_timesteps=False)
     assert not whole._compilation.actor_refused and not pieces._compilation.update_refused
     assert_close(pieces, whole)
+
+
+def test_a_buffer_takes_what_comes_from_the_host_too() -> None:
+    space = OBSERVATIONS["vector"]
+    buffer = DeviceRolloutBuffer(1, space, ACTIONS["discrete"], "cuda", n_envs=3)
+    values, log_probs = torch.tensor([[1.0], [2.0], [3.0]], device="cuda"), torch.zeros(3, device="cuda")
+    observations, actions = np.stack([space.sample() for _ in range(3)]), np.array([[0], [1], [2]])
+    buffer.add(observations, actions, np.ones(3), np.zeros(3), values, log_probs)
+    assert (buffer.actions.tolist(), buffer.values.tolist()) == ([[[0], [1], [2]]], [[1, 2, 3]])
+    np.testing.assert_array_equal(buffer.observations[0].cpu().numpy(), observations)

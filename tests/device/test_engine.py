@@ -99,7 +99,7 @@ def test_a_buffer_the_user_has_changed_is_kept() -> None:
         steps.append(args)
         original(*args)
 
-    model.rollout_buffer.add = add  # type: ignore[method-assign]  # as users do
+    model.rollout_buffer.add = add  # type: ignore[method-assign,assignment]  # as users do
     model.learn(64)
     assert len(steps) == 32
 
@@ -154,7 +154,7 @@ def test_no_noise_is_used_twice_and_values_use_none(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(actor, "DRAWS", 3)
     model = model_of("box", compile=True)
     model._setup_learn(64)
-    observation = model.policy.obs_to_tensor(model._last_obs)[0]  # type: ignore[arg-type]  # there is one
+    observation: Any = model.policy.obs_to_tensor(model._last_obs)[0]  # type: ignore[arg-type]  # there is one
 
     def log_probs(*, values_between: bool) -> list[float]:
         torch.manual_seed(5)
