@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,10 +43,11 @@ class DeviceActor:
         forward = self._forward
         forward.draw()
         packed = forward(self._given(observation))
-        actions, _, log_probs = forward.packing.unpacked(packed.cpu())  # the one moment of waiting
-        if not np.isfinite(log_probs.numpy()).all():
+        kept = forward.packing.unpacked(packed)  # while the device computes
+        actions, finite = forward.packing.read(packed)
+        if not finite:
             check_distribution(self.policy, observation)
-        return Acted(actions.to(forward.packing.action_type).numpy(), *forward.packing.unpacked(packed))
+        return Acted(actions, *kept)
 
     def _given(self, observation: Observation) -> list[Tensor]:
         # Read anew each time: they are drawn again in the middle of a rollout.
@@ -70,19 +72,32 @@ class Packing:
         self.act = ActorGraph(policy)
         self.shapes: list[torch.Size] = []
         self.sizes: list[int] = []
-        self.type = self.action_type = torch.float32
+        self.type = torch.float32
+        self.array_type: Any = np.float32  # of the actions
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Choices become floats, as the rollout buffer keeps them."""
         results = self.act(inputs)
         self.shapes = [result.shape for result in results]
         self.sizes = [math.prod(shape) for shape in self.shapes]
-        self.type, self.action_type = results[1].dtype, results[0].dtype
+        self.type, self.array_type = results[1].dtype, _array_type(results[0].dtype)
         return (torch.cat([result.reshape(-1).to(self.type) for result in results]),)
 
     def unpacked(self, packed: Tensor) -> list[Tensor]:
         """Actions, values and log-probabilities as parts of the tensor."""
-        return [part.view(shape) for part, shape in zip(packed.split(self.sizes), self.shapes, strict=True)]
+        parts = torch.split_with_sizes(packed, self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def read(self, packed: Tensor) -> tuple[np.ndarray, bool]:
+        """Actions as the policy returns them, and whether all log-probabilities are finite; waits for the device."""
+        host = packed.cpu().numpy()
+        choices, rest = host[: self.sizes[0]].reshape(self.shapes[0]), host[len(host) - self.sizes[2] :]
+        return choices.astype(self.array_type, copy=False), bool(np.isfinite(rest).all())
+
+
+def _array_type(dtype: torch.dtype) -> Any:
+    """NumPy's name of a type; of no tensor, for there are only fake ones while a policy is traced."""
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 class Forward:

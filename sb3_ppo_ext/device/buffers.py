@@ -131,8 +131,10 @@ def _parts(observation: Any) -> list[Any]:
 
 
 def _put(places: list[Tensor], given: list[Any]) -> None:
-    tensors = [one.detach() if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
+    tensors = [one if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
     shaped = [tensor.reshape(place.shape) for place, tensor in zip(places, tensors, strict=True)]
+    if any(tensor.requires_grad for tensor in shaped):
+        shaped = [tensor.detach() for tensor in shaped]
     # All of them in one launch; a single copy has less to look at.
     if len(places) == 1:
         places[0].copy_(shaped[0])
