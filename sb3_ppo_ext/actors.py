@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -22,14 +23,22 @@ from sb3_ppo_ext.plain_forward import PlainNetworks
 from sb3_ppo_ext.policies import unvalidated_distributions
 
 
+class Acted(NamedTuple):
+    """What came of a batch of observations, in tensors of its own each time: callbacks may keep them."""
+
+    actions: np.ndarray  # [N, ...], for the environment
+    sampled: Tensor  # the same where the policy is
+    values: Tensor  # [N, 1]
+    log_probs: Tensor  # [N]
+
+
 class Actor(Protocol):
     """What the collection of a rollout needs; one is made for every rollout, after ``reset_noise``."""
 
-    def act(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions [N, ...], values [N, 1] and log-probabilities [N] for observations [N, ...] on the policy's device.
+    def act(self, observation: Observation) -> Acted:
+        """For observations [N, ...] on the policy's device; without gradient.
 
-        Without gradient, and in tensors of their own each time: callbacks may keep them. Where a number is NaN it
-        raises what the policy's distribution would.
+        Where a number is NaN it raises what the policy's distribution would.
         """
         ...
 
@@ -45,8 +54,12 @@ class EagerActor:
         self.policy = policy
         self._networks = PlainNetworks(policy) if forwards_as_sb3(policy) else None
 
-    def act(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, observation: Observation) -> Acted:
         """As ``policy(observation)``."""
+        sampled, values, log_probs = self._forward(observation)
+        return Acted(sampled.cpu().numpy(), sampled, values, log_probs)
+
+    def _forward(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         if self._networks is None or self._networks.hooked():
             with torch.no_grad():
                 actions, values, log_probs = self.policy(observation)

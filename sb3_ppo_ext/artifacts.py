@@ -34,6 +34,11 @@ class CompileError(RuntimeError):
     """A function cannot be compiled here; says why."""
 
 
+def first_line(error: Exception) -> str:
+    """Of its message: torch's go on for pages."""
+    return next(iter(str(error).strip().splitlines()), "")
+
+
 class Job(NamedTuple):
     """One graph, for inputs of these shapes, computing with this number of threads."""
 

@@ -1,7 +1,8 @@
 """Whether a model compiles, and what it says about it.
 
 ``compile="auto"`` decides by the planned work alone, never by a clock or by what happens to be in a cache: the same
-arguments train the same parameters on any day. The constants are what was measured with ``MlpPolicy``.
+arguments train the same parameters on any day. The constants are what was measured with ``MlpPolicy``, on CUDA with an
+H200.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -23,7 +24,7 @@ from sb3_ppo_ext.actors import Actor, EagerActor
 from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.compiled_actor import CompiledActor
 from sb3_ppo_ext.compiled_update import CompiledUpdate, require_compilable
-from sb3_ppo_ext.device.engine import RECORDERS, DeviceEngine
+from sb3_ppo_ext.device.engine import RECORDERS, DeviceEngine, exchange_buffer
 from sb3_ppo_ext.device.graphs import DeviceGraphs
 from sb3_ppo_ext.device.update import DeviceUpdate
 from sb3_ppo_ext.graphs import Graphs
@@ -37,9 +38,16 @@ from sb3_ppo_ext.update import Update
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
-SAVED_PER_MINIBATCH = 1.2e-3  # seconds
-SAVED_PER_STEP = 0.2e-3  # of all environments together
-COMPILE_TIME = 20.0  # of one graph, on a machine that has never compiled before
+
+class Costs(NamedTuple):
+    """Seconds on one type of device."""
+
+    saved_per_minibatch: float
+    saved_per_step: float  # of all environments together
+    compile_time: float  # on a machine that has never compiled before; on a CPU that of one graph
+
+
+COSTS = {"cpu": Costs(1.2e-3, 0.2e-3, 20.0), "cuda": Costs(3.5e-3, 0.5e-3, 40.0)}
 WORTH = 2.0  # how many times over the time has to be saved
 
 
@@ -65,32 +73,37 @@ class Compilation:
         self.verbose = model.verbose
         self.epochs, steps = planned_work(model, total_timesteps)
         minibatches = self.epochs * math.ceil(model.n_steps * model.n_envs / model.batch_size)
-        reason = f"compile={model.compile}"
-        self.wanted = self._wants(model)
+        self.wanted, reason = self._decision(model, minibatches, steps)
         self.engine = self._engine(model) if self.wanted else None
         if model.device.type in RECORDERS and not isinstance(self.graphs, DeviceGraphs):
             self.graphs = DeviceGraphs(model.device.type, self.graphs.showing)
-        if model.compile == "auto" and model.device.type != "cpu":
-            more = "; compile=True trains by CUDA graphs" if model.device.type in RECORDERS else ""
-            reason = f"the device is {model.device}{more}"
-        elif model.compile == "auto" and isinstance(unwrapped(model.policy), EagerOnly):
-            reason = f"a {type(unwrapped(model.policy)).__name__} is not compiled"
-        elif model.compile == "auto":
-            saved, takes = self._saved(model, minibatches, steps)
-            self.wanted = self.wanted or saved >= WORTH * takes
-            pays = f"saves about {saved:,.0f} s" if self.wanted else "would not repay the time it takes to compile"
-            reason = f"{minibatches:,} minibatches are planned, which {pays}"
+        exchange_buffer(model, on_device=self.engine is not None)
         how = "compiled" if self.engine is None else "by CUDA graphs"
         if model.verbose >= 1 and self._said is not self.wanted:
             print(f"PPOX trains {how if self.wanted else 'eagerly'}: {reason}")
         self._said = self.wanted
+
+    def _decision(self, model: PPOX, minibatches: int, steps: int) -> tuple[bool, str]:
+        """Whether to compile, and why."""
+        policy = unwrapped(model.policy)
+        if model.compile != "auto":
+            return bool(model.compile), f"compile={model.compile}"
+        if model.device.type not in ("cpu", *RECORDERS):
+            return False, f"the device is {model.device}"
+        if isinstance(policy, EagerOnly):
+            return False, f"a {type(policy).__name__} is not compiled"
+        saved, takes = self._saved(model, minibatches, steps)
+        wanted = bool(self.wanted) or saved >= WORTH * takes
+        pays = f"saves about {saved:,.0f} s" if wanted else "would not repay the time it takes to compile"
+        return wanted, f"{minibatches:,} minibatches are planned, which {pays}"
 
     def _saved(self, model: PPOX, minibatches: int, steps: int) -> tuple[float, float]:
         """Seconds that compiling saves, and that it takes."""
         policy = unwrapped(model.policy)
         if isinstance(policy, SequencePolicy):
             return policy.compiling_saves(model, self.epochs, steps)
-        return minibatches * SAVED_PER_MINIBATCH + steps * SAVED_PER_STEP, COMPILE_TIME
+        costs = COSTS[model.device.type]
+        return minibatches * costs.saved_per_minibatch + steps * costs.saved_per_step, costs.compile_time
 
     def threads(self, model: PPOX) -> AbstractContextManager[None]:
         """The threads torch computes with in ``learn()``; with ``compile=False`` all, as PPO: their number shows in the
@@ -136,7 +149,8 @@ class Compilation:
             require_cpu(model)
             require_compilable(model.policy, rollout, model.policy.optimizer)
             # One smaller minibatch an epoch; eager it costs little where there are many others.
-            compile_last = self.epochs * SAVED_PER_MINIBATCH >= WORTH * COMPILE_TIME
+            costs = COSTS[model.device.type]
+            compile_last = self.epochs * costs.saved_per_minibatch >= WORTH * costs.compile_time
             compiled = CompiledUpdate(eager, self.graphs, model._rates.ratios, compile_last=compile_last)
             compiled.prepare(rollout, model.batch_size)
         except CompileError as error:
@@ -162,7 +176,7 @@ class Compilation:
         return EagerActor(model.policy)
 
     def _engine(self, model: PPOX) -> DeviceEngine | None:
-        if model.device.type not in RECORDERS or isinstance(unwrapped(model.policy), SequencePolicy):
+        if not has_engine(model):
             return None
         return self.engine or DeviceEngine(model.device.type)
 
@@ -175,6 +189,11 @@ class Compilation:
         if str(error) not in self._reasons:
             self._reasons.add(str(error))
             warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
+
+
+def has_engine(model: PPOX) -> bool:
+    """Whether the model can be run by its device's recordings."""
+    return model.device.type in RECORDERS and not isinstance(unwrapped(model.policy), SequencePolicy)
 
 
 def require_cpu(model: PPOX) -> None:

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_ext.actors import refuse_nan
+from sb3_ppo_ext.actors import Acted, refuse_nan
 from sb3_ppo_ext.compiled import ActorGraph, exploration_of
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Observation
@@ -32,11 +32,11 @@ class CompiledActor:
         self._rows = len(pytree.tree_leaves(observation)[0])
         self._quiet = [torch.ones(noise.shape) for noise in self._noise]
 
-    def act(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions [N, ...], values [N, 1] and log-probabilities [N]."""
-        actions, values, log_probs = self._run(observation, [noise.draw() for noise in self._noise])
+    def act(self, observation: Observation) -> Acted:
+        """See ``Actor``."""
+        sampled, values, log_probs = self._run(observation, [noise.draw() for noise in self._noise])
         refuse_nan(self.policy, observation, log_probs)
-        return actions, values, log_probs
+        return Acted(sampled.numpy(), sampled, values, log_probs)
 
     def _run(self, observation: Observation, noise: list[Tensor]) -> list[Tensor]:
         # Read anew each time: they are drawn again in the middle of a rollout.

@@ -19,7 +19,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
 from sb3_ppo_ext.compilation import Compilation
-from sb3_ppo_ext.device.engine import rollouts_on_device
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
@@ -60,8 +59,8 @@ class PPOX(PPO):
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
     :param compile: True: update and acting run as compiled graphs, several times faster and equal to the eager ones up
         to rounding, after 20 to 30 s the first time on a machine (on CUDA as CUDA graphs, see
-        :mod:`sb3_ppo_ext.device`); False: eager; "auto": on a CPU compiled where the planned work is long enough to
-        repay that, else eager
+        :mod:`sb3_ppo_ext.device`); False: eager; "auto": compiled where the planned work is long enough to repay that,
+        else eager. On CUDA the rollout buffer then holds tensors, unless ``rollout_buffer_class`` is given
     """
 
     def __init__(
@@ -96,6 +95,7 @@ class PPOX(PPO):
         self.recompute_advantage = recompute_advantage
         self.normalize_value = normalize_value
         self.compile = compile
+        self._buffer_is_named = self.rollout_buffer_class is not None  # by the user
         self._controllers: SavedControllers = {}  # filled by save(), taken back by _setup_model()
         self._random_state: dict[str, Any] | None = None
         self._earlier_timesteps = 0  # of learn() calls before the last reset of num_timesteps
@@ -110,8 +110,7 @@ class PPOX(PPO):
             setattr(self, name, copy.copy(knob) if isinstance(knob, Controller) else knob)
         check_arguments(self)
         self.rollout_buffer_class = self.rollout_buffer_class or default_buffer(self.policy_class)
-        with rollouts_on_device(self):
-            super()._setup_model()
+        super()._setup_model()
         self._read_knobs()
         self.knobs.load_state_dict(self._controllers)
         self._controllers = {}

@@ -54,8 +54,7 @@ def collect_rollouts(
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             self.policy.reset_noise(env.num_envs)
         obs_tensor = as_tensor(self._last_obs, self.device)
-        sampled, values, log_probs = actor.act(obs_tensor)
-        actions = sampled.cpu().numpy()
+        actions, sampled, values, log_probs = actor.act(obs_tensor)
         clipped_actions = within_bounds(self, actions)
         new_obs, rewards, dones, infos = step(clipped_actions)
         self.num_timesteps += env.num_envs
@@ -102,9 +101,16 @@ def begin(model: PPOX, env: VecEnv, buffer: RolloutBuffer) -> None:
 
 
 def as_tensor(observation: Any, device: torch.device) -> Observation:
-    """``obs_as_tensor``, without what it costs to name the CPU."""
+    """``obs_as_tensor``, without what it costs to name the CPU or to wait for another device.
+
+    What is on its way there has arrived when the actions are read, before the environment writes anything new.
+    """
     if device.type == "cpu" and isinstance(observation, np.ndarray):
         return torch.from_numpy(observation)
+    if isinstance(observation, dict):
+        return {key: as_tensor(part, device) for key, part in observation.items()}  # type: ignore[misc]  # no dicts
+    if isinstance(observation, np.ndarray):
+        return torch.from_numpy(observation).to(device, non_blocking=True)
     return obs_as_tensor(observation, device)
 
 

@@ -80,7 +80,8 @@ def rollout_to_tensordict(
     _require_steps(buffer)
     device = buffer.device if device is None else torch.device(device)
     content: dict[Key, Any] = {"observation": _observation(buffer, device)}
-    content["action"] = _copied(buffer.actions, device).reshape(*buffer.actions.shape[:2], *_action_shape(buffer))
+    actions = _copied(buffer.actions, device).to(torch.from_numpy(np.zeros(0, _action_dtype(buffer))).dtype)
+    content["action"] = actions.reshape(*buffer.actions.shape[:2], *_action_shape(buffer))
     for key, (name, trailing) in NUMBERS.items():
         numbers = _copied(getattr(buffer, name), device)
         content[key] = numbers.unsqueeze(-1) if trailing else numbers
@@ -142,19 +143,16 @@ def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> 
     }
     of_tokens = _tokens_back(rows, buffer) if isinstance(buffer, TokenRolloutBuffer) else {}
     arrays["episode_starts"] = _numbers(rows, "is_init", True, torch.bool)
-    actions = _value(rows, "action", _action_shape(buffer), buffer.actions.dtype).reshape(buffer.actions.shape)
+    actions = _value(rows, "action", _action_shape(buffer), _action_dtype(buffer)).reshape(buffer.actions.shape)
     observations = _observations_back(rows, buffer)
     buffer.reset()
     for name, array in arrays.items():
-        getattr(buffer, name)[:] = array
+        _fill(getattr(buffer, name), array)
     for name, array in of_tokens.items():
         setattr(buffer, name, np.array(array))
-    buffer.actions[:] = actions
-    if isinstance(buffer, DictRolloutBuffer):
-        for key, array in observations.items():
-            buffer.observations[key][:] = array
-    else:
-        buffer.observations[:] = observations["observation"]
+    _fill(buffer.actions, actions)
+    for key, array in observations.items():
+        _fill(buffer.observations[key] if isinstance(buffer, DictRolloutBuffer) else buffer.observations, array)
     buffer.pos, buffer.full = buffer.buffer_size, True
 
 
@@ -169,14 +167,30 @@ def _require_steps(buffer: RolloutBuffer) -> None:
         )
 
 
-def _copied(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, copy=True)
+def _fill(place: np.ndarray | Tensor, array: np.ndarray) -> None:
+    if isinstance(place, Tensor):
+        place.copy_(torch.from_numpy(array))
+    else:
+        place[:] = array
+
+
+def _copied(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    return torch.as_tensor(array).to(device, copy=True)
 
 
 def _observation(buffer: RolloutBuffer, device: torch.device) -> Tensor | dict[str, Tensor]:
     if isinstance(buffer, DictRolloutBuffer):
         return {key: _copied(array, device) for key, array in buffer.observations.items()}
     return _copied(buffer.observations, device)
+
+
+def _dtype(array: np.ndarray | Tensor) -> np.dtype[Any]:
+    return array[:0].cpu().numpy().dtype if isinstance(array, Tensor) else array.dtype
+
+
+def _action_dtype(buffer: RolloutBuffer) -> np.dtype[Any]:
+    # On a device choices are kept as floats.
+    return np.dtype(buffer.action_space.dtype) if isinstance(buffer.actions, Tensor) else buffer.actions.dtype
 
 
 def _action_shape(buffer: RolloutBuffer) -> tuple[int, ...]:
@@ -253,8 +267,8 @@ def _tokens_back(rows: TensorDictBase, buffer: TokenRolloutBuffer) -> dict[str, 
 def _observations_back(rows: TensorDictBase, buffer: RolloutBuffer) -> dict[str, np.ndarray]:
     if not isinstance(buffer, DictRolloutBuffer):
         array = buffer.observations
-        return {"observation": _value(rows, "observation", array.shape[2:], array.dtype)}
+        return {"observation": _value(rows, "observation", array.shape[2:], _dtype(array))}
     return {
-        name: _value(rows, ("observation", name), array.shape[2:], array.dtype)
+        name: _value(rows, ("observation", name), array.shape[2:], _dtype(array))
         for name, array in buffer.observations.items()
     }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_ext.artifacts import CompileError
+from sb3_ppo_ext.artifacts import CompileError, first_line
 
 Inputs = dict[str, Any]
 aten = torch.ops.aten
@@ -64,8 +64,7 @@ def trace(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> f
     try:
         traced = make_fx(flat, DECOMPOSED, tracing_mode="fake")(*(leaves[place] for place in places))
     except Exception as error:  # whatever a policy's own code may raise where its numbers are not known
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        raise CompileError(f"the policy cannot be traced ({type(error).__name__}: {first_line})") from error
+        raise CompileError(f"the policy cannot be traced ({type(error).__name__}: {first_line(error)})") from error
     return traced
 
 

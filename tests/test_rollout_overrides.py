@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_ext import PPOX
+from sb3_ppo_ext.actors import Acted
 from sb3_ppo_ext.rollouts import collect_rollouts
 from tests.rollout_records import assert_same, collected, environments, state
 
@@ -98,9 +99,9 @@ class Fixed:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.asked: list[int] = []
 
-    def act(self, observation: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def act(self, observation: Any) -> Acted:
         n = len(observation)
-        return torch.full((n, 2), 0.25), torch.full((n, 1), 8.0), torch.full((n,), -1.0)
+        return Acted(np.full((n, 2), 0.25), torch.full((n, 2), 0.25), torch.full((n, 1), 8.0), torch.full((n,), -1.0))
 
     def terminal_values(self, observations: list[Any]) -> list[torch.Tensor]:
         self.asked += [len(one) for one in observations]

@@ -59,10 +59,8 @@ class DeviceRollouts:
         """One step of all environments: tensors of the device are copied there, arrays of the host sent to it."""
         step = self.pos
         for kept, given in zip(_parts(self.observations), _parts(obs), strict=True):
-            _put(kept[step], given)
-        _put(self.actions[step], action)
-        _put(self.values[step], value)
-        _put(self.log_probs[step], log_prob)
+            _put([kept[step]], [given])
+        _put([self.actions[step], self.values[step], self.log_probs[step]], [action, value, log_prob])
         self.rewards[step] = reward
         self.episode_starts[step] = episode_start
         self.pos += 1
@@ -132,6 +130,13 @@ def _parts(observation: Any) -> list[Any]:
     return list(observation.values()) if isinstance(observation, dict) else [observation]
 
 
-def _put(place: Tensor, given: Any) -> None:
-    tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
-    place.copy_(tensor.detach().reshape(place.shape))
+def _put(places: list[Tensor], given: list[Any]) -> None:
+    tensors = [one if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
+    shaped = [tensor.reshape(place.shape) for place, tensor in zip(places, tensors, strict=True)]
+    if any(tensor.requires_grad for tensor in shaped):
+        shaped = [tensor.detach() for tensor in shaped]
+    # All of them in one launch; a single copy has less to look at.
+    if len(places) == 1:
+        places[0].copy_(shaped[0])
+    else:
+        torch._foreach_copy_(places, shaped)

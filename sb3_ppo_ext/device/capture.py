@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.artifacts import CompileError
+from sb3_ppo_ext.artifacts import CompileError, first_line
 
 Run = Callable[[], None]
 
@@ -55,8 +55,7 @@ class CudaGraphs:
         except RuntimeError as error:  # CompileError is one
             if isinstance(error, CompileError):
                 raise
-            first_line = next(iter(str(error).strip().splitlines()), "")
-            raise CompileError(f"it cannot be recorded as a CUDA graph ({first_line})") from error
+            raise CompileError(f"it cannot be recorded as a CUDA graph ({first_line(error)})") from error
         finally:
             _restore(changed, before)
         replay: Run = graph.replay

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.utils import obs_as_tensor
 from torch.utils._triton import has_triton
 
@@ -23,6 +22,10 @@ from sb3_ppo_ext.update import Update
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
+ON_DEVICE: dict[type[RolloutBuffer], type[RolloutBuffer]] = {
+    RolloutBuffer: DeviceRolloutBuffer,
+    DictRolloutBuffer: DeviceDictRolloutBuffer,
+}
 RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": CudaGraphs}  # by type of device
 
 
@@ -45,19 +48,18 @@ class DeviceEngine:
         return DeviceActor(unwrapped(model.policy), self.recordings, observation)
 
 
-@contextmanager
-def rollouts_on_device(model: PPOX) -> Iterator[None]:
-    """A model that names no rollout buffer builds one on its device in this block, where that has recordings.
+def exchange_buffer(model: PPOX, *, on_device: bool) -> None:
+    """An empty rollout buffer on the model's device in the place of Stable-Baselines3's own, or the other way round.
 
-    The name is not kept: saved files are for Stable-Baselines3 too, and for machines without such a device.
+    One that the user named, made or changed stays, and so does the name: saved files are for Stable-Baselines3 too, and
+    for machines without such a device.
     """
-    named = model.rollout_buffer_class
-    if named is not None or model.compile is not True or model.device.type not in RECORDERS:
-        yield
+    kinds = ON_DEVICE if on_device else {device: host for host, device in ON_DEVICE.items()}
+    old: Any = model.rollout_buffer
+    # A method among its attributes has been put there.
+    if type(old) not in kinds or model._buffer_is_named or any(callable(value) for value in vars(old).values()):
         return
-    is_dict = isinstance(model.observation_space, spaces.Dict)
-    model.rollout_buffer_class = DeviceDictRolloutBuffer if is_dict else DeviceRolloutBuffer
-    try:
-        yield
-    finally:
-        model.rollout_buffer_class = None
+    model.rollout_buffer = kinds[type(old)](
+        *(old.buffer_size, old.observation_space, old.action_space),
+        **{name: getattr(old, name) for name in ("device", "gae_lambda", "gamma", "n_envs")},
+    )

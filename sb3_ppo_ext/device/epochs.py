@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_ext.artifacts import CompileError
+from sb3_ppo_ext.artifacts import CompileError, first_line
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder, Run
 from sb3_ppo_ext.device.control import DeviceControllers, steering
@@ -31,17 +31,17 @@ def as_traced(traced: Traced, tensors: list[Tensor]) -> Traced:
 
 
 def fused(traced: Traced, tensors: list[Tensor]) -> Traced:
-    """By TorchInductor: fewer kernels, after some tens of seconds; ``CompileError`` where it cannot."""
+    """By TorchInductor: fewer kernels, after some tens of seconds; ``CompileError`` where it or its compilers fail."""
     from torch._inductor import compile as compile_fused
 
     try:
         with warnings.catch_warnings():
-            # Of float32 it is for the user to say how exact products are to be: torch.set_float32_matmul_precision.
+            # How exact products of float32 are to be is the user's to say: torch.set_float32_matmul_precision.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-            return compile_fused(traced, tensors)  # type: ignore[no-any-return,arg-type]  # a function of the same tensors
-    except Exception as error:  # of a missing C compiler, say, by whatever name it has there
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        raise CompileError(f"TorchInductor cannot compile it ({type(error).__name__}: {first_line})") from error
+            compiled: Traced = compile_fused(traced, tensors)  # type: ignore[arg-type]  # a function, as it is
+    except Exception as error:  # also Triton's, and for want of the C compiler that its launchers are made by
+        raise CompileError(f"TorchInductor fails on it ({type(error).__name__}: {first_line(error)})") from error
+    return compiled
 
 
 class EpochRecordings:

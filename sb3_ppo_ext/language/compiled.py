@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sb3_ppo_ext.actors import EagerActor
+from sb3_ppo_ext.actors import Acted, EagerActor
 from sb3_ppo_ext.artifacts import Call, CompileError
 from sb3_ppo_ext.graphs import Function, Graphs
 from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
@@ -207,8 +207,8 @@ class CompiledSequenceActor(EagerActor):
             decoder.draw(token, 1)
             decoder.draw(token, 2)
 
-    def act(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, observation: Observation) -> Acted:
         """Responses, and value and log-probability of every token, all [N, L]."""
         with torch.no_grad():
             responses, values, log_probs = self.policy(observation, decoder_of=self.decoder_of)
-        return responses, values, log_probs
+        return Acted(responses.cpu().numpy(), responses, values, log_probs)

@@ -1,9 +1,11 @@
-"""PPOX by CUDA graphs beside PPOX eager and Stable-Baselines3's PPO, all on one GPU.
+"""PPOX by CUDA graphs beside PPOX eager, Stable-Baselines3's PPO and LeanRL's recipe, all on one GPU.
 
-    python -m tests.benchmarks.gpu [--repeats 5] [--device cuda] [--json figures.json]
+    python -m tests.benchmarks.gpu [--repeats 5] [--case 0 ...] [--device cuda] [--json figures.json]
 
-Whole calls of ``learn()`` over one rollout, and their updates, in turn; medians, ratios of medians. Environments step
-on the host as everywhere. On a machine without a GPU it says so and ends; it is not part of the test suite.
+Whole calls of ``learn()`` over one rollout, and their updates, in turn; medians, ratios of medians. Before them the
+first ``learn()`` of each side, which compiles what TorchInductor's cache on disk does not hold yet
+(``TORCHINDUCTOR_CACHE_DIR``). Environments step on the host as everywhere. On a machine without a GPU it says so and
+ends; it is not part of the test suite.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from typing import Any
 
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.vec_env import GymnasiumVecEnv
+from tests.benchmarks.lean import LeanPPO
 from tests.benchmarks.measuring import Table, in_turn, machine_line, medians, number, one_rollout, write_json
 from tests.environments import Toy
 
 CART_POLE = "CartPole-v1"
+SIDES = ("SB3", "eager", "LeanRL", "graphs")
+WARM_UP = 3  # turns after the first: CudaGraphModule records in its third call
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def env(self) -> Any:
-        """CartPoles in one batch, or random images."""
+        """CartPoles in one batch, or random images, channels first as PPO would have them."""
         if self.image:
-            return DummyVecEnv([lambda: Toy("image", "discrete", 50)] * self.n_envs)
+            return VecTransposeImage(DummyVecEnv([lambda: Toy("image", "discrete", 50)] * self.n_envs))
         return GymnasiumVecEnv(CART_POLE, self.n_envs, seed=0, vectorization_mode="vector_entry_point")
 
     @property
@@ -62,23 +67,38 @@ def measured(case: Case, device: str, repeats: int) -> dict[str, Any]:
         "eager": PPOX(case.policy, case.env(), compile=False, **given),
         "graphs": PPOX(case.policy, case.env(), compile=True, **given),
     }
-    samples = in_turn(repeats, {name: one_rollout(model) for name, model in sides.items()})
-    return {"samples": samples, "medians": medians(samples)}
+    lean = LeanPPO(case.env(), image=case.image, device=device, **case.arguments)
+    turns = {"LeanRL": lean.turn, **{name: one_rollout(model, warm_up=0) for name, model in sides.items()}}
+    first = {name: turn() for name, turn in turns.items()}
+    for turn in turns.values():
+        for _ in range(WARM_UP):
+            turn()
+    samples = in_turn(repeats, turns)
+    return {"first": first, "samples": samples, "medians": medians(samples)}
+
+
+def print_first(figures: dict[str, dict[str, Any]]) -> None:
+    """Seconds of the first ``learn()`` of all sides."""
+    table = Table("the first learn()", *(f"{side} s" for side in SIDES), width=10)
+    for name, figure in figures.items():
+        table.row(name, *(number(figure["first"][side].learn) for side in SIDES))
 
 
 def print_table(title: str, figures: dict[str, dict[str, Any]], part: str) -> None:
     """Milliseconds of all sides, and how many times faster the graphs are."""
-    table = Table(title, "SB3 ms", "eager ms", "graphs ms", "over SB3", "over eager", width=10)
+    others = SIDES[:-1]
+    table = Table(title, *(f"{side} ms" for side in SIDES), *(f"over {side}" for side in others), width=10)
     for name, figure in figures.items():
         seconds = {side: getattr(one, part) for side, one in figure["medians"].items()}
-        times = [number(1e3 * seconds[side]) for side in ("SB3", "eager", "graphs")]
-        table.row(name, *times, *(f"{seconds[side] / seconds['graphs']:.2f}" for side in ("SB3", "eager")))
+        times = [number(1e3 * seconds[side]) for side in SIDES]
+        table.row(name, *times, *(f"{seconds[side] / seconds['graphs']:.2f}" for side in others))
 
 
 def main() -> None:
     """Prints the tables and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--case", type=int, nargs="+", default=list(range(len(CASES))), help="row numbers, from 0")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -88,7 +108,9 @@ def main() -> None:
     print(machine_line())
     if torch.cuda.is_available():
         print(torch.cuda.get_device_name())
-    figures = {case.name: measured(case, options.device, options.repeats) for case in CASES}
+    cases = [CASES[index] for index in options.case]
+    figures = {case.name: measured(case, options.device, options.repeats) for case in cases}
+    print_first(figures)
     print_table("learn()", figures, "learn")
     print_table("train()", figures, "train")
     write_json(options.json, figures)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.device import engine
+from sb3_ppo_ext.device import actor, engine
 from sb3_ppo_ext.device.rollout import DeviceRollout
 from sb3_ppo_ext.minibatches import Rollout
 
@@ -35,9 +35,11 @@ class Rehearsed:
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models on the CPU are trained by the device's engine, or eagerly, in one fixed order of rows.
 
-    The device draws the orders of all epochs, also of those that an early stop leaves out.
+    The device draws the orders of all epochs, also of those that an early stop leaves out; and the noise of many
+    steps at once, where on a CPU the numbers are others than those of one after the other.
     """
     monkeypatch.setitem(engine.RECORDERS, "cpu", Rehearsed)
+    monkeypatch.setattr(actor, "DRAWS", 1)
 
     def orders(self: Rollout, batch_size: int) -> tuple[Tensor, ...]:
         return torch.split(torch.from_numpy(np.random.RandomState(7).permutation(self.size)), batch_size)

@@ -94,11 +94,15 @@ def test_acting_never_waits_for_the_gpu(name: str) -> None:
     inputs = acting_inputs(model.policy, observation)
     with FakeTensorMode(), torch.no_grad():
         fake = elsewhere(inputs)
-        forward = Forward(model.policy, fake, DeviceRecordings(Plainly(), as_traced))
+        forward = Forward(model.policy, fake, DeviceRecordings(Plainly(), noted))
+        forward.forget_noise()
         forward.draw()
-        results = forward({key: fake[key] for key in ("exploration", "observation")})
+        packed = forward(tensors_of({key: fake[key] for key in ("exploration", "observation")}))
+        forward.keep_noise()
+        results = forward.packing.unpacked(packed)
     assert all(result.device.type == ELSEWHERE for result in results)
-    assert len(tensors_of(fake)) > 0
+    assert [len(result) for result in results] == [2, 2, 2]
+    assert_stays_elsewhere(seen.pop())
 
 
 def test_a_rollout_stays_on_the_gpu() -> None:

@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.objectives.value import GAE
 
+from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.tensordicts import rollout_to_tensordict, tensordict_to_rollout
 from tests.environments import ACTIONS, OBSERVATIONS
 from tests.test_minibatches import N, T, filled
@@ -45,6 +46,19 @@ def test_there_and_back_is_exact(action: str, observation: str) -> None:
         np.testing.assert_array_equal(mine, theirs, strict=True)
     assert empty.full and empty.pos == T
     next(empty.get(4))  # ready for training
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_a_buffer_of_tensors_is_filled_and_read_like_one_of_arrays(observation: str) -> None:
+    tensordict = converted("discrete", observation)
+    kind: Any = DeviceDictRolloutBuffer if observation == "dict" else DeviceRolloutBuffer
+    device = kind(T, OBSERVATIONS[observation], ACTIONS["discrete"], "cpu", n_envs=N)
+    tensordict_to_rollout(tensordict, device)
+    assert isinstance(device.values, torch.Tensor)
+    again = rollout_to_tensordict(device)
+    assert (again == tensordict).all()
+    device.actions.zero_()
+    assert (again == tensordict).all()  # a copy
 
 
 def _observations(buffer: RolloutBuffer) -> list[np.ndarray]:
