@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from sb3_ppo_ext.device.graphs import DeviceGraphs
 from sb3_ppo_ext.graphs import Graphs
@@ -21,17 +21,11 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
     from sb3_ppo_ext.ppox import PPOX
 
-
-class Costs(NamedTuple):
-    """Seconds, of every layer."""
-
-    saved_per_state: float  # token and channel trained on
-    saved_per_token: float  # drawn for all prompts together
-    compile_time: float  # of one graph
-
-
-# On one thread with a GPT-2 of 4 layers of width 128; on an H200 with a model of Qwen2-0.5B's shape.
-MEASURED = {"cpu": Costs(40e-9, 1e-3, 7.5), "cuda": Costs(1e-9, 1e-3, 1.6)}
+# Seconds, measured on one thread with a GPT-2 of 4 layers of width 128. On an H200 with a model of the shape of
+# Qwen2-0.5B it was 1e-9, 1e-3 and 1.6; there "auto" does not ask.
+SAVED_PER_STATE = 40e-9  # token, layer and channel trained on
+SAVED_PER_DECODED_LAYER = 1e-3  # and token
+COMPILE_TIME_PER_LAYER = 7.5  # of one graph
 
 
 class Compilable(SequencePolicy):
@@ -44,10 +38,10 @@ class Compilable(SequencePolicy):
     def compiling_saves(self, model: PPOX, epochs: int, steps: int) -> tuple[float, float]:
         """See ``SequencePolicy``."""
         config, longest = self.lm.plain.config.get_text_config(), self.responses.max_new_tokens
-        costs, layers = MEASURED.get(self.device.type, MEASURED["cpu"]), config.num_hidden_layers
+        layers = config.num_hidden_layers
         slots = epochs * model.n_steps * model.n_envs * (self.prompt_length + longest)
-        saved = slots * config.hidden_size * costs.saved_per_state + steps * longest * costs.saved_per_token
-        return layers * saved, layers * 2 * costs.compile_time
+        saved = slots * layers * config.hidden_size * SAVED_PER_STATE
+        return saved + steps * longest * layers * SAVED_PER_DECODED_LAYER, 2 * layers * COMPILE_TIME_PER_LAYER
 
     def compiled_actor(self, graphs: Graphs, n_envs: int) -> Actor:
         """See ``SequencePolicy``."""

@@ -23,7 +23,7 @@ from tests.environments import ACTIONS, OBSERVATIONS
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
-    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning", "ignore:You have specified"),
+    pytest.mark.filterwarnings("ignore"),  # compilers have much to say, once in a process, on any machine
 ]
 
 
