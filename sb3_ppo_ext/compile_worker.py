@@ -9,6 +9,8 @@ from __future__ import annotations
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 OPTIONS = {
@@ -31,9 +33,24 @@ def compile_graph(traced: Any, shapes: list[Any], output: str, threads: int) -> 
     with torch.no_grad():
         try:
             # Without trying out each instruction set of the processor first, which takes as long as all the rest.
-            torch._inductor.aot_compile(traced, tensors, options={**known, "cpp.vec_isa_ok": True})
+            with nothing_tried_out():
+                torch._inductor.aot_compile(traced, tensors, options={**known, "cpp.vec_isa_ok": True})
         except Exception:  # a compiler older than the processor
             torch._inductor.aot_compile(traced, tensors, options=known)
+
+
+@contextmanager
+def nothing_tried_out() -> Iterator[None]:
+    """Extensions for half precision and integers are asked about apart, one compilation each; they are left out here."""
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    known: Any = VecISA
+    check = known.check_build
+    known.check_build = lambda *_: False
+    try:
+        yield
+    finally:
+        known.check_build = check
 
 
 def main() -> int:
