@@ -17,6 +17,7 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import Tensor, nn
 
 from sb3_ppo_ext.adam import AdamGroup, adam_step
+from sb3_ppo_ext.convolutions import channels_last
 from sb3_ppo_ext.measurements import APPROX_KL, statistics
 from sb3_ppo_ext.minibatches import gathered_rows
 from sb3_ppo_ext.policies import PolicyAdapter
@@ -57,14 +58,16 @@ class UpdateGraphs:
         names = list(inputs["parameters"])
         # A parameter the loss does not depend on has none; zeros keep its place, and ``step`` leaves it out.
         whole = [
-            torch.zeros_like(inputs["parameters"][name]) if gradient is None else gradient
+            torch.zeros_like(inputs["parameters"][name]) if gradient is None else gradient.contiguous()
             for name, gradient in zip(names, gradients, strict=True)
         ]
         return (row, *whole)
 
     def _gradient(self, inputs: Inputs) -> tuple[Tensor, list[Tensor | None]]:
         plan = self.plan
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
+        leaves = {
+            name: channels_last(tensor).detach().requires_grad_() for name, tensor in inputs["parameters"].items()
+        }
         minibatch = gathered_rows(inputs["rollout"], inputs["rows"])
         knobs = KnobValues(**{name: inputs["knobs"][name] for name in plan.knobs})
         scale = inputs["constants"]["value_net.std"] if plan.value_scaled else None

@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from sb3_ppo_ext.adam import groups_of
 from sb3_ppo_ext.artifacts import Call, CompileError
 from sb3_ppo_ext.compiled import UpdateGraphs
+from sb3_ppo_ext.convolutions import convolves, images_channels_last
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
 from sb3_ppo_ext.minibatches import Minibatch, Rollout, gathered_rows
@@ -83,6 +84,9 @@ class CompiledUpdate:
     def _updaters(self, rollout: Rollout, batch_size: int) -> Updaters:
         rows, size, updaters = self._made
         if rows is not rollout.rows or size != batch_size:  # other ones where advantages were computed anew
+            if convolves(self.adapter.policy):  # once for all minibatches
+                observation = images_channels_last(rollout.rows.observation)
+                rollout.rows = rollout.rows._replace(observation=observation)
             last = rollout.size % batch_size
             updaters = (
                 self._updater(rollout, batch_size),

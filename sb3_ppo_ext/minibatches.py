@@ -214,5 +214,10 @@ def split_rows(rollout: Minibatch, batch_size: int) -> Iterator[Minibatch]:
 def observation_rows(observation: Observation, rows: Tensor) -> Observation:
     """The given rows of the observations, or of each of them."""
     if isinstance(observation, dict):
-        return {key: tensor[rows] for key, tensor in observation.items()}
-    return observation[rows]
+        return {key: _rows(tensor, rows) for key, tensor in observation.items()}
+    return _rows(observation, rows)
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    # Of bytes, indexing copies one after the other; index_select copies whole rows, if they are whole.
+    return tensor.index_select(0, rows) if tensor.is_contiguous() else tensor[rows]

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+
+from sb3_ppo_ext.convolutions import convolves
 
 # Floating point operations of a minibatch's update from which several threads are faster than one.
 MANY_THREADS_FROM = 40e6
@@ -16,9 +17,8 @@ MANY_THREADS_FROM = 40e6
 def threads_for(policy: nn.Module, batch_size: int, available: int) -> int:
     """One for a small network, whose threads would mostly wait for each other; otherwise all that are ``available``."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
-    convolves = any(isinstance(part, _ConvNd) for part in policy.modules())  # uses its parameters many times over
     # Forward, and twice that backward; a multiplication and an addition each.
-    return available if convolves or 6 * parameters * batch_size >= MANY_THREADS_FROM else 1
+    return available if convolves(policy) or 6 * parameters * batch_size >= MANY_THREADS_FROM else 1
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from sb3_ppo_ext.device.buffers import DeviceRollouts
 from sb3_ppo_ext.device.rollout import DeviceRollout
 from sb3_ppo_ext.device.update import DeviceUpdate
 from sb3_ppo_ext.distributions import ActionDistribution, exact_kl
+from sb3_ppo_ext.memory import keeping_freed_memory
 from sb3_ppo_ext.minibatches import Rollout, observation_rows
 from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import (
@@ -54,7 +55,7 @@ def collected(model: PPOX) -> Rollout:
 
 def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
     """All epochs over the rollout, or fewer where ``target_kl`` stops them; and the exact KL, NaN if not known."""
-    with unvalidated_distributions():
+    with unvalidated_distributions(), keeping_freed_memory() if model.device.type == "cpu" else nullcontext():
         steered = steered_by_exact_kl(model)
         if (head := popart_head(model)) is not None:
             head.update(rollout.value_target)
@@ -101,8 +102,8 @@ class KLProbe:
     def __init__(self, model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
         self.model = model
         self.adapter = adapter
-        # At most a fiftieth of the update's own work, which sees each state in every epoch, three passes at a time.
-        count = min(rollout.size, CHUNK, max(rollout.size * model.n_epochs // 32, 1))
+        # At most a 190th of the update's own work, which sees each state in every epoch, three passes at a time.
+        count = min(rollout.size, CHUNK, max(rollout.size * model.n_epochs // 128, 1))
         rows = torch.linspace(0, rollout.size - 1, count, device=model.device).long()
         self.observation = observation_rows(rollout.rows.observation, rows)
         self.before = self._distribution()

@@ -1,0 +1,54 @@
+"""Memory that an update frees is there for its next minibatch, without the operating system."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+# The pages that the operating system has to find for a block written and freed ten times, but for the first.
+# The larger one at the end does not fit into what the heap has kept.
+PROGRAM = """
+import resource
+from contextlib import nullcontext
+from sb3_ppo_ext.memory import keeping_freed_memory
+
+def faults(context, size=2**26):
+    with context:
+        before = 0
+        for turn in range(11):
+            block = bytearray(b"1") * size
+            del block
+            if turn == 0:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(nullcontext()), faults(keeping_freed_memory()), faults(nullcontext(), 2**27))
+"""
+
+
+def faults(**environment: str) -> list[int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return [int(number) for number in done.stdout.split()]
+
+
+def test_what_is_freed_inside_is_not_fetched_again_and_outside_large_blocks_are_as_before() -> None:
+    before, inside, after = faults()
+    assert before > 10_000  # 64 MiB are 16,384 pages of 4 KiB, fewer where pages are larger
+    assert inside < before // 100
+    assert after > before
+
+
+@pytest.mark.parametrize(
+    "setting", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
+)
+def test_who_has_set_the_allocator_up_is_left_alone(setting: dict[str, str]) -> None:
+    before, inside, _ = faults(**setting)
+    assert inside > before // 2
