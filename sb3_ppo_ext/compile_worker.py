@@ -41,7 +41,7 @@ def compile_graph(traced: Any, shapes: list[Any], output: str, threads: int) -> 
 
 @contextmanager
 def nothing_tried_out() -> Iterator[None]:
-    """Extensions for half precision and integers are asked about apart, one compilation each; they are left out here."""
+    """Extensions for half precision and integers are asked about by a compilation each; here they are left out."""
     from torch._inductor.cpu_vec_isa import VecISA
 
     known: Any = VecISA
