@@ -10,6 +10,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +34,7 @@ def compile_graph(traced: Any, shapes: list[Any], output: str, threads: int) -> 
     with torch.no_grad():
         try:
             # Without trying out each instruction set of the processor first, which takes as long as all the rest.
-            with nothing_tried_out():
+            with nothing_tried_out(), both_halves_at_once():
                 torch._inductor.aot_compile(traced, tensors, options={**known, "cpp.vec_isa_ok": True})
         except Exception:  # a compiler older than the processor
             torch._inductor.aot_compile(traced, tensors, options=known)
@@ -51,6 +52,32 @@ def nothing_tried_out() -> Iterator[None]:
         yield
     finally:
         known.check_build = check
+
+
+@contextmanager
+def both_halves_at_once() -> Iterator[None]:
+    """A graph is two files of C++: the kernels are compiled beside the long one that calls them, not after it."""
+    from torch._inductor.cpp_builder import CppBuilder
+
+    known: Any = CppBuilder
+    build = known.build
+    with ThreadPoolExecutor(1) as beside:
+        begun: list[Future[None]] = []
+
+        def build_beside(self: Any) -> None:
+            if self._name.endswith(".wrapper"):
+                begun.append(beside.submit(build, self))
+                return
+            if not self._name.endswith(".kernel"):  # what links them
+                while begun:
+                    begun.pop().result()
+            build(self)
+
+        known.build = build_beside
+        try:
+            yield
+        finally:
+            known.build = build
 
 
 def main() -> int:
