@@ -1,8 +1,7 @@
 """Whether a model compiles, and what it says about it.
 
 ``compile="auto"`` decides by the planned work alone, never by a clock or by what happens to be in a cache: the same
-arguments train the same parameters on any day. The constants are what was measured with ``MlpPolicy``, on CUDA with an
-H200.
+arguments train the same parameters on any day. The constants are what was measured with ``MlpPolicy``.
 """
 
 from __future__ import annotations
@@ -76,9 +75,7 @@ class Compilation:
         self.epochs, steps = planned_work(model, total_timesteps)
         minibatches = self.epochs * math.ceil(model.n_steps * model.n_envs / model.batch_size)
         self.wanted, reason = self._decision(model, minibatches, steps)
-        self.engine = self._engine(model) if self.wanted else None
-        if model.device.type in RECORDERS and not isinstance(self.graphs, DeviceGraphs):
-            self.graphs = DeviceGraphs(model.device.type, self.graphs.showing)
+        self._meet_device(model)
         exchange_buffer(model, on_device=self.engine is not None)
         how = "compiled" if self.engine is None else "by CUDA graphs"
         if model.verbose >= 1 and self._said is not self.wanted:
@@ -178,10 +175,16 @@ class Compilation:
                 self._refuse(model, "acting", error)
         return EagerActor(model.policy)
 
-    def _engine(self, model: PPOX) -> DeviceEngine | None:
-        if not has_engine(model):
-            return None
-        return self.engine or DeviceEngine(model.device.type)
+    def _meet_device(self, model: PPOX) -> None:
+        """Makes what a device with recordings needs, if they are wanted: an engine, or graphs of its own for tokens."""
+        recorded = bool(self.wanted) and model.device.type in RECORDERS
+        by_token = isinstance(unwrapped(model.policy), SequencePolicy)
+        if not recorded or by_token:
+            self.engine = None
+        elif self.engine is None:
+            self.engine = DeviceEngine(model.device.type)
+        if recorded and by_token and not isinstance(self.graphs, DeviceGraphs):
+            self.graphs = DeviceGraphs(model.device.type, self.graphs.showing)
 
     def _wants(self, model: PPOX) -> bool:
         return model.compile is True or (model.compile == "auto" and bool(self.wanted))
@@ -192,11 +195,6 @@ class Compilation:
         if str(error) not in self._reasons:
             self._reasons.add(str(error))
             warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
-
-
-def has_engine(model: PPOX) -> bool:
-    """Whether the model can be run by its device's recordings."""
-    return model.device.type in RECORDERS and not isinstance(unwrapped(model.policy), SequencePolicy)
 
 
 def require_cpu(model: PPOX) -> None:

@@ -46,6 +46,10 @@ class Graphs:
             self._make(key, function, inputs, draws)
         return self.known.get(key, UNFINISHED)
 
+    def knows(self, kind: str) -> bool:
+        """Whether there is one of that kind, for whatever inputs."""
+        return any(key[0] == kind for key in self.known)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """All graphs asked for in this block are compiled at its end, at once."""
@@ -76,13 +80,14 @@ class Graphs:
             with self.showing():
                 artifacts.compile_all(list(missing.values()))
         for key, job, noise in self._awaited:
-            self.keep(key, Graph(calls[job.path] or artifacts.load(job.path), noise))
+            make_room(self.known, key)
+            self.known[key] = Graph(calls[job.path] or artifacts.load(job.path), noise)
 
-    def keep(self, key: Any, graph: Graph) -> None:
-        """In the place of the oldest of its kind where there are ``KEPT``."""
-        for old in [old for old in self.known if old[0] == key[0]][: 1 - KEPT]:
-            del self.known[old]
-        self.known[key] = graph
+
+def make_room(known: dict[Any, Any], key: Any) -> None:
+    """Drops the oldest of the kind ``key[0]`` where there are ``KEPT``."""
+    for old in [old for old in known if old[0] == key[0]][: 1 - KEPT]:
+        del known[old]
 
 
 def _unfinished(_: list[Tensor]) -> list[Tensor]:

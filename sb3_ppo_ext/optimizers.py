@@ -43,7 +43,7 @@ def prefer_foreach(optimizer: torch.optim.Optimizer) -> None:
 
 
 def prefer_fused(optimizer: torch.optim.Optimizer) -> None:
-    """Lets Adam and AdamW step in one kernel: on a CPU in a third of the time, on a GPU in a quarter.
+    """Lets Adam and AdamW step in one kernel: on a CPU in a third of the time.
 
     Equal up to rounding, for policies that need not repeat Stable-Baselines3's bits. A user's own choice stands.
     """

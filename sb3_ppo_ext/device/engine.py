@@ -30,10 +30,10 @@ RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": CudaGraphs}  # by type o
 
 
 class DeviceEngine:
-    """Recordings of one model on one type of device; what is recorded is compiled first, where there is Triton."""
+    """Recordings of one model on one type of device."""
 
     def __init__(self, device_type: str) -> None:
-        self.recordings = DeviceRecordings(RECORDERS[device_type](), fused if has_triton() else as_traced)
+        self.recordings = recordings_on(device_type)
 
     def update(self, model: PPOX, rollout: Rollout, eager: Update) -> DeviceUpdate:
         """All epochs of ``train()``; ``CompileError`` with the reason where they cannot be recorded."""
@@ -46,6 +46,11 @@ class DeviceEngine:
         """Who acts in the next rollout."""
         observation = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]  # there is one
         return DeviceActor(unwrapped(model.policy), self.recordings, observation)
+
+
+def recordings_on(device_type: str) -> DeviceRecordings:
+    """None yet; what is recorded is compiled first, where there is Triton."""
+    return DeviceRecordings(RECORDERS[device_type](), fused if has_triton() else as_traced)
 
 
 def exchange_buffer(model: PPOX, *, on_device: bool) -> None:

@@ -6,12 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch.utils._triton import has_triton
-
-from sb3_ppo_ext.device.engine import RECORDERS
-from sb3_ppo_ext.device.epochs import as_traced, fused
-from sb3_ppo_ext.device.update import DeviceRecordings
-from sb3_ppo_ext.graphs import Function, Graph, Graphs
+from sb3_ppo_ext.device.engine import recordings_on
+from sb3_ppo_ext.graphs import Function, Graph, Graphs, make_room
 from sb3_ppo_ext.tracing import Inputs, tensors_of, trace
 
 
@@ -23,7 +19,11 @@ class DeviceGraphs(Graphs):
 
     def __init__(self, device_type: str, showing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         super().__init__(showing)
-        self.recordings = DeviceRecordings(RECORDERS[device_type](), fused if has_triton() else as_traced)
+        self.recordings = recordings_on(device_type)
+
+    def knows(self, kind: str) -> bool:
+        """See ``Graphs``; a recording is as good."""
+        return super().knows(kind) or any(key[0] == kind for key in self.recordings.known)
 
     def _make(self, key: Any, function: Function, inputs: Inputs, draws: bool) -> None:
         assert not draws, "what is drawn is an input here"
@@ -31,4 +31,5 @@ class DeviceGraphs(Graphs):
         self.made += 1
         with self.showing():
             call = self.recordings.finish(traced, tensors_of(inputs))
-        self.keep(key, Graph(lambda tensors: list(call(*tensors)), []))
+        make_room(self.known, key)
+        self.known[key] = Graph(lambda tensors: list(call(*tensors)), [])

@@ -14,13 +14,12 @@ from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder
 from sb3_ppo_ext.device.control import DeviceControllers
 from sb3_ppo_ext.device.epochs import EpochRecordings, Finish
+from sb3_ppo_ext.graphs import make_room
 from sb3_ppo_ext.measurements import APPROX_KL
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.tracing import fingerprint, signature, tensors_of
 from sb3_ppo_ext.update import Measured, Update
 from sb3_ppo_ext.update_inputs import UpdateInputs
-
-KEPT = 4  # kinds of update in one model, for those who alternate between settings
 
 
 class DeviceRecordings:
@@ -35,8 +34,7 @@ class DeviceRecordings:
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made for ``key``, made now where it is not known."""
         if key not in self.known:
-            for old in [old for old in self.known if old[0] == key[0]][: 1 - KEPT]:
-                del self.known[old]
+            make_room(self.known, key)
             self.known[key] = make()
             self.made += 1
         return self.known[key]

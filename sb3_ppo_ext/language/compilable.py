@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from sb3_ppo_ext.device.graphs import DeviceGraphs
 from sb3_ppo_ext.graphs import Graphs
-from sb3_ppo_ext.language.compiled import CompiledGradients, CompiledSequenceActor
+from sb3_ppo_ext.language.compiled import CompiledDecoder, CompiledGradients, CompiledSequenceActor
 from sb3_ppo_ext.language.model import CausalLM
-from sb3_ppo_ext.language.recorded import RecordedSequenceActor
+from sb3_ppo_ext.language.recorded import RecordedDecoder
 from sb3_ppo_ext.language.spaces import ResponseSpace
 from sb3_ppo_ext.language.update import EagerGradients, SequenceUpdate
 from sb3_ppo_ext.minibatches import Rollout
@@ -45,8 +45,8 @@ class Compilable(SequencePolicy):
 
     def compiled_actor(self, graphs: Graphs, n_envs: int) -> Actor:
         """See ``SequencePolicy``."""
-        actor = RecordedSequenceActor if isinstance(graphs, DeviceGraphs) else CompiledSequenceActor
-        return actor(cast("LanguageModelPolicy", self), graphs, n_envs)
+        decoder = RecordedDecoder if isinstance(graphs, DeviceGraphs) else CompiledDecoder
+        return CompiledSequenceActor(cast("LanguageModelPolicy", self), graphs, n_envs, decoder)
 
     def compiled_update(self, rollout: Rollout, eager: Update, batch_size: int, graphs: Graphs) -> Update:
         """See ``SequencePolicy``."""

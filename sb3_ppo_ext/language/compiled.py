@@ -22,6 +22,7 @@ from sb3_ppo_ext.language.traced import (
     TokenDraw,
     TokenGradient,
     constants_of,
+    draw_inputs,
     require_traceable,
     trained_of,
 )
@@ -152,50 +153,47 @@ class CompiledDecoder(Decoder):
         self.graphs = graphs
         self.call: Call | None = None
 
+    @property
+    def layers(self) -> list[RoomyLayer]:
+        """Of the cache; ``require_traceable`` has seen that there are no others."""
+        return [layer for layer in self.cache.layers if isinstance(layer, RoomyLayer)]
+
     def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """See ``Decoder``; the same draws from torch's generator."""
         if not self.cache.get_seq_length():
             return super().draw(ids, until)
-        noise = torch.empty(len(ids), self.model.vocab_size).exponential_()
-        if self.call is None:
-            self._begin(ids[:, 0], noise)
-        assert self.call is not None
-        self._tensors[-3:] = ids[:, 0], torch.tensor(until - 1), noise
-        drawn, log_prob, *value = self.call(self._tensors)
+        drawn, log_prob, *value = self.by_graph(ids[:, 0], until - 1)
         return drawn, log_prob, value[0] if value else None
 
-    def _begin(self, token: Tensor, noise: Tensor) -> None:
-        layers = [layer for layer in self.cache.layers if isinstance(layer, RoomyLayer)]
-        trained = {name: parameter.detach() for name, parameter in trained_of(self.policy).items()}
-        inputs: Inputs = {
-            "constants": {**trained, **constants_of(self.policy)},
-            "keys": [layer.all_keys for layer in layers],
-            "values": [layer.all_values for layer in layers],
-            "seen": self.seen,
-            "token": token.contiguous(),
-            "slot": torch.tensor(0),
-            "noise": noise,
-        }
-        self.call = graph_of(self.graphs, DECODING, TokenDraw(self.policy), inputs, self.policy)
-        self._tensors = tensors_of(inputs)
+    def by_graph(self, token: Tensor, slot: int) -> list[Tensor]:
+        """The results of ``TokenDraw`` for ``token`` [B] at that slot of the cache."""
+        noise = torch.empty(len(token), self.model.vocab_size).exponential_()
+        if self.call is None:
+            rest = {"seen": self.seen, "token": token.contiguous(), "slot": torch.tensor(0), "noise": noise}
+            inputs = draw_inputs(self.policy, self.layers, **rest)
+            self.call = graph_of(self.graphs, DECODING, TokenDraw(self.policy), inputs, self.policy)
+            self._tensors = tensors_of(inputs)
+        self._tensors[-3:] = token, torch.tensor(slot), noise
+        return self.call(self._tensors)
 
 
 class CompiledSequenceActor(EagerActor):
-    """Responses by ``CompiledDecoder``."""
+    """Responses by ``CompiledDecoder``, or by another like it."""
 
-    decoder: Callable[..., Decoder] = CompiledDecoder
-
-    def __init__(self, policy: LanguageModelPolicy, graphs: Graphs, n_envs: int) -> None:
+    def __init__(
+        self,
+        policy: LanguageModelPolicy,
+        graphs: Graphs,
+        n_envs: int,
+        decoder: Callable[..., Decoder] = CompiledDecoder,
+    ) -> None:
         """``CompileError`` where the model cannot be compiled."""
         super().__init__(policy)
         require_traceable(policy)
-        self.decoder_of = partial(self.decoder, policy=policy, graphs=graphs)
-        if policy.responses.max_new_tokens > 1 and not self.is_known(graphs):
+        self.decoder_of = partial(decoder, policy=policy, graphs=graphs)
+        # One that does not fit is made anew on the way.
+        if policy.responses.max_new_tokens > 1 and not graphs.knows(DECODING):
             self._compile(policy, n_envs)
-
-    def is_known(self, graphs: Graphs) -> bool:
-        """Whether there is a graph to draw tokens by; if it does not fit, another is made on the way."""
-        return any(key[0] == DECODING for key in graphs.known)
 
     @torch.no_grad()
     def _compile(self, policy: LanguageModelPolicy, n_envs: int) -> None:

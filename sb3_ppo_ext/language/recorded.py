@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sb3_ppo_ext.device.graphs import DeviceGraphs
-from sb3_ppo_ext.graphs import Graphs
-from sb3_ppo_ext.language.compiled import DECODING, CompiledSequenceActor
-from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
-from sb3_ppo_ext.language.model import CausalLM
-from sb3_ppo_ext.language.traced import TokenDraw, constants_of, trained_of
-from sb3_ppo_ext.tracing import Inputs, fingerprint, tensors_of, trace
+from sb3_ppo_ext.language.compiled import DECODING, CompiledDecoder
+from sb3_ppo_ext.language.generation import RoomyLayer
+from sb3_ppo_ext.language.traced import TokenDraw, draw_inputs, weights_of
+from sb3_ppo_ext.tracing import fingerprint, tensors_of, trace
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
@@ -34,15 +31,8 @@ class RecordedDraw:
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.slot = torch.zeros((), dtype=torch.long, device=device)
         self.noise = torch.ones(rows, policy.lm.vocab_size, device=device)
-        inputs: Inputs = {
-            "constants": weights_of(policy),
-            "keys": [keys for keys, _ in self.places],
-            "values": [values for _, values in self.places],
-            "seen": self.seen,
-            "token": self.token,
-            "slot": self.slot,
-            "noise": self.noise,
-        }
+        rest = {"seen": self.seen, "token": self.token, "slot": self.slot, "noise": self.noise}
+        inputs = draw_inputs(policy, layers, **rest)
         tensors = tensors_of(inputs)
         traced = trace(TokenDraw(policy), inputs)
         (returned,) = next(iter(reversed(traced.graph.nodes))).args
@@ -74,58 +64,24 @@ class RecordedDraw:
         return [result.clone() for result in self.results]
 
 
-class RecordedDecoder(Decoder):
-    """As ``Decoder``, every token after the first of a response by a recording; the same draws from the generator."""
+class RecordedDecoder(CompiledDecoder):
+    """As ``CompiledDecoder``, by one recording for all responses to as many prompts."""
 
-    def __init__(
-        self,
-        model: CausalLM,
-        seen: Tensor,
-        *args: Any,
-        policy: LanguageModelPolicy,
-        graphs: DeviceGraphs,
-        **kwargs: Any,
-    ) -> None:
-        room = policy.prompt_length + policy.responses.max_new_tokens
-        super().__init__(model, pad(seen, (0, room - seen.shape[1])), *args, **kwargs)
-        self.policy = policy
-        self.graphs = graphs
+    graphs: DeviceGraphs
+
+    def __init__(self, *args: Any, policy: LanguageModelPolicy, graphs: DeviceGraphs, **kwargs: Any) -> None:
+        super().__init__(*args, policy=policy, graphs=graphs, **kwargs)
         places = tuple(tensor.data_ptr() for tensor in weights_of(policy).values())
-        self.key = (DECODING, len(seen), places, fingerprint(policy.lm), fingerprint(policy.critic))
+        self.key = (DECODING, len(self.seen), places, fingerprint(policy.lm), fingerprint(policy.critic))
         self.recorded: RecordedDraw | None = graphs.recordings.known.get(self.key)
         if self.recorded is not None:
             self.recorded.begin(self.seen)
             for layer, place in zip(self.layers, self.recorded.places, strict=True):
                 layer.place = place
 
-    @property
-    def layers(self) -> list[RoomyLayer]:
-        """Of the cache; ``require_traceable`` has seen that there are no others."""
-        return [layer for layer in self.cache.layers if isinstance(layer, RoomyLayer)]
-
-    def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See ``Decoder``."""
-        if not self.cache.get_seq_length():
-            return super().draw(ids, until)
+    def by_graph(self, token: Tensor, slot: int) -> list[Tensor]:
+        """See ``CompiledDecoder``."""
         if self.recorded is None:
             make = partial(RecordedDraw, self.policy, self.graphs, self.layers, self.seen)
             self.recorded = self.graphs.recordings.get(self.key, make)
-        drawn, log_prob, *value = self.recorded(ids[:, 0], until - 1)
-        return drawn, log_prob, value[0] if value else None
-
-
-def weights_of(policy: LanguageModelPolicy) -> dict[str, Tensor]:
-    """What drawing reads and leaves alone: everything but the reference's copy."""
-    trained = {name: parameter.detach() for name, parameter in trained_of(policy).items()}
-    return {**trained, **constants_of(policy)}
-
-
-class RecordedSequenceActor(CompiledSequenceActor):
-    """Responses by ``RecordedDecoder``."""
-
-    decoder = RecordedDecoder
-
-    def is_known(self, graphs: Graphs) -> bool:
-        """See ``CompiledSequenceActor``."""
-        assert isinstance(graphs, DeviceGraphs)
-        return any(key[0] == DECODING for key in graphs.recordings.known)
+        return self.recorded(token, slot)

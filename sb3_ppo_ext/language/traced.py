@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.language.critics import SeparateCritic, SharedCritic
-from sb3_ppo_ext.language.generation import draw
+from sb3_ppo_ext.language.generation import RoomyLayer, draw
 from sb3_ppo_ext.language.model import before_response
 from sb3_ppo_ext.language.statistics import minibatch_statistics
 from sb3_ppo_ext.measurements import statistics
@@ -72,6 +72,12 @@ def trained_of(policy: LanguageModelPolicy) -> dict[str, nn.Parameter]:
 def of_reference(name: str) -> bool:
     """Whether a tensor of that name belongs to the frozen copy."""
     return name.startswith("reference.")
+
+
+def weights_of(policy: LanguageModelPolicy) -> dict[str, Tensor]:
+    """Everything but the reference's copy: what drawing reads and leaves alone."""
+    trained = {name: parameter.detach() for name, parameter in trained_of(policy).items()}
+    return {**trained, **constants_of(policy)}
 
 
 @contextmanager
@@ -146,6 +152,12 @@ class WrittenLayer(DynamicLayer):
         self.keys.index_copy_(2, self.slot, key_states)
         self.values.index_copy_(2, self.slot, value_states)
         return self.keys, self.values
+
+
+def draw_inputs(policy: LanguageModelPolicy, layers: list[RoomyLayer], **rest: Tensor) -> Inputs:
+    """Of ``TokenDraw``, over the cache of ``layers``; ``rest`` are ``seen``, ``token``, ``slot`` and ``noise``."""
+    keys, values = [layer.all_keys for layer in layers], [layer.all_values for layer in layers]
+    return {"constants": weights_of(policy), "keys": keys, "values": values, **rest}
 
 
 class TokenDraw:

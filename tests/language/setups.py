@@ -40,8 +40,16 @@ def ppox(
     *, environment: PromptVecEnv | None = None, policy_kwargs: dict[str, Any] | None = None, **options: Any
 ) -> PPOX:
     settings: dict[str, Any] = {
-        **{"n_steps": 2, "batch_size": 4, "n_epochs": 2, "gamma": 1.0, "learning_rate": 1e-3, "seed": 0},
+        **{
+            "n_steps": 2,
+            "batch_size": 4,
+            "n_epochs": 2,
+            "gamma": 1.0,
+            "learning_rate": 1e-3,
+            "seed": 0,
+            "device": "cpu",
+        },
         **options,
     }
     given = {"model": tiny.model, **(policy_kwargs or {})}
-    return PPOX(LanguageModelPolicy, environment or env(), policy_kwargs=given, device="cpu", **settings)
+    return PPOX(LanguageModelPolicy, environment or env(), policy_kwargs=given, **settings)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.language import LanguageModelPolicy
 from tests.language import setups, tiny
 
 pytestmark = [
@@ -28,17 +27,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def trained(compile: bool, updates: int, policy_kwargs: dict[str, Any], **options: Any) -> PPOX:  # PPOX's name
     torch.manual_seed(0)
-    settings = {"n_steps": 2, "batch_size": 4, "n_epochs": 2, "gamma": 1.0, "learning_rate": 1e-3, "seed": 0}
-    return PPOX(
-        LanguageModelPolicy,
-        setups.env(),
-        policy_kwargs={"model": tiny.model, **policy_kwargs},
-        device="cuda",
-        compile=compile,
-        ent_coef=0.01,
-        ref_kl_coef=0.1,
-        **{**settings, **options},
-    ).learn(updates * 16)
+    settings = {"ent_coef": 0.01, "ref_kl_coef": 0.1, **options}
+    return setups.ppox(policy_kwargs=policy_kwargs, device="cuda", compile=compile, **settings).learn(updates * 16)
 
 
 def parameters_of(model: PPOX) -> torch.Tensor:
