@@ -26,7 +26,7 @@ from sb3_ppo_ext import compile_worker
 
 Call = Callable[[list[Tensor]], list[Tensor]]
 
-KEPT = 128  # libraries, of some 2 MiB each
+KEPT = 128  # libraries, of some 0.5 MiB each
 SEAL = 32  # bytes at the end of each: the digest of all before
 
 
@@ -58,6 +58,11 @@ class Job(NamedTuple):
             if isinstance(constants[name], Tensor):
                 text.update(name.encode() + constants[name].detach().cpu().numpy().tobytes())
         return folder() / f"{text.hexdigest()[:32]}.so"
+
+    @property
+    def length(self) -> int:
+        """Operations; compiling takes the longer the more there are."""
+        return len(self.traced.graph.nodes)
 
     def write(self, path: Path, library: Path) -> None:
         """For the child process that is to write ``library``."""
@@ -123,11 +128,12 @@ def compile_all(jobs: Sequence[Job]) -> None:
         except OSError as error:
             raise CompileError(f"{error}; name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR") from error
         children = []
+        longest = max((job.length for job in jobs), default=0)
         for index, job in enumerate(jobs):
             place = scratch / str(index)
             place.mkdir()
             job.write(place / "job", place / "graph.so")
-            child = stack.enter_context(_child(place))
+            child = stack.enter_context(_child(place, aside=job.length < longest))
             stack.callback(child.kill)
             children.append(child)
         for index, (child, job) in enumerate(zip(children, jobs, strict=True)):
@@ -142,8 +148,9 @@ def compile_all(jobs: Sequence[Job]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _child(place: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, compile_worker.__file__, str(place / "job")]
+def _child(place: Path, *, aside: bool) -> subprocess.Popen[str]:
+    """One that stands ``aside`` leaves the processors to the others: all wait for the longest graph."""
+    command = [sys.executable, compile_worker.__file__, str(place / "job"), *[compile_worker.ASIDE] * aside]
     # Its temporary files too lie in the folder that goes away.
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor")}
     return subprocess.Popen(

@@ -213,7 +213,7 @@ def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:
 @contextmanager
 def showing(verbose: int) -> Iterator[None]:
     """Says that it is compiled, and for how long already; on a terminal it leaves no trace there."""
-    what, start, done = "Compiling, once on this machine; this takes 20 s or more", time.monotonic(), threading.Event()
+    what, start, done = "Compiling, once on this machine; this takes 20 s or so", time.monotonic(), threading.Event()
     stream = sys.stderr
     if not stream.isatty():
         if verbose >= 1:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_ppo_ext import artifacts
+from sb3_ppo_ext import artifacts, compile_worker
 from sb3_ppo_ext.artifacts import CompileError, Job
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.tracing import Inputs, trace
@@ -99,6 +99,21 @@ def test_an_interrupted_compilation_leaves_neither_file_nor_process(
         artifacts.compile_all([job_of()])
     assert started[0].poll() is not None
     assert list(cache.iterdir()) == []
+
+
+def test_who_compiles_the_longest_graph_goes_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    class Told(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, command: list[str], *args: Any, **kwargs: Any) -> None:
+            commands.append(command)
+            super().__init__([command[0], "-c", "raise SystemExit(1)"], *args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", Told)
+    long = job_of(lambda inputs: (inputs["a"] * 3 + inputs["b"] * 2,))
+    with pytest.raises(CompileError, match="status 1"):
+        artifacts.compile_all([job_of(), long, job_of()])
+    assert [command[-1] == compile_worker.ASIDE for command in commands] == [True, False, True]
 
 
 def test_a_compilation_that_fails_says_why(cache: Path) -> None:
