@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_ppo_ext.kl import Controller
-from sb3_ppo_ext.knobs import Knob
+from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
 from sb3_ppo_ext.schedules import ProgressSchedule
 from sb3_ppo_ext.terms import KnobValues
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.ppox import PPOX
 
 SavedControllers = dict[str, dict[str, dict[str, float] | str]]
 
@@ -60,6 +66,19 @@ class KnobSet:
     def numbers(self) -> dict[str, float]:
         """Name and value of every knob that is set."""
         return {name: float(value) for name, value in self.values._asdict().items() if value is not None}
+
+
+def knobs_of(model: PPOX) -> KnobSet:
+    """Knobs as the attributes stand now: callbacks assign to them, as they do on PPO."""
+    read: dict[str, Knob | None] = {}
+    for name in KNOBS:
+        attribute = "lr_schedule" if name == "learning_rate" else name
+        current = getattr(model, attribute)
+        read[name] = knob = parse_knob(name, current)
+        inner = current.value_schedule if isinstance(current, FloatSchedule) else current
+        if isinstance(knob, Controller) and knob is not inner:  # assigned since: keep what it will remember
+            setattr(model, attribute, knob)
+    return KnobSet(read)
 
 
 def _read(knob: Knob | None, progress_remaining: float, timesteps: int) -> float | None:

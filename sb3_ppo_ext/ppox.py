@@ -14,13 +14,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
 from sb3_ppo_ext.compilation import Compilation
 from sb3_ppo_ext.kl import Controller
-from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
+from sb3_ppo_ext.knob_set import SavedControllers, knobs_of
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
 from sb3_ppo_ext.optimizers import GroupRates
 from sb3_ppo_ext.rollouts import collect_rollouts, is_replaced
@@ -58,7 +57,7 @@ class PPOX(PPO):
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
     :param compile: True: update and acting run as compiled graphs, several times faster and equal to the eager ones up
-        to rounding, after 20 to 30 s the first time on a machine (on CUDA as CUDA graphs over a rollout buffer of
+        to rounding, after some 20 s the first time on a machine (on CUDA as CUDA graphs over a rollout buffer of
         tensors, see :mod:`sb3_ppo_ext.device`); False: eager; "auto": on a CPU compiled where the planned work is long
         enough to repay that, else eager
     """
@@ -111,7 +110,7 @@ class PPOX(PPO):
         check_arguments(self)
         self.rollout_buffer_class = self.rollout_buffer_class or default_buffer(self.policy_class)
         super()._setup_model()
-        self._read_knobs()
+        self.knobs = knobs_of(self)
         self.knobs.load_state_dict(self._controllers)
         self._controllers = {}
         check_exact_kl(self)
@@ -121,17 +120,6 @@ class PPOX(PPO):
         self._compilation = Compilation()
         if self.normalize_value:
             install_popart(self.policy)
-
-    def _read_knobs(self) -> None:
-        """Knobs as the attributes stand now: callbacks assign to them, as they do on PPO."""
-        read: dict[str, Knob | None] = {}
-        for name in KNOBS:
-            current = self.lr_schedule if name == "learning_rate" else getattr(self, name)
-            read[name] = knob = parse_knob(name, current)
-            inner = current.value_schedule if isinstance(current, FloatSchedule) else current
-            if isinstance(knob, Controller) and knob is not inner:  # assigned since: keep what it will remember
-                setattr(self, "lr_schedule" if name == "learning_rate" else name, knob)
-        self.knobs = KnobSet(read)
 
     @property
     def penalized(self) -> bool:
@@ -161,7 +149,7 @@ class PPOX(PPO):
         """Updates policy and value function from the rollout that was collected last."""
         self._watch.before_update(self)
         self.policy.set_training_mode(True)
-        self._read_knobs()
+        self.knobs = knobs_of(self)
         self.knobs.at(self._current_progress_remaining, self.timesteps_of_all_learns)
         self._update_learning_rate(self.policy.optimizer)
         rollout = collected(self)

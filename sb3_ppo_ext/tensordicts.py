@@ -44,11 +44,9 @@ if find_spec("tensordict") is None:
 from tensordict import TensorDict, TensorDictBase
 
 from sb3_ppo_ext.sequences import TokenRolloutBuffer
-
-Key = str | tuple[str, ...]
+from sb3_ppo_ext.tensordict_reading import TIME, Key, array_of, numbers_of, steps_first
 
 MASK, REFERENCE = "mask", "ref_log_prob"
-TIME = "time"
 
 # One number for each step: key -> array of the buffer, and whether TorchRL gives it a trailing dimension of one.
 NUMBERS: dict[Key, tuple[str, bool]] = {
@@ -128,7 +126,7 @@ def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> 
     ``ValueError`` for a key that is missing, or of another shape or type than the buffer's: nothing is broadcast or
     rounded. The buffer then trains as if it had been collected: ``advantage`` and ``value_target`` are taken as given.
     """
-    rows = _steps_first(tensordict)
+    rows = steps_first(tensordict)
     size = (buffer.buffer_size, buffer.n_envs)
     if tuple(rows.batch_size) != size:
         raise ValueError(
@@ -138,12 +136,12 @@ def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> 
     if rows.get(MASK, None) is not None and not isinstance(buffer, TokenRolloutBuffer):
         raise ValueError(f"{type(buffer).__name__} has no place for the key {MASK!r}; exclude it first")
     arrays = {
-        name: _numbers(rows, key, trailing, shape=getattr(buffer, name).shape[2:])
+        name: numbers_of(rows, key, trailing, shape=getattr(buffer, name).shape[2:])
         for key, (name, trailing) in NUMBERS.items()
     }
     of_tokens = _tokens_back(rows, buffer) if isinstance(buffer, TokenRolloutBuffer) else {}
-    arrays["episode_starts"] = _numbers(rows, "is_init", True, torch.bool)
-    actions = _value(rows, "action", _action_shape(buffer), _action_dtype(buffer)).reshape(buffer.actions.shape)
+    arrays["episode_starts"] = numbers_of(rows, "is_init", True, torch.bool)
+    actions = array_of(rows, "action", _action_shape(buffer), _action_dtype(buffer)).reshape(buffer.actions.shape)
     observations = _observations_back(rows, buffer)
     buffer.reset()
     for name, array in arrays.items():
@@ -206,69 +204,21 @@ def _per_env(name: str, tensor: Tensor, buffer: RolloutBuffer) -> Tensor:
     return tensor.reshape(1, -1, 1)
 
 
-def _steps_first(tensordict: TensorDictBase) -> TensorDictBase:
-    """The tensordict as [T, N]."""
-    names = list(tensordict.names)
-    if TIME not in names or len(names) > 2:
-        raise ValueError(
-            f"the batch dimensions {tuple(tensordict.batch_size)} are named {names}; one or two are needed, "
-            f'one of them named "{TIME}", as in tensordict.names = ["{TIME}", None]'
-        )
-    if len(names) == 1:
-        return tensordict.unsqueeze(1)
-    return tensordict if names[0] == TIME else tensordict.transpose(0, 1)
-
-
-def _value(rows: TensorDictBase, key: Key, shape: tuple[int, ...], dtype: object) -> np.ndarray:
-    """``rows[key]`` as an array, if it is there, [T, N, *shape] and of ``dtype``."""
-    value = rows.get(key, None)
-    if not isinstance(value, Tensor):
-        there = sorted(rows.keys(True, True), key=str)
-        problem = "is missing" if value is None else f"is a {type(value).__name__}, not a tensor"
-        raise ValueError(f"the key {key!r} {problem}; there are {there}" + _REMEDIES.get(key, ""))
-    wanted = (*rows.batch_size, *shape)
-    if tuple(value.shape) != wanted:
-        raise ValueError(f"the key {key!r} has shape {tuple(value.shape)}; {wanted} is needed")
-    array: np.ndarray = value.detach().cpu().numpy()
-    if array.dtype != dtype:
-        raise ValueError(f"the key {key!r} is {array.dtype}; {np.dtype(dtype)} is needed")  # type: ignore[call-overload]
-    return array
-
-
-_REMEDIES: dict[Key, str] = {
-    "is_init": "; torchrl.envs.InitTracker writes it",
-    "advantage": "; a value estimator such as torchrl.objectives.value.GAE writes it",
-    "value_target": "; a value estimator such as torchrl.objectives.value.GAE writes it",
-    "state_value": "; a value estimator such as torchrl.objectives.value.GAE writes it",
-}
-
-
-def _numbers(
-    rows: TensorDictBase,
-    key: Key,
-    trailing: bool,
-    dtype: torch.dtype = torch.float32,
-    shape: tuple[int, ...] = (),
-) -> np.ndarray:
-    array = _value(rows, key, (*shape, 1) if trailing else shape, np.bool_ if dtype is torch.bool else np.float32)
-    return array[..., 0] if trailing else array
-
-
 def _tokens_back(rows: TensorDictBase, buffer: TokenRolloutBuffer) -> dict[str, np.ndarray]:
     length = buffer.masks.shape[2:]
-    ends = _numbers(rows, ("next", "done"), True, torch.bool)
-    arrays = {"masks": _numbers(rows, MASK, False, torch.bool, length), "ended": ends}
-    arrays["last_values"] = _numbers(rows, ("next", "state_value"), True)[-1]
+    ends = numbers_of(rows, ("next", "done"), True, torch.bool)
+    arrays = {"masks": numbers_of(rows, MASK, False, torch.bool, length), "ended": ends}
+    arrays["last_values"] = numbers_of(rows, ("next", "state_value"), True)[-1]
     if rows.get(REFERENCE, None) is not None:
-        arrays["ref_log_probs"] = _numbers(rows, REFERENCE, False, shape=length)
+        arrays["ref_log_probs"] = numbers_of(rows, REFERENCE, False, shape=length)
     return arrays
 
 
 def _observations_back(rows: TensorDictBase, buffer: RolloutBuffer) -> dict[str, np.ndarray]:
     if not isinstance(buffer, DictRolloutBuffer):
         array = buffer.observations
-        return {"observation": _value(rows, "observation", array.shape[2:], _dtype(array))}
+        return {"observation": array_of(rows, "observation", array.shape[2:], _dtype(array))}
     return {
-        name: _value(rows, ("observation", name), array.shape[2:], _dtype(array))
+        name: array_of(rows, ("observation", name), array.shape[2:], _dtype(array))
         for name, array in buffer.observations.items()
     }

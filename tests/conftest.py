@@ -1,14 +1,15 @@
 """One thread per test process: the suite runs in parallel, and the small networks of the tests gain nothing by more.
 
-Compiled libraries are kept in the checkout, from run to run, and not among the user's own.
+Compiled libraries are kept in the checkout, from run to run, and not among the user's own. Loggers for several files.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from stable_baselines3.common.logger import Logger, configure
 from torch.distributions import Distribution
 
 torch.set_num_threads(1)
@@ -20,3 +21,31 @@ def _validated_distributions() -> Iterator[None]:
     """``torch.compile`` switches the checks of torch.distributions off for good; each test is to begin with them."""
     Distribution.set_default_validate_args(True)
     yield
+
+
+@pytest.fixture
+def logging_to() -> Iterator[Callable[..., Logger]]:
+    """Makes loggers, and closes their files after the test."""
+    loggers: list[Logger] = []
+
+    def logging_to(folder: Path, *formats: str) -> Logger:
+        loggers.append(configure(str(folder), list(formats)))
+        return loggers[-1]
+
+    yield logging_to
+    for logger in loggers:
+        logger.close()
+
+
+@pytest.fixture
+def recorded(logging_to: Callable[..., Logger]) -> Callable[..., Logger]:
+    """Makes loggers in which an update is recorded and not yet dumped."""
+
+    def recorded(folder: Path, *formats: str) -> Logger:
+        logger = logging_to(folder, *formats)
+        logger.record("train/loss", 1.5)
+        logger.record("train/n_updates", 10, exclude="tensorboard")
+        logger.record_mean("train/reward", 2.0)
+        return logger
+
+    return recorded

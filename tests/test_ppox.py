@@ -15,12 +15,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Threshold, Warmup
 from tests.environments import Toy
-from tests.test_parity import Doubling
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning")  # targets out of reach
 
@@ -199,57 +198,6 @@ def test_parameter_groups_keep_the_ratios_of_their_rates(tmp_path: Path) -> None
 def test_ratios_that_cannot_be_read_are_refused_when_training_starts() -> None:
     with pytest.raises(ValueError, match="starts at 0"):
         PPOX(TwoRates, Toy(), learning_rate=Warmup(0.1, Cosine(1e-3)), **SETTINGS).learn(64)
-
-
-def test_knobs_look_as_third_parties_expect() -> None:
-    model = model_with(clip_range="0.2", clip_range_vf=0.1, learning_rate=ConstantSchedule(1e-3), ent_coef=0.01)
-    assert isinstance(model.clip_range, FloatSchedule) and model.clip_range.value_schedule.val == 0.2  # type: ignore[attr-defined]
-    assert isinstance(model.clip_range_vf, FloatSchedule)
-    assert model.lr_schedule(0.5) == 1e-3 and model.ent_coef == 0.01
-
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"surrogate": "ppo"}, r"surrogate='ppo': one of 'clip', 'spo', 'none'"),
-    ({"kl_estimator": "k4"}, "kl_estimator='k4'"),
-    ({"value_clip": True}, "value_clip=True"),
-    ({"advantage_scope": "batch"}, "advantage_scope='batch'"),
-    ({"surrogate": "spo", "clip_range_high": 0.3}, "clip_range_high=0.3"),
-    ({"surrogate": "none", "dual_clip": 3.0}, "dual_clip=3.0"),
-    ({"surrogate": "spo", "clip_range": "lin_0.2"}, "clip_range=.*end above 0"),
-    ({"dual_clip": 1.0}, "dual_clip=1.0: it must be above 1"),
-    ({"dual_clip": "three"}, "dual_clip='three'"),
-    ({"kl_coef": -0.1}, "kl_coef=-0.1"),
-    ({"learning_rate": "cos:1:2"}, "learning_rate='cos:1:2'"),
-    ({"clip_range": {"adaptive_kl": {"start": 0.2, "target": 0}}}, "clip_range=.*target"),
-    ({"ref_kl_coef": 0.1}, "ref_kl_coef=0.1: ActorCriticPolicy has no frozen reference"),
-    ({"compile": "always"}, "compile='always'"),
-    ({"recompute_advantage": 1}, "recompute_advantage=1"),
-    ({"recompute_advantage": True, "rollout_buffer_class": Doubling}, "recompute_advantage=True: Doubling"),
-    ({"kl_coef": 0.1, "rollout_buffer_class": Doubling}, 'kl_coef.*Doubling.*kl_estimator="k3"'),
-    ({"clip_range": AdaptiveKL(0.2, 0.01), "rollout_buffer_class": Doubling}, "clip_range.*Doubling"),
-]
-
-
-@pytest.mark.parametrize(("own", "message"), BAD, ids=lambda part: str(part)[:40])
-def test_bad_arguments_are_refused_at_construction(own: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        model_with(**own)
-
-
-def test_negative_clip_range_vf_fails_as_on_ppo() -> None:
-    with pytest.raises(AssertionError, match="clip_range_vf"):
-        model_with(clip_range_vf=-0.1)
-
-
-def test_numbers_written_as_text_are_accepted() -> None:
-    model = model_with(learning_rate="1e-4", dual_clip="3", kl_coef="1e-2", clip_range_vf="0.2")
-    assert (model.learning_rate, model.dual_clip, model.kl_coef) == (1e-4, 3.0, 0.01)
-
-
-def test_sampled_kl_serves_where_the_exact_one_cannot() -> None:
-    model = model_with(kl_coef=AdaptiveKL(1.0, 1e-9), kl_estimator="k3", rollout_buffer_class=Doubling).learn(64)
-    assert model.knobs.values.kl_coef > 1.0
-    assert "train/kl_exact" not in model.logger.name_to_value
 
 
 def test_early_stop_tells_the_epoch() -> None:

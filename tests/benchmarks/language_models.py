@@ -1,6 +1,7 @@
 """PPOX beside TRL 1.12's PPOTrainer on one job: response tokens per second of whole updates, and peak memory.
 
     SB3_PPO_EXT_TRL=FOLDER python -m tests.benchmarks.language_models [--updates 4] [--threads 2] [--side NAME ...]
+        [--layers 4] [--width 128]
     python -m tests.benchmarks.language_models --gpu
 
 FOLDER holds TRL 1.12 (tests/language/test_trl_parity.py says how), or several joined by ":", where datasets, which it
@@ -26,105 +27,45 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-PROMPTS, PROMPT, RESPONSE, VOCABULARY = 64, 16, 32, 512
-EPOCHS = MINIBATCHES = 4
+from tests.benchmarks.language_jobs import (
+    EPOCHS,
+    MINIBATCHES,
+    PARTS,
+    PROMPTS,
+    SMALL,
+    VOCABULARY,
+    Shape,
+    gpt2,
+    learned,
+    prompts,
+    qwen2,
+)
+
+RESPONSE = 32
 KINDS = ("shared", "separate", "lora")
 SIDES = (*(f"{kind} {how}" for kind in KINDS for how in ("eager", "compiled")), "trl")
-PARTS = ("generation", "scoring", "reference", "training")
 ROOT = Path(__file__).parents[2]
 
 
-def gpt2() -> Any:
-    """The model, random: what is measured does not depend on its weights."""
-    from transformers import AutoModelForCausalLM, GPT2Config
-
-    torch.manual_seed(0)
-    shape = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 64}
-    special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-    return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=VOCABULARY, **shape, **special))  # type: ignore[arg-type]  # numbers all
-
-
-def qwen2() -> Any:
-    """Of the shape of Qwen2-0.5B, random."""
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    shape = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
-    config = Qwen2Config(vocab_size=151_936, intermediate_size=4864, tie_word_embeddings=True, **shape)  # type: ignore[arg-type]  # numbers all
-    return AutoModelForCausalLM.from_config(config)
-
-
-def prompts(length: int = PROMPT) -> list[list[int]]:
-    """Random ids, none of them special."""
-    return np.random.default_rng(0).integers(2, VOCABULARY, (4 * PROMPTS, length)).tolist()  # type: ignore[no-any-return]  # lists of ints
-
-
-def learned(
-    updates: int, model: Any, given: list[list[int]], *, response: int, vocabulary: int, policy: Any, **options: Any
-) -> Any:
-    """PPOX after so many updates, and of each its seconds, in all and in ``PARTS``."""
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    from sb3_ppo_ext import PPOX
-    from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv
-
-    scoring: list[float] = []
-
-    def score(asked: list[list[int]], answers: list[list[int]]) -> list[float]:
-        started = time.perf_counter()
-        scores = [float(len(set(one))) for one in answers]
-        scoring.append(time.perf_counter() - started)
-        return scores
-
-    env = PromptVecEnv(
-        given, score,
-        n_envs=PROMPTS, max_new_tokens=response, vocab_size=vocabulary, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-
-    class Clock(BaseCallback):
-        starts: list[float] = []  # noqa: RUF012  # one run per process
-        parts: list[list[float]] = []  # noqa: RUF012
-
-        def _on_rollout_start(self) -> None:
-            self.starts.append(time.perf_counter())
-            if len(self.starts) > 1:
-                log = self.logger.name_to_value
-                tokens = PROMPTS * log["lm/response_length"]
-                generation, reference = (tokens / log[f"time/{one}_tokens_per_second"] for one in PARTS[::2])
-                known = generation + scoring[-1] + reference
-                whole = self.starts[-1] - self.starts[-2]
-                self.parts.append([generation, scoring[-1], reference, whole - known])
-
-        def _on_step(self) -> bool:
-            return True
-
-        _on_training_end = _on_rollout_start
-
-    ppox = PPOX(
-        LanguageModelPolicy, env, n_steps=1, batch_size=PROMPTS // MINIBATCHES, n_epochs=EPOCHS, gamma=1.0,
-        learning_rate=3e-6, ref_kl_coef=0.05, policy_kwargs={"model": model, **policy}, **options,
-    )  # fmt: skip
-    ppox.learn(updates * PROMPTS, callback=Clock(), log_interval=None)
-    return ppox, np.diff(Clock.starts).tolist(), Clock.parts
-
-
-def of_ppox(kind: str, updates: int, *, compiled: bool = False) -> dict[str, Any]:
+def of_ppox(kind: str, updates: int, shape: Shape, *, compiled: bool = False) -> dict[str, Any]:
     """Seconds of each update, rollout included, their parts, and optimizer steps of all of them."""
     policy: dict[str, Any] = {"value": "separate" if kind == "separate" else "shared"}
     if kind == "lora":
         policy["lora"] = {"r": 8}
     job: dict[str, Any] = {"response": RESPONSE, "vocabulary": VOCABULARY, "policy": policy}
-    model, seconds, parts = learned(updates, gpt2, prompts(), compile=compiled, device="cpu", **job)
+    model, seconds, parts = learned(updates, partial(gpt2, shape), prompts(), compile=compiled, device="cpu", **job)
     (steps,) = {float(state["step"]) for state in model.policy.optimizer.state.values()}
     return {"seconds": seconds, "steps": steps / updates, "parts": parts}
 
 
-def of_trl(updates: int) -> dict[str, Any]:
+def of_trl(updates: int, shape: Shape) -> dict[str, Any]:
     """The same of TRL: from one generation to the next."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -149,7 +90,7 @@ def of_trl(updates: int) -> dict[str, Any]:
         eos_token="t1",
         padding_side="left",
     )
-    config = gpt2().config
+    config = gpt2(shape).config
     config.num_labels = 1
     critic, reward = GPT2ForSequenceClassification(config), GPT2ForSequenceClassification(config)
     data: Any = [{"input_ids": prompt} for prompt in prompts()]
@@ -162,7 +103,7 @@ def of_trl(updates: int) -> dict[str, Any]:
             num_sample_generations=0,
         )  # fmt: skip
         PPOTrainer(
-            args=settings, processing_class=tokenizer, model=gpt2(), ref_model=gpt2(), reward_model=reward,
+            args=settings, processing_class=tokenizer, model=gpt2(shape), ref_model=gpt2(shape), reward_model=reward,
             value_model=critic, train_dataset=data, eval_dataset=data,
         ).train()  # fmt: skip
     return {"seconds": np.diff(starts).tolist(), "steps": statistics.median(Counter(steps).values()), "parts": []}
@@ -173,7 +114,7 @@ def peak() -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measured(side: str, updates: int) -> None:
+def measured(side: str, updates: int, shape: Shape) -> None:
     """In a process of its own: prints what ``report`` shows."""
     if side == "trl":
         import trl.experimental.ppo  # noqa: F401
@@ -183,7 +124,7 @@ def measured(side: str, updates: int) -> None:
     gpt2()
     imported = peak()
     kind, _, how = side.partition(" ")
-    found = of_trl(updates) if side == "trl" else of_ppox(kind, updates, compiled=how == "compiled")
+    found = of_trl(updates, shape) if side == "trl" else of_ppox(kind, updates, shape, compiled=how == "compiled")
     parts = np.median(found["parts"][1:], axis=0).tolist() if found["parts"] else []
     told = {"seconds": statistics.median(found["seconds"][1:]), "steps": found["steps"], "parts": parts}
     print("\nRESULT", json.dumps({**told, "peak": peak(), "imported": imported}))
@@ -226,6 +167,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=SIDES, nargs="+", default=SIDES)
+    parser.add_argument("--layers", type=int, default=SMALL.layers)
+    parser.add_argument("--width", type=int, default=SMALL.width, help="a multiple of 32")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--here", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -233,7 +176,7 @@ def main() -> None:
     if options.gpu:
         return on_a_gpu(options.updates)
     if options.here:
-        return measured(options.here, options.updates)
+        return measured(options.here, options.updates, Shape(options.layers, options.width))
     folder = os.environ.get("SB3_PPO_EXT_TRL", "")
     path = os.pathsep.join([str(ROOT), folder])
     env = {**os.environ, "PYTHONPATH": path, "TRL_EXPERIMENTAL_SILENCE": "1", "OMP_NUM_THREADS": str(options.threads)}
@@ -242,7 +185,7 @@ def main() -> None:
         if side == "trl" and not folder:
             continue
         command = [sys.executable, "-W", "ignore", __file__, "--here", side, "--updates", str(options.updates)]
-        command += ["--threads", str(options.threads)]
+        command += [f"--{name}={getattr(options, name)}" for name in ("threads", "layers", "width")]
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.split("RESULT")[1])
         report(side, found, trl)

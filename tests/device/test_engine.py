@@ -18,7 +18,6 @@ from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.compilation import COSTS, CompileWarning, Costs
 from sb3_ppo_ext.device import actor, engine
 from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
-from sb3_ppo_ext.device.capture import CudaGraphs
 from sb3_ppo_ext.divergence import DivergedError
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.device.test_training import model_of
@@ -213,55 +212,3 @@ def test_a_nan_stops_the_training() -> None:
     model._setup_lr_schedule()
     with pytest.raises(DivergedError):
         model.learn(640, reset_num_timesteps=False)
-
-
-class Faked(CudaGraphs):
-    """CUDA graphs whose replay is the function itself, or one that ``spoil`` was done to."""
-
-    spoil: Callable[[list[Tensor]], None] | None = None
-
-    def _warm_up(self, run: Any, changed: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-        run()
-
-    def _captured(self, run: Any) -> Any:
-        class Graph:
-            def replay(self) -> None:
-                if not Faked.lazy:
-                    run()
-
-        return Graph()
-
-    lazy = False
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-def test_a_graph_is_believed_when_it_reproduces_what_it_recorded(monkeypatch: pytest.MonkeyPatch, lazy: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(Faked, "lazy", lazy)
-    weight = torch.full((3,), 100.0)
-
-    def run() -> None:
-        weight.add_(torch.tensor([1e-3, 0.0, -1e-3]))
-
-    if lazy:  # replays nothing: a change of a hundred-thousandth is missed
-        with pytest.raises(CompileError, match="does not reproduce"):
-            Faked().record(run, [weight])
-    else:
-        replay = Faked().record(run, [weight])
-        assert weight.tolist() == [100.0] * 3
-        replay()
-        assert weight[0] > 100
-        return
-    assert weight.tolist() == [100.0] * 3
-
-
-def test_what_cannot_be_recorded_says_why_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.ones(2)
-
-    def run() -> None:
-        weight.add_(1)
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    with pytest.raises(CompileError, match=r"as a CUDA graph \(operation not permitted when stream is capturing\)"):
-        Faked().record(run, [weight])
-    assert weight.tolist() == [1, 1]
