@@ -167,7 +167,7 @@ class CompiledDecoder(Decoder):
 
     def by_graph(self, token: Tensor, slot: int) -> list[Tensor]:
         """The results of ``TokenDraw`` for ``token`` [B] at that slot of the cache."""
-        noise = torch.empty(len(token), self.model.vocab_size).exponential_()
+        noise = torch.empty(len(token), self.model.vocab_size).uniform_()
         if self.call is None:
             rest = {"seen": self.seen, "token": token.contiguous(), "slot": torch.tensor(0), "noise": noise}
             inputs = draw_inputs(self.policy, self.layers, **rest)

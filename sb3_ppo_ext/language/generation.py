@@ -12,6 +12,8 @@ from transformers.cache_utils import DynamicLayer
 
 from sb3_ppo_ext.language.model import CausalLM
 
+SMALLEST = 2.0**-25  # half the step of uniform numbers in float32
+
 
 class Response(NamedTuple):
     """What was sampled, all [B, L]; ``token`` is the padding id, the others 0 and False, after a response's end."""
@@ -38,7 +40,7 @@ class Decoder:
         """One token [B] after ``ids`` [B, S'], the newest of the first ``until``; its log-probability, and value."""
         hidden = self.model.hidden(ids, self.seen[:, :until], cache=self.cache, first=ids.shape[1] - 1)[:, -1]
         logits = self.model.logits(hidden)
-        drawn, log_prob = draw(logits, None if self.deterministic else torch.empty_like(logits).exponential_())
+        drawn, log_prob = draw(logits, None if self.deterministic else torch.empty_like(logits).uniform_())
         return drawn, log_prob, None if self.value_of is None else self.value_of(hidden)
 
 
@@ -122,8 +124,11 @@ def roomy_cache(model: CausalLM, room: int) -> DynamicCache:
 def draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """One token [B] from each row of ``logits`` [B, V], and its log-probability [B]; without ``noise`` the likeliest.
 
-    With Exp(1) for noise, p / noise is largest for v with probability p_v: what torch.multinomial does for one draw.
+    Of ``noise`` uniform on [0, 1), -log(noise) is Exp(1), and p / Exp(1) is largest for v with probability p_v: the
+    race that torch.multinomial runs for one draw, whose ``exponential_()`` takes 6 times as long on a CPU.
     """
     log_p = logits.log_softmax(dim=-1)
-    token = log_p.argmax(dim=-1) if noise is None else (log_p.exp() / noise).argmax(dim=-1)
+    # Noise of 0 would leave a token that is certain no chance.
+    race = log_p if noise is None else log_p.exp() / -noise.clamp(min=SMALLEST).log()
+    token = race.argmax(dim=-1)
     return token, log_p.gather(-1, token[:, None])[:, 0]

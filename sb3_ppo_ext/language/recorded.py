@@ -30,7 +30,7 @@ class RecordedDraw:
         self.seen = seen.clone()
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.slot = torch.zeros((), dtype=torch.long, device=device)
-        self.noise = torch.ones(rows, policy.lm.vocab_size, device=device)
+        self.noise = torch.full((rows, policy.lm.vocab_size), 0.5, device=device)
         rest = {"seen": self.seen, "token": self.token, "slot": self.slot, "noise": self.noise}
         inputs = draw_inputs(policy, layers, **rest)
         tensors = tensors_of(inputs)
@@ -59,7 +59,7 @@ class RecordedDraw:
         """Copies of the results: the next token overwrites them."""
         self.token.copy_(token)
         self.slot.fill_(slot)
-        self.noise.exponential_()
+        self.noise.uniform_()
         self._replay()
         return [result.clone() for result in self.results]
 

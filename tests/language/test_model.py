@@ -109,10 +109,16 @@ def test_generation_stops_when_all_rows_have_ended(monkeypatch: pytest.MonkeyPat
 def test_samples_follow_the_distribution() -> None:
     torch.manual_seed(0)
     probability = torch.tensor([0.5, 0.3, 0.2])
-    token, log_prob = draw(probability.log().expand(20_000, 3), torch.empty(20_000, 3).exponential_())
+    token, log_prob = draw(probability.log().expand(20_000, 3), torch.rand(20_000, 3))
     # Standard errors are at most sqrt(.25 / 20000) = 0.0035.
     torch.testing.assert_close(token.bincount() / 20_000, probability, rtol=0, atol=0.014)
     torch.testing.assert_close(log_prob, probability.log()[token])
+
+
+def test_what_has_no_probability_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]])
+    for low, high in ((0.0, 1 - 2.0**-24), (1 - 2.0**-24, 0.0), (0.0, 0.0)):  # the ends of what uniform_() draws
+        assert draw(logits, torch.tensor([[low, high]] * 2))[0].tolist() == [1, 0]
 
 
 def test_deterministic_responses_are_greedy() -> None:
