@@ -23,6 +23,7 @@ from sb3_ppo_ext.language.traced import (
     TokenGradient,
     constants_of,
     draw_inputs,
+    prepared_for,
     require_traceable,
     trained_of,
 )
@@ -107,7 +108,8 @@ class CompiledGradients:
             minibatch = minibatch._replace(ref_log_prob=None)
         device = minibatch.action.device
         share = torch.tensor(part.share, dtype=torch.float32, device=device)
-        return {**self._fixed, "part": minibatch, "share": share, "knobs": knob_tensors(knobs, device)}
+        given = {"part": minibatch, "prepared": prepared_for(self.policy, minibatch), "share": share}
+        return {**self._fixed, **given, "knobs": knob_tensors(knobs, device)}
 
     def _width(self, minibatch: Minibatch) -> int:
         """The smallest that holds the longest of the responses."""

@@ -68,14 +68,21 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def prepared_mask(mask: Tensor, queries: int) -> Tensor:
-    """Which of the tokens under ``mask`` [B, S] may be attended to [B, 1, queries, S]: by each of them, or by one."""
+def prepared_mask(mask: Tensor, queries: int, added_in: torch.dtype | None = None) -> Tensor:
+    """Which of the tokens under ``mask`` [B, S] may be attended to [B, 1, queries, S]: by each of them, or by one.
+
+    With ``added_in`` as numbers of that type, to be added to the scores: 0, or as good as minus infinity.
+    """
     if queries == 1:
-        return mask[:, None, None]
-    places = torch.arange(queries, device=mask.device)
-    own, each = places[:, None], places[None]
-    # Padding attends to itself: what attends to nothing is NaN in some kernels.
-    return ((mask[:, None] & (each <= own)) | (each == own)).unsqueeze(1)
+        allowed = mask[:, None, None]
+    else:
+        places = torch.arange(queries, device=mask.device)
+        own, each = places[:, None], places[None]
+        # Padding attends to itself: what attends to nothing is NaN in some kernels.
+        allowed = ((mask[:, None] & (each <= own)) | (each == own)).unsqueeze(1)
+    if added_in is None:
+        return allowed
+    return torch.zeros_like(allowed, dtype=added_in).masked_fill(~allowed, torch.finfo(added_in).min)
 
 
 @contextmanager
@@ -112,6 +119,7 @@ class CausalLM(nn.Module):
         self.vocab_size = vocab_size
         self.temperature = temperature
         self.prepares_mask = False
+        self.prepared: Tensor | None = None  # a mask that holds for every call
         accepted = inspect.signature(self.trunk.forward).parameters
         self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # transformers 5.24 renamed it
 
@@ -150,11 +158,10 @@ class CausalLM(nn.Module):
         """
         if not self.prepares_mask:
             return mask.long()
-        allowed = prepared_mask(mask, queries)
-        if self.plain.config._attn_implementation == "sdpa":
-            return allowed
-        lowest = torch.finfo(self.plain.dtype).min
-        return torch.zeros_like(allowed, dtype=self.plain.dtype).masked_fill(~allowed, lowest)  # to be added
+        if self.prepared is not None:
+            return self.prepared
+        added_in = None if self.plain.config._attn_implementation == "sdpa" else self.plain.dtype
+        return prepared_mask(mask, queries, added_in)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the sampled distribution [..., V], in float32 at least, temperature applied."""

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.language.critics import SeparateCritic, SharedCritic
 from sb3_ppo_ext.language.generation import RoomyLayer, draw
-from sb3_ppo_ext.language.model import before_response
+from sb3_ppo_ext.language.model import before_response, prepared_mask
 from sb3_ppo_ext.language.statistics import minibatch_statistics
 from sb3_ppo_ext.measurements import statistics
 from sb3_ppo_ext.minibatches import Minibatch
@@ -80,22 +80,35 @@ def weights_of(policy: LanguageModelPolicy) -> dict[str, Tensor]:
     return {**trained, **constants_of(policy)}
 
 
+def written_out(policy: LanguageModelPolicy) -> bool:
+    """Whether graphs have the operations of attention in them, or a call of the kernel for it."""
+    return policy.prompt_length + policy.responses.max_new_tokens <= WRITTEN_OUT
+
+
 @contextmanager
-def in_a_graph(policy: LanguageModelPolicy, tensors: dict[str, Tensor]) -> Iterator[None]:
+def in_a_graph(
+    policy: LanguageModelPolicy, tensors: dict[str, Tensor], prepared: Tensor | None = None
+) -> Iterator[None]:
     """The policy with other tensors for its own, and not looking into masks, until the end of the block."""
     lm, critic = policy.lm, policy.critic
     trunks = [lm.trunk, critic.trunk] if isinstance(critic, SeparateCritic) else [lm.trunk]
-    slots = policy.prompt_length + policy.responses.max_new_tokens
-    lm.prepares_mask = True
+    lm.prepares_mask, lm.prepared = True, prepared
     try:
         for trunk in trunks:
-            trunk.config._attn_implementation = "eager" if slots <= WRITTEN_OUT else "sdpa"
+            trunk.config._attn_implementation = "eager" if written_out(policy) else "sdpa"
         with substituted(policy, tensors):
             yield
     finally:
-        lm.prepares_mask = False
+        lm.prepares_mask, lm.prepared = False, None
         for trunk in trunks:
             trunk.config._attn_implementation = "sdpa"
+
+
+def prepared_for(policy: LanguageModelPolicy, part: Minibatch) -> Tensor:
+    """The attention mask of a micro-batch, made before its graph, in which every layer would make it anew."""
+    assert part.mask is not None
+    ids, mask = policy.tokens(part.observation, part.action, part.mask > 0).joined()
+    return prepared_mask(mask, ids.shape[1], policy.lm.plain.dtype if written_out(policy) else None)
 
 
 class TokenGradient:
@@ -111,7 +124,7 @@ class TokenGradient:
         part: Minibatch = inputs["part"]
         knobs = KnobValues(**inputs["knobs"])
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
-        with torch.enable_grad(), in_a_graph(self.policy, {**leaves, **inputs["constants"]}):
+        with torch.enable_grad(), in_a_graph(self.policy, {**leaves, **inputs["constants"]}, inputs["prepared"]):
             new = self.evaluated(part)
             terms = ppo_terms(new, part, self.objective, knobs)
             loss = terms.weigh(knobs) * inputs["share"]
