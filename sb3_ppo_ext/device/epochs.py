@@ -36,8 +36,9 @@ def fused(traced: Traced, tensors: list[Tensor]) -> Traced:
 
     try:
         with warnings.catch_warnings():
-            # How exact products of float32 are to be is the user's to say: torch.set_float32_matmul_precision.
-            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+            # What compilers say of the code they are given is no user's business; and how exact products of float32
+            # are to be is his to say: torch.set_float32_matmul_precision.
+            warnings.simplefilter("ignore")
             compiled: Traced = compile_fused(traced, tensors)  # type: ignore[arg-type]  # a function, as it is
     except Exception as error:  # also Triton's, and for want of the C compiler that its launchers are made by
         raise CompileError(f"TorchInductor fails on it ({type(error).__name__}: {first_line(error)})") from error

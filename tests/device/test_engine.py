@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,18 @@ def test_a_compiler_that_fails_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch._inductor, "compile", failing)
     monkeypatch.setattr(engine, "has_triton", lambda: True)
     with pytest.raises(ValueError, match=r"compile=True: .* \(RuntimeError: Failed to find C compiler.*\); pass"):
+        model_of("box", compile=True).learn(64)
+
+
+def test_what_a_compiler_warns_of_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(traced: Any, tensors: list[Tensor]) -> Any:
+        warnings.warn("Online softmax is disabled on the fly", UserWarning, stacklevel=1)
+        return traced
+
+    monkeypatch.setattr(torch._inductor, "compile", warning)
+    monkeypatch.setattr(engine, "has_triton", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         model_of("box", compile=True).learn(64)
 
 
