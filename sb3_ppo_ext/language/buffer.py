@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from typing import Any
 
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
+from sb3_ppo_ext.diagnostics import TrainingWarning
 from sb3_ppo_ext.language.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.language.spaces import require_spaces
 from sb3_ppo_ext.sequences import TokenRolloutBuffer
@@ -31,9 +33,11 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
 
     :param ref_kl: where the penalty ``ref_kl_coef`` on the KL to the reference goes: into the "reward" of every token
         (Ziegler et al. 2019), the "loss" (as in GRPO), or "both"
-    :param ref_kl_estimator: per token: "k1", "k2" or "k3" from the log-probability of the sampled token (in the loss
-        not k1, whose gradient is 0 on average); or "full", the exact KL of the two distributions over the vocabulary,
-        which has no noise and takes a second pass: over the rollout for the reward, in every minibatch for the loss
+    :param ref_kl_estimator: per token: "k1", "k2" or "k3" from the log-probability of the sampled token; or "full", the
+        exact KL of the two distributions over the vocabulary, which has no noise and takes a second pass: over the
+        rollout for the reward, in every minibatch for the loss. As a reward it is k1 that pulls the policy back, with
+        the gradient of the KL on average; k2 and k3 have none near the reference, and full only where a token leads,
+        so that it belongs into "both". As a loss it is the others, and k1 has no gradient on average
     :param ref_kl_unit: the KL a controller of ``ref_kl_coef`` is to steer: in nats per "response" or per "token"
     :param missing_eos_penalty: taken off the score of a response that was cut off before it ended, or None
     :param whiten_rewards: brings the tokens' rewards to unit variance over the rollout (their mean stays)
@@ -78,6 +82,14 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             raise ValueError(
                 f'ref_kl_estimator="k1" with ref_kl="{self.ref_kl}": as a loss its gradient is 0 on average; '
                 'pass "k2", "k3" or "full"'
+            )
+        if self.ref_kl == "reward" and self.ref_kl_estimator != "k1":
+            other = "both" if self.ref_kl_estimator == "full" else "loss"
+            warnings.warn(
+                f'ref_kl_estimator="{self.ref_kl_estimator}" with ref_kl="reward" hardly holds the policy near its '
+                f'reference: as a reward its gradient is about 0 there; pass "k1" (the default), or ref_kl="{other}"',
+                TrainingWarning,
+                stacklevel=3,
             )
         if self.missing_eos_penalty is not None and not self.missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty}: at least 0, or None, is needed")

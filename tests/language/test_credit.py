@@ -91,6 +91,24 @@ def test_unbiased_estimators_average_to_the_exact_kl(estimator: str) -> None:
     assert estimator == "k1" or (each >= 0).all()
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_as_a_reward_only_k1_has_the_gradient_of_the_kl(estimator: str) -> None:
+    # The policy gradient of a penalty k on tokens is sum_v p_v k(v) d log p_v. That is d KL(p || q) for k1, because
+    # sum_v p_v d k1 = 0. For k3, sum_v p_v d k3 = -sum_v q_v d log p_v = d KL(q || p) is missing, for k2 it is
+    # sum_v p_v k1(v) d log p_v = d KL(p || q) itself: what is left of both is of second order in log p - log q.
+    log_q = torch.tensor([0.1, 0.3, 0.1, 0.2, 0.2, 0.1], dtype=torch.float64).log()
+    logits = (log_q + 0.01 * torch.tensor([1.0, -2.0, 0.0, 1.5, 0.5, -1.0])).requires_grad_()
+    log_p = logits.log_softmax(-1)
+    each = token_kl(log_p.detach().numpy(), log_q.numpy(), np.ones(6, bool), estimator)
+    (of_reward,) = torch.autograd.grad((log_p.detach().exp() * torch.from_numpy(each) * log_p).sum(), logits)
+    log_p = logits.log_softmax(-1)
+    (of_kl,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), logits)
+    if estimator == "k1":
+        torch.testing.assert_close(of_reward, of_kl, rtol=1e-9, atol=1e-12)
+    else:
+        assert of_reward.norm() < 0.02 * of_kl.norm()
+
+
 def test_k2_is_half_the_square() -> None:
     assert token_kl(np.array([-1.0]), np.array([-4.0]), np.ones(1, bool), "k2") == 4.5
 

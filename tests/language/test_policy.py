@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from transformers import AutoModelForCausalLM
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Proportional
+from sb3_ppo_ext.diagnostics import TrainingWarning
 from sb3_ppo_ext.language import LanguageModelPolicy, PromptEnv, SequenceRolloutBuffer
 from sb3_ppo_ext.language.model import Tokens
 from tests.language import setups, tiny
@@ -167,7 +168,7 @@ def test_the_kl_to_the_reference_is_zero_before_training_and_steers_its_coeffici
     assert model.knobs.numbers()["ref_kl_coef"] == pytest.approx(0.15 * (1 - 0.2 * 0.0512))
 
 
-@pytest.mark.parametrize(("place", "estimator"), [("reward", "k3"), ("loss", "k3"), ("loss", "full")])
+@pytest.mark.parametrize(("place", "estimator"), [("reward", "k1"), ("loss", "k3"), ("loss", "full"), ("both", "full")])
 def test_the_penalty_holds_the_model_near_its_reference(place: str, estimator: str) -> None:
     moved = []
     for coefficient in (0.0, 5.0):
@@ -176,6 +177,12 @@ def test_the_penalty_holds_the_model_near_its_reference(place: str, estimator: s
         model.learn(320)
         moved.append(model.logger.name_to_value["lm/kl_ref_k3"])
     assert moved[1] < 0.5 * moved[0]
+
+
+@pytest.mark.parametrize(("estimator", "remedy"), [("k2", "loss"), ("k3", "loss"), ("full", "both")])
+def test_a_penalty_that_would_not_hold_is_warned_of(estimator: str, remedy: str) -> None:
+    with pytest.warns(TrainingWarning, match=f'"{estimator}" with ref_kl="reward".* or ref_kl="{remedy}"$'):
+        setups.ppox(ref_kl_coef=0.1, rollout_buffer_kwargs={"ref_kl_estimator": estimator})
 
 
 BAD: dict[str, dict[str, Any]] = {
