@@ -1,13 +1,14 @@
 """PPOX beside TRL 1.12's PPOTrainer on one job: response tokens per second of whole updates, and peak memory.
 
-    SB3_PPO_EXT_TRL=FOLDER python -m tests.benchmarks.language_models [--updates 4] [--threads 2] [--side NAME ...]
-        [--layers 4] [--width 128]
+    SB3_PPO_EXT_TRL=FOLDER python -m tests.benchmarks.language_models [--updates 4] [--rounds 3] [--threads 2]
+        [--side NAME ...] [--layers 4] [--width 128]
     python -m tests.benchmarks.language_models --gpu
 
 FOLDER holds TRL 1.12 (tests/language/test_trl_parity.py says how), or several joined by ":", where datasets, which it
 imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512 tokens, 64
 prompts of 16 tokens, responses of 32, 4 epochs of 4 minibatches. Each side is a process of its own, one after the
-other; figures are medians over updates after the first, in which graphs are compiled. PPOX takes 16 optimizer steps per
+other, and all of them again in every round; figures are medians over rounds, and in each over the updates after the
+first, in which graphs are compiled. PPOX takes 16 optimizer steps per
 update; TRL takes 4, because it accumulates over the minibatches of an epoch (and 16 where its data end). "above
 imports" is the peak less what the process held before it trained. Run it on a quiet machine; it is not part of the test
 suite.
@@ -50,6 +51,7 @@ from tests.benchmarks.language_jobs import (
 
 RESPONSE = 32
 KINDS = ("shared", "separate", "lora")
+Found = dict[str, Any]  # of one process
 SIDES = (*(f"{kind} {how}" for kind in KINDS for how in ("eager", "compiled")), "trl")
 ROOT = Path(__file__).parents[2]
 
@@ -130,16 +132,26 @@ def measured(side: str, updates: int, shape: Shape) -> None:
     print("\nRESULT", json.dumps({**told, "peak": peak(), "imported": imported}))
 
 
-def report(side: str, found: dict[str, Any], trl: dict[str, Any] | None) -> None:
-    """One line, beside TRL's figures where there are any."""
-    seconds, memory = found["seconds"], found["peak"]
+def report(side: str, rounds: list[Found], trl: list[Found] | None) -> None:
+    """One line of medians, beside TRL's where there are any."""
+    seconds, memory, imported, steps = (median_of(rounds, name) for name in ("seconds", "peak", "imported", "steps"))
     line = f"{side:<17} {seconds:6.2f} s per update {PROMPTS * RESPONSE / seconds:6.0f} tokens/s"
-    line += f" {found['steps']:3.0f} steps {memory:5.0f} MB, {memory - found['imported']:4.0f} above imports"
-    if trl is not None:
-        line += f"   {trl['seconds'] / seconds:4.2f}x the tokens/s, {memory / trl['peak']:4.2f}x the memory of TRL"
+    line += f" {steps:3.0f} steps {memory:5.0f} MB, {memory - imported:4.0f} above imports"
+    if trl is not None and side != "trl":
+        ratios = [theirs["seconds"] / own["seconds"] for theirs, own in zip(trl, rounds, strict=True)]
+        line += (
+            f"   {median_of(trl, 'seconds') / seconds:4.2f}x the tokens/s ({min(ratios):.2f} to {max(ratios):.2f}), "
+        )
+        line += f"{memory / median_of(trl, 'peak'):4.2f}x the memory of TRL"
     print(line)
-    if found["parts"]:
-        print(f"{'':<17} {', '.join(f'{name} {part:.2f} s' for name, part in zip(PARTS, found['parts'], strict=True))}")
+    if rounds[0]["parts"]:
+        each = zip(PARTS, np.median([found["parts"] for found in rounds], axis=0), strict=True)
+        print(f"{'':<17} {', '.join(f'{name} {part:.2f} s' for name, part in each)}")
+
+
+def median_of(rounds: list[Found], name: str) -> float:
+    """Of one figure over the rounds."""
+    return float(statistics.median(found[name] for found in rounds))
 
 
 def on_a_gpu(updates: int) -> None:
@@ -165,6 +177,7 @@ def main() -> None:
     """Runs the sides in turn, TRL first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=SIDES, nargs="+", default=SIDES)
     parser.add_argument("--layers", type=int, default=SMALL.layers)
@@ -180,16 +193,16 @@ def main() -> None:
     folder = os.environ.get("SB3_PPO_EXT_TRL", "")
     path = os.pathsep.join([str(ROOT), folder])
     env = {**os.environ, "PYTHONPATH": path, "TRL_EXPERIMENTAL_SILENCE": "1", "OMP_NUM_THREADS": str(options.threads)}
-    trl: dict[str, Any] | None = None
-    for side in sorted(options.side, key=lambda side: side != "trl"):
-        if side == "trl" and not folder:
-            continue
-        command = [sys.executable, "-W", "ignore", __file__, "--here", side, "--updates", str(options.updates)]
-        command += [f"--{name}={getattr(options, name)}" for name in ("threads", "layers", "width")]
-        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.split("RESULT")[1])
-        report(side, found, trl)
-        trl = found if side == "trl" else trl
+    command = [sys.executable, "-W", "ignore", __file__]
+    command += [f"--{name}={getattr(options, name)}" for name in ("updates", "threads", "layers", "width")]
+    sides = [side for side in sorted(options.side, key=lambda side: side != "trl") if folder or side != "trl"]
+    found: dict[str, list[Found]] = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side in sides:
+            done = subprocess.run([*command, "--here", side], env=env, stdout=subprocess.PIPE, text=True, check=True)
+            found[side].append(json.loads(done.stdout.split("RESULT")[1]))
+    for side in sides:
+        report(side, found[side], found.get("trl"))
 
 
 if __name__ == "__main__":
