@@ -8,10 +8,9 @@ FOLDER holds TRL 1.12 (tests/language/test_trl_parity.py says how), or several j
 imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512 tokens, 64
 prompts of 16 tokens, responses of 32, 4 epochs of 4 minibatches. Each side is a process of its own, one after the
 other, and all of them again in every round; figures are medians over rounds, and in each over the updates after the
-first, in which graphs are compiled. PPOX takes 16 optimizer steps per
-update; TRL takes 4, because it accumulates over the minibatches of an epoch (and 16 where its data end). "above
-imports" is the peak less what the process held before it trained. Run it on a quiet machine; it is not part of the test
-suite.
+first, in which graphs are compiled. PPOX takes 16 optimizer steps per update; TRL takes 4, because it accumulates over
+the minibatches of an epoch (and 16 where its data end). "above imports" is the peak less what the process held before
+it trained. Run it on a quiet machine; it is not part of the test suite.
 
 ``--gpu`` is PPOX alone, eager and compiled, on a random model of Qwen2-0.5B's shape in bfloat16, 64 prompts of 128
 tokens and responses of 128, 16 responses at a time.
@@ -51,9 +50,10 @@ from tests.benchmarks.language_jobs import (
 
 RESPONSE = 32
 KINDS = ("shared", "separate", "lora")
-Found = dict[str, Any]  # of one process
 SIDES = (*(f"{kind} {how}" for kind in KINDS for how in ("eager", "compiled")), "trl")
 ROOT = Path(__file__).parents[2]
+
+Found = dict[str, Any]  # of one process
 
 
 def of_ppox(kind: str, updates: int, shape: Shape, *, compiled: bool = False) -> dict[str, Any]:
@@ -139,10 +139,8 @@ def report(side: str, rounds: list[Found], trl: list[Found] | None) -> None:
     line += f" {steps:3.0f} steps {memory:5.0f} MB, {memory - imported:4.0f} above imports"
     if trl is not None and side != "trl":
         ratios = [theirs["seconds"] / own["seconds"] for theirs, own in zip(trl, rounds, strict=True)]
-        line += (
-            f"   {median_of(trl, 'seconds') / seconds:4.2f}x the tokens/s ({min(ratios):.2f} to {max(ratios):.2f}), "
-        )
-        line += f"{memory / median_of(trl, 'peak'):4.2f}x the memory of TRL"
+        line += f"   {median_of(trl, 'seconds') / seconds:4.2f}x the tokens/s of TRL"
+        line += f" ({min(ratios):.2f} to {max(ratios):.2f}), {memory / median_of(trl, 'peak'):4.2f}x its memory"
     print(line)
     if rounds[0]["parts"]:
         each = zip(PARTS, np.median([found["parts"] for found in rounds], axis=0), strict=True)

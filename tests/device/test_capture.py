@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,9 @@ from sb3_ppo_ext.device.capture import CudaGraphs
 
 
 class Faked(CudaGraphs):
-    """CUDA graphs whose replay is the function itself, or one that ``spoil`` was done to."""
+    """CUDA graphs whose replay is the function itself, or nothing if they are ``lazy``."""
 
-    spoil: Callable[[list[Tensor]], None] | None = None
+    lazy = False
 
     def _warm_up(self, run: Any, changed: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         run()
@@ -28,8 +28,6 @@ class Faked(CudaGraphs):
                     run()
 
         return Graph()
-
-    lazy = False
 
 
 @pytest.mark.parametrize("lazy", [False, True])
