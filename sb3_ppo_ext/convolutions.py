@@ -1,7 +1,8 @@
 """What a policy that convolves its observations needs: images [B, C, H, W] with a pixel's channels side by side.
 
 In that layout, torch's "channels last", oneDNN's convolutions take less time on a CPU, most of all the gradient of the
-first one's weights. Rounding differs, so only the compiled update uses it.
+first one's weights, and cuDNN's on a GPU need not turn every tensor over and back. Rounding differs, so only compiled
+updates use it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ def convolves(policy: nn.Module) -> bool:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy in that layout of what has four dimensions and lies on the CPU."""
-    if tensor.dim() != 4 or tensor.device.type != "cpu":
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
+    """The tensor, or a copy in that layout of what has four dimensions."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def images_channels_last(observation: Observation) -> Observation:

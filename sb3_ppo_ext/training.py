@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
-from torch import nn
+from torch import Tensor, nn
 
 from sb3_ppo_ext.compiled_update import CompiledUpdate
 from sb3_ppo_ext.device.buffers import DeviceRollouts
@@ -62,13 +62,15 @@ def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
         update = prepare_update(model, rollout, with_distribution=steered)
         probe = None if steered or not _can_be_probed(model, rollout) else KLProbe(model, rollout, update.adapter)
         runner = model._compilation.update(model, rollout, update)
-        epochs = list(run_epochs(model, rollout, update, runner))
+        epochs = list(run_epochs(model, rollout, update, runner, probe))
         return epochs, epochs[-1].mean("kl_exact") if probe is None else probe.measure()
 
 
-def run_epochs(model: PPOX, rollout: Rollout, update: Update, runner: Runner) -> Iterator[Measured]:
+def run_epochs(
+    model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: KLProbe | None
+) -> Iterator[Measured]:
     """What each epoch showed, until ``target_kl`` stops them."""
-    for epoch, measured in enumerate(_measured(model, rollout, update, runner)):
+    for epoch, measured in enumerate(_measured(model, rollout, update, runner, probe)):
         model._watch.after_epoch(model, epoch, measured)
         model._n_updates += 1
         if not isinstance(runner, DeviceUpdate):  # whose controllers have moved
@@ -80,10 +82,13 @@ def run_epochs(model: PPOX, rollout: Rollout, update: Update, runner: Runner) ->
             return
 
 
-def _measured(model: PPOX, rollout: Rollout, update: Update, runner: Runner) -> Iterator[Measured]:
+def _measured(
+    model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: KLProbe | None
+) -> Iterator[Measured]:
     refresh = partial(refresh_advantage, model, rollout, update.adapter) if model.recompute_advantage else None
     if isinstance(runner, DeviceUpdate):
-        yield from runner.epochs(rollout, model.batch_size, model.n_epochs, refresh)
+        look: Callable[[], object] = (lambda: None) if probe is None else probe.look
+        yield from runner.epochs(rollout, model.batch_size, model.n_epochs, refresh, look)
         model._set_learning_rate(float(model.knobs.values.learning_rate))
         return
     for epoch in range(model.n_epochs):
@@ -107,14 +112,20 @@ class KLProbe:
         rows = torch.linspace(0, rollout.size - 1, count, device=model.device).long()
         self.observation = observation_rows(rollout.rows.observation, rows)
         self.before = self._distribution()
+        self.found: Tensor | None = None
 
     def _distribution(self) -> ActionDistribution:
         with as_collected(self.model.policy), torch.no_grad():
             return self.adapter.distribution(self.observation)
 
+    def look(self) -> Tensor:
+        """Computes what ``measure`` tells, without waiting for a device."""
+        self.found = exact_kl(self.before, self._distribution()).mean()
+        return self.found
+
     def measure(self) -> float:
-        """KL(before || now), the mean over the states."""
-        return exact_kl(self.before, self._distribution()).mean().item()
+        """KL(before || after), the mean over the states; now is after, unless one has looked."""
+        return (self.look() if self.found is None else self.found).item()
 
 
 def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) -> Update:

@@ -86,7 +86,7 @@ class Packing:
     def unpacked(self, packed: Tensor) -> list[Tensor]:
         """Actions, values and log-probabilities as parts of the tensor."""
         parts = torch.split_with_sizes(packed, self.sizes)
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def read(self, packed: Tensor) -> tuple[np.ndarray, bool]:
         """Actions as the policy returns them, and whether all log-probabilities are finite; waits for the device."""

@@ -13,6 +13,24 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
+TOGETHER = 64  # steps that are kept as they come, to be copied into the arrays at once
+
+
+class Collected:
+    """An array of a buffer to which every step adds: whoever reads it finds all of them there."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, buffer: DeviceRollouts | None, owner: type) -> Any:
+        if buffer is None:
+            return self
+        buffer.settle()
+        return buffer.arrays[self.name]
+
+    def __set__(self, buffer: DeviceRollouts, array: Any) -> None:
+        buffer.arrays[self.name] = array
+
 
 class DeviceRollouts:
     """What both buffers below do differently from Stable-Baselines3's. Arrays are [T, N, ...], as there."""
@@ -28,18 +46,17 @@ class DeviceRollouts:
     gamma: float
     gae_lambda: float
     generator_ready: bool
-    observations: Any
     rewards: Any
     episode_starts: Any
-    actions: Any
-    values: Any
-    log_probs: Any
     advantages: Any
     returns: Any
+    observations, actions, values, log_probs = Collected(), Collected(), Collected(), Collected()
 
     def reset(self) -> None:
         """Empty, with arrays of its own: whoever kept those of the last rollout keeps their contents."""
         shape = (self.buffer_size, self.n_envs)
+        self.arrays: dict[str, Any] = {}
+        self._steps: list[list[Tensor]] = []  # the last ones, not in the arrays yet
         self.pos, self.full, self.generator_ready = 0, False, False
         self.observations = self._empty_observations(shape)
         self.rewards, self.episode_starts = (np.zeros(shape, np.float32) for _ in range(2))
@@ -56,15 +73,32 @@ class DeviceRollouts:
         return self._zeros((*shape, *self.obs_shape), space.dtype)
 
     def add(self, obs: Any, action: Any, reward: Any, episode_start: Any, value: Tensor, log_prob: Tensor) -> None:
-        """One step of all environments: tensors of the device are copied there, arrays of the host sent to it."""
-        step = self.pos
-        for kept, given in zip(_parts(self.observations), _parts(obs), strict=True):
-            _put([kept[step]], [given])
-        _put([self.actions[step], self.values[step], self.log_probs[step]], [action, value, log_prob])
-        self.rewards[step] = reward
-        self.episode_starts[step] = episode_start
+        """One step of all environments: tensors of the device are kept, whatever is on the host is copied there."""
+        self._steps.append([self._own(given) for given in (*_parts(obs), action, value, log_prob)])
+        self.rewards[self.pos] = reward
+        self.episode_starts[self.pos] = episode_start
         self.pos += 1
         self.full = self.pos == self.buffer_size
+        if len(self._steps) == TOGETHER:
+            self.settle()
+
+    def _own(self, given: Any) -> Tensor:
+        # What is on a device has been made for this step; on the host it may be the environment's own array.
+        if isinstance(given, Tensor) and given.device.type != "cpu":
+            return given
+        return torch.as_tensor(given).to(self.device, copy=True)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Copies the last steps into the arrays."""
+        if not self._steps:
+            return
+        steps, self._steps = self._steps, []
+        written = slice(self.pos - len(steps), self.pos)
+        names = ("actions", "values", "log_probs")
+        arrays = [*_parts(self.arrays["observations"]), *(self.arrays[name] for name in names)]
+        for array, column in zip(arrays, zip(*steps, strict=True), strict=True):
+            array[written] = torch.stack(column).reshape(array[written].shape)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """As Stable-Baselines3's, up to rounding."""
@@ -128,15 +162,3 @@ def discounted_sums(delta: Tensor, discount: Tensor) -> Tensor:
 
 def _parts(observation: Any) -> list[Any]:
     return list(observation.values()) if isinstance(observation, dict) else [observation]
-
-
-def _put(places: list[Tensor], given: list[Any]) -> None:
-    tensors = [one if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
-    shaped = [tensor.reshape(place.shape) for place, tensor in zip(places, tensors, strict=True)]
-    if any(tensor.requires_grad for tensor in shaped):
-        shaped = [tensor.detach() for tensor in shaped]
-    # All of them in one launch; a single copy has less to look at.
-    if len(places) == 1:
-        places[0].copy_(shaped[0])
-    else:
-        torch._foreach_copy_(places, shaped)

@@ -13,7 +13,7 @@ from sb3_ppo_ext.compiled_update import require_compilable
 from sb3_ppo_ext.device.actor import DeviceActor
 from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.device.capture import CudaGraphs, Recorder
-from sb3_ppo_ext.device.epochs import as_traced, fused
+from sb3_ppo_ext.device.epochs import Finish, as_traced, combined, fused
 from sb3_ppo_ext.device.update import DeviceRecordings, DeviceUpdate
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import unwrapped
@@ -33,7 +33,7 @@ class DeviceEngine:
     """Recordings of one model on one type of device."""
 
     def __init__(self, device_type: str) -> None:
-        self.recordings = recordings_on(device_type)
+        self.recordings = recordings_on(device_type, combined)
 
     def update(self, model: PPOX, rollout: Rollout, eager: Update) -> DeviceUpdate:
         """All epochs of ``train()``; ``CompileError`` with the reason where they cannot be recorded."""
@@ -48,9 +48,9 @@ class DeviceEngine:
         return DeviceActor(unwrapped(model.policy), self.recordings, observation)
 
 
-def recordings_on(device_type: str) -> DeviceRecordings:
-    """None yet; what is recorded is compiled first, where there is Triton."""
-    return DeviceRecordings(RECORDERS[device_type](), fused if has_triton() else as_traced)
+def recordings_on(device_type: str, compiled: Finish = fused) -> DeviceRecordings:
+    """None yet; what is recorded is ``compiled`` first, where there is Triton."""
+    return DeviceRecordings(RECORDERS[device_type](), compiled if has_triton() else as_traced)
 
 
 def exchange_buffer(model: PPOX, *, on_device: bool) -> None:

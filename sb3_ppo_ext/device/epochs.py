@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.artifacts import CompileError, first_line
 from sb3_ppo_ext.compiled import UpdateGraphs
+from sb3_ppo_ext.convolutions import convolves, images_channels_last
 from sb3_ppo_ext.device.capture import Recorder, Run
 from sb3_ppo_ext.device.control import DeviceControllers, steering
 from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
@@ -30,7 +31,7 @@ def as_traced(traced: Traced, tensors: list[Tensor]) -> Traced:
     return traced
 
 
-def fused(traced: Traced, tensors: list[Tensor]) -> Traced:
+def fused(traced: Traced, tensors: list[Tensor], options: dict[str, Any] | None = None) -> Traced:
     """By TorchInductor: fewer kernels, after some tens of seconds; ``CompileError`` where it or its compilers fail."""
     from torch._inductor import compile as compile_fused
 
@@ -39,10 +40,15 @@ def fused(traced: Traced, tensors: list[Tensor]) -> Traced:
             # What compilers say of the code they are given is no user's business; and how exact products of float32
             # are to be is his to say: torch.set_float32_matmul_precision.
             warnings.simplefilter("ignore")
-            compiled: Traced = compile_fused(traced, tensors)  # type: ignore[arg-type]  # a function, as it is
+            compiled: Traced = compile_fused(traced, tensors, options)  # type: ignore[arg-type]  # a function, as it is
     except Exception as error:  # also Triton's, and for want of the C compiler that its launchers are made by
         raise CompileError(f"TorchInductor fails on it ({type(error).__name__}: {first_line(error)})") from error
     return compiled
+
+
+def combined(traced: Traced, tensors: list[Tensor]) -> Traced:
+    """``fused``, and kernels that do not wait for each other in one: of many small tensors it makes a third fewer."""
+    return fused(traced, tensors, {"combo_kernels": True})
 
 
 class EpochRecordings:
@@ -59,7 +65,10 @@ class EpochRecordings:
         self.parts = parts
         self.controllers = controllers
         self.finish = finish
-        self.rows = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, rows)
+        own_rows = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, rows)
+        if convolves(parts.policy):
+            own_rows = own_rows._replace(observation=images_channels_last(own_rows.observation))
+        self.rows: Minibatch = own_rows
         own = ("powers", "knobs", "kl_limit")
         self.inputs = {**inputs, **{name: pytree.tree_map(torch.clone, inputs[name]) for name in own}}
         self.size, self.device = len(rows.advantage), rows.advantage.device
@@ -73,10 +82,8 @@ class EpochRecordings:
     def load(self, inputs: Inputs, rows: Minibatch) -> None:
         """Takes over what changes from rollout to rollout."""
         for name in ("powers", "knobs", "kl_limit"):
-            for kept, given in zip(tensors_of(self.inputs[name]), tensors_of(inputs[name]), strict=True):
-                kept.copy_(given)
-        for kept, given in zip(tensors_of(self.rows), tensors_of(rows), strict=True):
-            kept.copy_(given)
+            torch._foreach_copy_(tensors_of(self.inputs[name]), tensors_of(inputs[name]))
+        torch._foreach_copy_(tensors_of(self.rows), tensors_of(rows))
         self.controllers.fill()
         self.write_knobs()
 

@@ -72,12 +72,18 @@ class DeviceUpdate:
 
     @torch.no_grad()
     def epochs(
-        self, rollout: Rollout, batch_size: int, n_epochs: int, refresh: Callable[[], None] | None
+        self,
+        rollout: Rollout,
+        batch_size: int,
+        n_epochs: int,
+        refresh: Callable[[], None] | None,
+        meanwhile: Callable[[], object],
     ) -> list[Measured]:
         """What ``n_epochs`` epochs showed, or fewer where the sampled KL of a minibatch exceeded 1.5 ``target_kl``.
 
-        ``refresh`` renews the advantages of ``rollout.rows`` before every epoch but the first. Controllers of epochs
-        and minibatches have moved afterwards, and the optimizer has counted its steps.
+        ``refresh`` renews the advantages of ``rollout.rows`` before every epoch but the first; ``meanwhile`` is called
+        when all has been handed to the device and before anybody waits for it. Controllers of epochs and minibatches
+        have moved afterwards, and the optimizer has counted its steps.
         """
         tables = []
         for epoch in range(n_epochs):
@@ -86,6 +92,7 @@ class DeviceUpdate:
                 self.epochs_of.load_advantages(rollout.rows)
             order = torch.cat(rollout.orders(rollout.size))
             tables.append(self.epochs_of.epoch(order, min(batch_size, rollout.size)))
+        meanwhile()
         return self._read(tables)
 
     def _read(self, tables: list[Tensor]) -> list[Measured]:

@@ -39,6 +39,12 @@ def one_order(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, "orders", orders)
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions round to 10 bits there by default, and which order they round in is their library's choice."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def assert_close(one: PPOX, other: PPOX) -> None:
     assert one._n_updates == other._n_updates
     theirs = other.policy.state_dict()

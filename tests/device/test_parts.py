@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_ppo_ext import AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
 from sb3_ppo_ext.artifacts import CompileError
-from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer, discounted_sums
+from sb3_ppo_ext.device.buffers import TOGETHER, DeviceDictRolloutBuffer, DeviceRolloutBuffer, discounted_sums
 from sb3_ppo_ext.device.control import DeviceControllers, pressure
 from sb3_ppo_ext.device.epochs import MINIBATCHES, pieces
 from sb3_ppo_ext.device.rollout import DeviceRollout
@@ -73,6 +73,22 @@ def test_a_buffer_of_tensors_holds_what_that_of_arrays_holds(observation: str, a
     assert rollouts[1].explained_variance() == pytest.approx(rollouts[0].explained_variance(), rel=1e-4)
     rows = torch.cat([sample.returns for sample in device.get(4)])
     torch.testing.assert_close(rows.sort().values, one.value_target.sort().values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_buffer_shows_every_step_it_was_given() -> None:
+    space, steps = OBSERVATIONS["vector"], TOGETHER + 7
+    buffer = DeviceRolloutBuffer(steps, space, ACTIONS["discrete"], "cpu", n_envs=2)
+    space.seed(0)
+    observation, expected = np.zeros((2, *space.shape), np.float64), []  # type: ignore[misc]  # has a shape
+    for step in range(steps):
+        observation[:] = step  # an environment may write into its own array again
+        buffer.add(observation, np.array([step, -step]), np.ones(2), np.zeros(2), torch.ones(2, 1), torch.zeros(2))
+        expected.append([step, -step])
+        if step in (2, TOGETHER - 1, TOGETHER + 1):  # as a callback may look at it
+            assert buffer.actions[: step + 1, :, 0].tolist() == expected
+            assert not buffer.values[step + 1 :].any() and buffer.values[: step + 1].all()
+    assert buffer.full and buffer.observations.dtype == torch.float32
+    assert buffer.observations[:, 1, 0].tolist() == list(range(steps))
 
 
 LAWS = [Threshold(1.5, 2.0), Threshold(2.0, 1.5), Proportional(10_000), Proportional(100, limit=0.5)]

@@ -11,7 +11,7 @@ import torch
 from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
 from sb3_ppo_ext.device import engine
 from sb3_ppo_ext.device.buffers import DeviceRollouts
-from sb3_ppo_ext.device.epochs import fused
+from sb3_ppo_ext.device.epochs import combined
 from tests import test_compiled, test_parity
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.test_compiled import compiler  # noqa: F401  # a fixture
@@ -83,7 +83,7 @@ def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     eager = model_of("box", compile=False).learn(128)
     monkeypatch.setattr(engine, "has_triton", lambda: True)  # on a CPU it is C++ that is compiled
     device = model_of("box", compile=True).learn(128)
-    assert device._compilation.engine is not None and device._compilation.engine.recordings.finish is fused
+    assert device._compilation.engine is not None and device._compilation.engine.recordings.finish is combined
     theirs = eager.policy.state_dict()
     for key, tensor in device.policy.state_dict().items():
         torch.testing.assert_close(tensor, theirs[key], rtol=1e-4, atol=1e-5, msg=key)
