@@ -49,6 +49,40 @@ class PlainDescent:
         self.optimizer.step()
 
 
+class FusedDescent(PlainDescent):
+    """An Adam in one kernel, which divides the gradients by what clips them as it reads them.
+
+    By the interface through which ``torch.amp.GradScaler`` has them divided. Norms are in float32, whatever the
+    gradients are in. Equal to ``PlainDescent`` up to rounding.
+    """
+
+    @torch.no_grad()
+    def clip(self, max_norm: float) -> Tensor:
+        """Finds the factor; the gradients are scaled in ``step``."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        alike = [[one for one in gradients if one.dtype == dtype] for dtype in {one.dtype for one in gradients}]
+        norms = [norm for group in alike for norm in torch._foreach_norm(group, 2.0, torch.float32)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        self.divisor = torch.clamp((norm + 1e-6) / max_norm, min=1.0)
+        return norm
+
+    def step(self) -> None:
+        """See ``PlainDescent``."""
+        self.optimizer.grad_scale = self.divisor  # type: ignore[attr-defined]
+        try:
+            super().step()
+        finally:
+            del self.optimizer.grad_scale  # type: ignore[attr-defined]
+
+
+def steps_in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether every step is that of a torch Adam or AdamW with ``fused``, and nobody looks at clipped gradients."""
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return False
+    hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer_hooks._global_optimizer_pre_hooks)  # see the gradients
+    return all(group["fused"] for group in optimizer.param_groups) and not hooks
+
+
 @contextmanager
 def descending(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Iterator[Descent]:
     """For as many steps as nobody looks at the optimizer: its state and the gradients are up to date afterwards."""

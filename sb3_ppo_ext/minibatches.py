@@ -40,6 +40,7 @@ class Minibatch(NamedTuple):
     distribution: ActionDistribution | None = None  # of the policy that collected the rollout
     mask: Tensor | None = None  # [B, L]: which slots hold tokens, or how much each counts
     ref_log_prob: Tensor | None = None  # of the actions under the frozen reference
+    lengths: np.ndarray | None = None  # [B, 2], on the host: how many tokens prompt and response have
 
 
 def has_rows(buffer_class: type[RolloutBuffer]) -> bool:

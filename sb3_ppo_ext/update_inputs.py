@@ -54,7 +54,7 @@ class UpdateInputs:
 def knob_tensors(knobs: KnobValues, device: torch.device) -> dict[str, Tensor]:
     """Those that are set, as a graph takes them."""
     given = {name: value for name, value in knobs._asdict().items() if value is not None}
-    return {name: torch.tensor(float(value), dtype=_dtype(name), device=device) for name, value in given.items()}
+    return {name: torch.full((), float(value), dtype=_dtype(name), device=device) for name, value in given.items()}
 
 
 def _dtype(knob: str) -> torch.dtype:

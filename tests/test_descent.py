@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_ppo_ext.descent import AdamDescent, PlainDescent, descending
+from sb3_ppo_ext.descent import AdamDescent, FusedDescent, PlainDescent, descending, steps_in_one_kernel
 from sb3_ppo_ext.optimizers import prefer_foreach
 
 # Whole vectors, tails, scalars, and one that a single thread's share does not hold.
@@ -163,3 +163,38 @@ def test_what_is_not_plain_adam_is_left_to_the_optimizer(name: str) -> None:
     parameters, optimizer = OTHERS[name]()
     with descending(optimizer, parameters) as descent:
         assert isinstance(descent, PlainDescent)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_kernel_that_clips_steps_as_if_it_had_been_done_before(optimizer: Any) -> None:
+    ours, theirs = network(optimizer, fused=True), network(optimizer, fused=True)
+    descent = FusedDescent(ours[1], ours[0])
+    for seed in range(8):  # norms above and below the greatest
+        gradients(ours[0], seed)
+        norm = descent.clip(0.5)
+        descent.step()
+        (expected,) = torch_steps(theirs[0], theirs[1], range(seed, seed + 1))
+        torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
+        for one, other in zip(ours[0], theirs[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+    assert not hasattr(ours[1], "grad_scale")
+
+
+def test_a_kernel_clips_half_precision_by_a_norm_in_full() -> None:
+    parameters = [nn.Parameter(torch.zeros(3000, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(2))]
+    parameters[0].grad, parameters[1].grad = torch.full((3000,), 0.1, dtype=torch.bfloat16), torch.tensor([3.0, 4.0])
+    descent = FusedDescent(torch.optim.Adam(parameters, lr=1e-3, fused=True), parameters)
+    norm = descent.clip(1.0)
+    # 0.1 in bfloat16 is 0.10009765625: the root of 3000 * 0.01001954 + 25.
+    assert norm.item() == pytest.approx((3000 * 0.10009765625**2 + 25) ** 0.5, rel=1e-5)
+    descent.step()
+    assert parameters[1].grad.norm() < 1 and parameters[1].grad[0].item() == pytest.approx(3 / norm.item(), rel=1e-5)
+
+
+def test_who_looks_at_clipped_gradients_finds_them() -> None:
+    _, optimizer = network(torch.optim.Adam, fused=True)
+    assert steps_in_one_kernel(optimizer) and not steps_in_one_kernel(network(torch.optim.SGD, lr=0.1)[1])
+    optimizer.register_step_pre_hook(lambda *_: None)
+    assert not steps_in_one_kernel(optimizer)
+    assert not steps_in_one_kernel(network(torch.optim.Adam)[1])

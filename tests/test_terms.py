@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -101,7 +103,8 @@ def test_tokens_under_a_mask_weigh_what_they_weigh_without_padding() -> None:
     mask = torch.tensor([[True, True], [True, False]])
     tokens = Evaluation(padded(new.log_prob), padded(new.entropy), padded(new.value), mask=mask)
     fields = ("action_log_prob", "state_value", "advantage", "value_target")
-    padded_batch = batch._replace(distribution=None, **{name: padded(getattr(batch, name)) for name in fields})
+    given: dict[str, Any] = {name: padded(getattr(batch, name)) for name in fields}
+    padded_batch = batch._replace(distribution=None, **given)
     choices = Objective(penalized=True, kl_estimator="k3")
     knobs = KnobValues(0.2, clip_range_vf=0.3, ent_coef=0.01, kl_coef=0.5)
     plain = ppo_terms(new, batch, choices, knobs)

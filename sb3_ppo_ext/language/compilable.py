@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sb3_ppo_ext.device.graphs import DeviceGraphs
 from sb3_ppo_ext.graphs import Graphs
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
     from sb3_ppo_ext.ppox import PPOX
 
-# Seconds, measured on one thread with a GPT-2 of 4 layers of width 128. On an H200 with a model of the shape of
-# Qwen2-0.5B it was 1e-9, 1e-3 and 1.6; there "auto" does not ask.
-SAVED_PER_STATE = 40e-9  # token, layer and channel trained on
-SAVED_PER_DECODED_LAYER = 1e-3  # and token
-COMPILE_TIME_PER_LAYER = 7.5  # of one graph
+
+class Costs(NamedTuple):
+    """Seconds on one type of device."""
+
+    saved_per_state: float  # token, layer and channel trained on
+    saved_per_decoded_layer: float  # and token
+    compile_time_per_layer: float  # of one graph
+
+
+# By type of device: of a GPT-2 of 4 layers of width 128 on one thread, and of the shape of Qwen2-0.5B on an H200.
+COSTS = {"cpu": Costs(40e-9, 1e-3, 7.5), "cuda": Costs(1e-9, 1e-3, 1.6)}
 
 
 class Compilable(SequencePolicy):
@@ -40,8 +46,10 @@ class Compilable(SequencePolicy):
         config, longest = self.lm.plain.config.get_text_config(), self.responses.max_new_tokens
         layers = config.num_hidden_layers
         slots = epochs * model.n_steps * model.n_envs * (self.prompt_length + longest)
-        saved = slots * layers * config.hidden_size * SAVED_PER_STATE
-        return saved + steps * longest * layers * SAVED_PER_DECODED_LAYER, 2 * layers * COMPILE_TIME_PER_LAYER
+        costs = COSTS[model.device.type]
+        saved = slots * layers * config.hidden_size * costs.saved_per_state
+        saved += steps * longest * layers * costs.saved_per_decoded_layer
+        return saved, 2 * layers * costs.compile_time_per_layer
 
     def compiled_actor(self, graphs: Graphs, n_envs: int) -> Actor:
         """See ``SequencePolicy``."""

@@ -15,8 +15,8 @@ from sb3_ppo_ext.actors import Acted, EagerActor
 from sb3_ppo_ext.artifacts import Call, CompileError
 from sb3_ppo_ext.graphs import Function, Graphs
 from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
+from sb3_ppo_ext.language.micro_batches import MicroBatch, in_parts, lengths_of, mapped
 from sb3_ppo_ext.language.model import CausalLM
-from sb3_ppo_ext.language.rollout import MicroBatch, in_parts, mapped, token_counts
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.traced import (
     TokenDraw,
@@ -107,24 +107,18 @@ class CompiledGradients:
         if not self.eager.adapter.with_reference:
             minibatch = minibatch._replace(ref_log_prob=None)
         device = minibatch.action.device
-        share = torch.tensor(part.share, dtype=torch.float32, device=device)
-        given = {"part": minibatch, "prepared": prepared_for(self.policy, minibatch), "share": share}
+        given = {"part": minibatch, "prepared": prepared_for(self.policy, minibatch), "share": part.share.float()}
         return {**self._fixed, **given, "knobs": knob_tensors(knobs, device)}
 
     def _width(self, minibatch: Minibatch) -> int:
         """The smallest that holds the longest of the responses."""
-        assert minibatch.mask is not None
-        longest = int((minibatch.mask > 0).sum(-1).max())
+        longest = lengths_of(minibatch)[:, 1].max()
         return next(width for width in self.widths if width >= longest)
 
     def _slots(self, minibatch: Minibatch, max_tokens: int | None) -> int:
         """That an eager pass computes, or at least has to."""
-        counts = token_counts(minibatch)
-        if max_tokens is not None:
-            return sum(counts)
-        assert minibatch.mask is not None and isinstance(minibatch.observation, dict)
-        longest = minibatch.observation[ATTENTION_MASK].sum(-1).max() + minibatch.mask.sum(-1).max()
-        return len(counts) * int(longest)
+        lengths = lengths_of(minibatch)
+        return int(lengths.sum() if max_tokens is not None else len(lengths) * lengths.max(axis=0).sum())
 
     def _shaped(self, part: Minibatch, width: int) -> Minibatch:
         """Rows of nothing but padding fill it up."""

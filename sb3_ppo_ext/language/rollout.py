@@ -1,10 +1,10 @@
-"""A collected rollout of responses as minibatches, its KL to the reference, and the split of a minibatch for memory."""
+"""A collected rollout of responses as minibatches, and its KL to the reference."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from sb3_ppo_ext.divergence import DivergedError, first_bad
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.full_kl import full_kl
+from sb3_ppo_ext.language.micro_batches import on_device, row_groups, rows_of
 from sb3_ppo_ext.language.model import scattered
 from sb3_ppo_ext.language.monitoring import response_records, take_scoring_seconds
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK
@@ -24,9 +25,6 @@ from sb3_ppo_ext.objective import normalized
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
     from sb3_ppo_ext.ppox import PPOX
-
-
-Part = Callable[[Tensor], Tensor]
 
 
 class SequenceRollout(Rollout):
@@ -67,12 +65,17 @@ class SequenceRollout(Rollout):
             mask=mask,
             ref_log_prob=None if buffer.ref_log_probs is None else flat(buffer.ref_log_probs),
         )
+        masks = buffer.observations[ATTENTION_MASK] > 0, buffer.masks
+        self.lengths = np.stack([mask.sum(-1).reshape(-1) for mask in masks], axis=-1)
         self.advantage, self.state_value, self.value_target = self.rows.advantage, *self.rows[3:6:2]
 
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
         """One epoch: every response once, in a fresh random order, the last minibatch possibly smaller."""
-        for rows in self.orders(batch_size):
-            minibatch = rows_of(self.rows, rows)
+        order = np.random.permutation(self.size)
+        there = on_device(order, self.buffer.device)
+        for start in range(0, self.size, batch_size):
+            rows = slice(start, start + batch_size)
+            minibatch = rows_of(self.rows, there[rows])._replace(lengths=self.lengths[order[rows]])
             if self.normalize_minibatch:
                 minibatch = minibatch._replace(advantage=normalized(minibatch.advantage, minibatch.mask))
             yield minibatch
@@ -111,90 +114,6 @@ class SequenceRollout(Rollout):
         """Over the tokens, as of any rollout."""
         mask = self.buffer.masks
         return float(explained_variance(self.buffer.values[mask], self.buffer.returns[mask]))
-
-
-def rows_of(minibatch: Minibatch, rows: Tensor) -> Minibatch:
-    """The given responses of a minibatch or of a whole rollout."""
-    return mapped(minibatch, lambda prompt: prompt[rows], lambda token: token[rows])
-
-
-def mapped(minibatch: Minibatch, of_prompt: Part, of_token: Part) -> Minibatch:
-    """Every tensor of the prompts [B, P] and of the tokens [B, L] through its function."""
-    assert isinstance(minibatch.observation, dict) and minibatch.mask is not None
-    return Minibatch(
-        {name: of_prompt(tensor) for name, tensor in minibatch.observation.items()},
-        of_token(minibatch.action),
-        of_token(minibatch.action_log_prob),
-        of_token(minibatch.state_value),
-        of_token(minibatch.advantage),
-        of_token(minibatch.value_target),
-        mask=of_token(minibatch.mask),
-        ref_log_prob=None if minibatch.ref_log_prob is None else of_token(minibatch.ref_log_prob),
-    )
-
-
-class MicroBatch(NamedTuple):
-    """Part of a minibatch, without the columns that are padding in all of its rows."""
-
-    minibatch: Minibatch  # its mask says how much each token counts
-    share: float  # of this part's mean in the minibatch's loss
-    weight: float  # of this part's tokens in the minibatch's statistics
-
-
-def micro_batches(minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterator[MicroBatch]:
-    """Parts of at most ``max_tokens`` token slots (or one row), longest first, without padding."""
-    return in_parts(minibatch, row_groups(token_counts(minibatch), max_tokens), without_padding, loss_mean=loss_mean)
-
-
-def token_counts(minibatch: Minibatch) -> list[int]:
-    """Of each row, prompt and response together."""
-    assert minibatch.mask is not None and isinstance(minibatch.observation, dict)
-    counts: list[int] = (minibatch.observation[ATTENTION_MASK].sum(-1) + minibatch.mask.sum(-1)).tolist()
-    return counts
-
-
-def in_parts(
-    minibatch: Minibatch,
-    groups: Iterable[list[int]],
-    shaped: Callable[[Minibatch], Minibatch],
-    *,
-    loss_mean: str,
-) -> Iterator[MicroBatch]:
-    """The rows in groups, each ``shaped``, so that the shares sum to the loss.
-
-    The mean is over the whole minibatch, whatever its split: ``share * mean of the part`` add up to it exactly.
-    """
-    mask = minibatch.mask
-    assert mask is not None
-    count = mask.float()
-    weights = count / count.sum(-1, keepdim=True).clamp(min=1) if loss_mean == "response" else count
-    total = weights.sum().clamp(min=1)
-    normalizer = float(mask.numel()) if loss_mean == "length" else float(total)
-    for rows in groups:
-        part = rows_of(minibatch._replace(mask=weights), torch.tensor(rows, device=mask.device))
-        counted = float(weights[rows].sum())
-        yield MicroBatch(shaped(part), counted / normalizer, counted / float(total))
-
-
-def row_groups(lengths: list[int], max_tokens: int | None) -> Iterator[list[int]]:
-    """Row numbers in groups: of similar length, at most ``max_tokens`` slots when padded to the longest."""
-    if max_tokens is None:
-        yield list(range(len(lengths)))
-        return
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    while order:
-        size = max(max_tokens // max(lengths[order[0]], 1), 1)
-        yield order[:size]
-        order = order[size:]
-
-
-def without_padding(part: Minibatch) -> Minibatch:
-    """The responses without the columns that nobody uses, prompts on the left and responses on the right."""
-    observation, mask = part.observation, part.mask
-    assert mask is not None and isinstance(observation, dict)
-    prompt = max(int(observation[ATTENTION_MASK].sum(-1).max()), 1)
-    response = max(int((mask > 0).sum(-1).max()), 1)
-    return mapped(part, lambda ids: ids[:, -prompt:], lambda token: token[:, :response])
 
 
 @torch.no_grad()

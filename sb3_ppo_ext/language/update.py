@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.descent import Descent, PlainDescent
+from sb3_ppo_ext.descent import Descent, FusedDescent, PlainDescent, steps_in_one_kernel
 from sb3_ppo_ext.distributions import ActionDistribution
 from sb3_ppo_ext.divergence import DivergedError
 from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.finite import origin
 from sb3_ppo_ext.language.full_kl import full_kl
+from sb3_ppo_ext.language.micro_batches import MicroBatch, micro_batches
 from sb3_ppo_ext.language.model import scattered
 from sb3_ppo_ext.language.ratio import RatioCheck
-from sb3_ppo_ext.language.rollout import MicroBatch, SequenceRollout, micro_batches
+from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.statistics import minibatch_statistics
 from sb3_ppo_ext.measurements import STATISTICS, statistics
 from sb3_ppo_ext.minibatches import Minibatch, Observation, Rollout
@@ -106,7 +107,8 @@ class EagerGradients:
         minibatch, share, _ = part
         new = self.adapter.evaluate(minibatch)
         terms = ppo_terms(new, minibatch, self.objective, knobs)
-        loss = terms.weigh(knobs) * share
+        loss = terms.weigh(knobs)
+        loss = loss * share.to(loss.dtype)
         loss.backward()
         row = statistics(new, minibatch, terms, loss, self.objective, knobs)
         log_ratio = fill_masked(new.log_prob.detach() - minibatch.action_log_prob, minibatch.mask)
@@ -143,7 +145,7 @@ class SequenceUpdate(Update):
         self.at = minibatch
         assert self.gradients is not None  # since __post_init__
         pieces: list[Piece] = []
-        weights: list[float] = []
+        weights: list[Tensor] = []
         for part in self.gradients.parts(minibatch, loss_mean=self.loss_mean, max_tokens=self.max_tokens):
             pieces.append(self.gradients.add(part, knobs))
             weights.append(part.weight)
@@ -151,7 +153,7 @@ class SequenceUpdate(Update):
             self.ratio_check(minibatch, max(piece.deviation.item() for piece in pieces))
             self.ratio_check = None
         table = torch.stack([piece.row for piece in pieces])
-        share_of = table.new_tensor(weights)[:, None]
+        share_of = torch.stack(weights).to(table.dtype)[:, None]
         row = (table * share_of).sum(dim=0)
         self.seen.append((torch.stack([piece.extra for piece in pieces]) * share_of).sum(dim=0))
         row[LOSS], row[RATIO_MAX] = torch.stack([piece.loss for piece in pieces]).sum(), table[:, RATIO_MAX].max()
@@ -159,13 +161,17 @@ class SequenceUpdate(Update):
 
     def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
         """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
-        return self._measured_at_once(rollout, batch_size, PlainDescent(self.optimizer, self.parameters))
+        return self._measured_at_once(rollout, batch_size, self._descent())
+
+    def _descent(self) -> Descent:
+        kind = FusedDescent if steps_in_one_kernel(self.optimizer) else PlainDescent
+        return kind(self.optimizer, self.parameters)
 
     def step(self, loss: Tensor, row: Tensor, descent: Descent | None = None) -> Tensor:
         """One optimizer step against the gradient that ``evaluate`` left."""
         for parameter in self.frozen:
             parameter.grad = None
-        descent = descent or PlainDescent(self.optimizer, self.parameters)
+        descent = descent or self._descent()
         try:
             return self._descend(row, descent.clip(self.max_grad_norm), descent)
         except DivergedError as error:

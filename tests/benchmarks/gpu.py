@@ -2,29 +2,41 @@
 
     python -m tests.benchmarks.gpu [--repeats 5] [--case 0 ...] [--device cuda] [--json figures.json]
 
-Whole calls of ``learn()`` over one rollout, and their updates, in turn; medians, ratios of medians. Before them the
-first ``learn()`` of each side, which compiles what TorchInductor's cache on disk does not hold yet
-(``TORCHINDUCTOR_CACHE_DIR``). Environments step on the host as everywhere. On a machine without a GPU it says so and
-ends; it is not part of the test suite.
+Whole calls of ``learn()`` over one rollout, and their updates, in turn; medians, ratios of medians. Each side of each
+case is a process of its own. All get ready at once, so the first ``learn()``, which compiles what TorchInductor's cache
+on disk does not hold yet (``TORCHINDUCTOR_CACHE_DIR``), takes longer than it would alone; then they take turns, one
+at a time. Environments step on the host as everywhere; those with images hand out some drawn beforehand. On a machine
+without a GPU it says so and ends; it is not part of the test suite.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.vec_env import GymnasiumVecEnv
+from tests.benchmarks.images import SPACES, Album
 from tests.benchmarks.lean import LeanPPO
-from tests.benchmarks.measuring import Table, in_turn, machine_line, medians, number, one_rollout, write_json
-from tests.environments import Toy
+from tests.benchmarks.measuring import (
+    Seconds,
+    Table,
+    Turn,
+    in_turn,
+    machine_line,
+    medians,
+    number,
+    one_rollout,
+    write_json,
+)
+from tests.benchmarks.processes import Side
 
 CART_POLE = "CartPole-v1"
 SIDES = ("SB3", "eager", "LeanRL", "graphs")
@@ -37,13 +49,13 @@ class Case:
 
     name: str
     n_envs: int
-    image: bool = False
+    image: str = ""  # which of the spaces of ``images``
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def env(self) -> Any:
-        """CartPoles in one batch, or random images, channels first as PPO would have them."""
+        """CartPoles in one batch, or images, channels first as PPO would have them."""
         if self.image:
-            return VecTransposeImage(DummyVecEnv([lambda: Toy("image", "discrete", 50)] * self.n_envs))
+            return VecTransposeImage(Album(SPACES[self.image], self.n_envs))
         return GymnasiumVecEnv(CART_POLE, self.n_envs, seed=0, vectorization_mode="vector_entry_point")
 
     @property
@@ -53,28 +65,45 @@ class Case:
 
 
 CASES = (
-    Case("CartPole, 8 environments, batch 64", 8, arguments={"n_steps": 256, "batch_size": 64, "n_epochs": 10}),
-    Case("CartPole, 64 environments, batch 2048", 64, arguments={"n_steps": 256, "batch_size": 2048, "n_epochs": 10}),
-    Case("images 36x36, 16 environments, batch 256", 16, True, {"n_steps": 64, "batch_size": 256, "n_epochs": 4}),
+    Case("CartPole, 8 environments, batch 64", 8, "", {"n_steps": 256, "batch_size": 64, "n_epochs": 10}),
+    Case("CartPole, 64 environments, batch 2048", 64, "", {"n_steps": 256, "batch_size": 2048, "n_epochs": 10}),
+    *(
+        Case(
+            f"{image}, {n_envs} environments, batch 256",
+            n_envs,
+            image,
+            {"n_steps": 128, "batch_size": 256, "n_epochs": 4},
+        )
+        for image, n_envs in (("36x36x3", 16), ("84x84x4", 8))
+    ),
 )
 
 
-def measured(case: Case, device: str, repeats: int) -> dict[str, Any]:
-    """Seconds of every side."""
+def one_side(case: Case, side: str, device: str) -> tuple[Turn, Seconds]:
+    """What a side's process makes; it tells of its first ``learn()``."""
     given = {"seed": 0, "device": device, **case.arguments}
-    sides = {
-        "SB3": PPO(case.policy, case.env(), **given),
-        "eager": PPOX(case.policy, case.env(), compile=False, **given),
-        "graphs": PPOX(case.policy, case.env(), compile=True, **given),
-    }
-    lean = LeanPPO(case.env(), image=case.image, device=device, **case.arguments)
-    turns = {"LeanRL": lean.turn, **{name: one_rollout(model, warm_up=0) for name, model in sides.items()}}
-    first = {name: turn() for name, turn in turns.items()}
-    for turn in turns.values():
-        for _ in range(WARM_UP):
-            turn()
-    samples = in_turn(repeats, turns)
-    return {"first": first, "samples": samples, "medians": medians(samples)}
+    env = case.env()
+    if side == "LeanRL":
+        turn: Turn = LeanPPO(env, image=bool(case.image), device=device, **case.arguments).turn
+    elif side == "SB3":
+        turn = one_rollout(PPO(case.policy, env, **given), warm_up=0)
+    else:
+        turn = one_rollout(PPOX(case.policy, env, compile=side == "graphs", **given), warm_up=0)
+    first = turn()
+    for _ in range(WARM_UP):
+        turn()
+    return turn, first
+
+
+def measured(cases: Sequence[Case], device: str, repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Seconds of every side, case by case."""
+    sides = {case.name: {name: Side(one_side, case, name, device) for name in SIDES} for case in cases}
+    first = {case: {name: side.ready() for name, side in these.items()} for case, these in sides.items()}
+    for case, these in sides.items():
+        samples = in_turn(repeats, {name: side.turn for name, side in these.items()})
+        for side in these.values():
+            side.close()
+        yield case, {"first": first[case], "samples": samples, "medians": medians(samples)}
 
 
 def print_first(figures: dict[str, dict[str, Any]]) -> None:
@@ -104,12 +133,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.exit(1, "there is no GPU here (torch.cuda.is_available() is False)\n")
-    warnings.simplefilter("ignore")
     print(machine_line())
     if torch.cuda.is_available():
         print(torch.cuda.get_device_name())
-    cases = [CASES[index] for index in options.case]
-    figures = {case.name: measured(case, options.device, options.repeats) for case in cases}
+    figures = dict(measured([CASES[index] for index in options.case], options.device, options.repeats))
     print_first(figures)
     print_table("learn()", figures, "learn")
     print_table("train()", figures, "train")

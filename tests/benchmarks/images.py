@@ -12,11 +12,9 @@ a quiet machine; it is not part of the test suite.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
 import warnings
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +26,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_ppo_ext import PPOX
-from tests.benchmarks.measuring import Seconds, Table, in_turn, machine_line, number, one_rollout, write_json
+from tests.benchmarks.measuring import Seconds, Table, Turn, in_turn, machine_line, number, one_rollout, write_json
+from tests.benchmarks.processes import Side
 
 DRAWN = 16  # observations of all environments, one after the other for ever
 
@@ -125,46 +124,21 @@ SIDES: dict[str, tuple[type[PPO], dict[str, Any]]] = {
 }
 
 
-def serve(case: Case, side: str, threads: int | None, line: Connection) -> None:
-    """What a side's process runs: a turn for every word on the line, until that is closed."""
-    warnings.simplefilter("ignore")
+def one_side(case: Case, side: str, threads: int | None) -> tuple[Turn, None]:
+    """What a side's process makes."""
     if threads:
         torch.set_num_threads(threads)
     kind, more = SIDES[side]
     arguments = {name: getattr(case, name) for name in ("n_steps", "batch_size", "n_epochs")}
     env = Album(SPACES[case.space], case.n_envs)
-    turn = one_rollout(kind(case.policy, env, seed=0, device="cpu", **arguments, **more))
-    line.send("ready")
-    while line.recv():
-        line.send(turn())
-
-
-class Side:
-    """A side in its process, until ``close()``."""
-
-    def __init__(self, case: Case, side: str, threads: int | None) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.line, other = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(case, side, threads, other), daemon=True)
-        self.process.start()
-        other.close()
-        self.line.recv()
-
-    def turn(self) -> Seconds:
-        """One rollout and its update over there."""
-        self.line.send(True)
-        seconds: Seconds = self.line.recv()
-        return seconds
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.line.send(False)
-        self.process.join()
+    return one_rollout(kind(case.policy, env, seed=0, device="cpu", **arguments, **more)), None
 
 
 def measured(case: Case, repeats: int, threads: int | None) -> dict[str, list[Seconds]]:
     """The turns of all sides."""
-    sides = {name: Side(case, name, threads) for name in SIDES}
+    sides = {name: Side(one_side, case, name, threads) for name in SIDES}
+    for side in sides.values():
+        side.ready()
     samples = in_turn(repeats, {name: side.turn for name, side in sides.items()})
     for side in sides.values():
         side.close()

@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sb3_ppo_ext.compilation import CompileWarning
+from sb3_ppo_ext.compilation import COSTS, CompileWarning
 from sb3_ppo_ext.graphs import Graph, Graphs
-from sb3_ppo_ext.language import LanguageModelPolicy
+from sb3_ppo_ext.language import LanguageModelPolicy, compilable
 from sb3_ppo_ext.language.compiled import CompiledDecoder, CompiledGradients
+from sb3_ppo_ext.language.micro_batches import lengths_of
 from sb3_ppo_ext.language.model import prepared_mask
-from sb3_ppo_ext.language.traced import in_a_graph
+from sb3_ppo_ext.language.traced import DTYPES, in_a_graph
 from sb3_ppo_ext.language.update import EagerGradients, SequenceUpdate
 from sb3_ppo_ext.minibatches import Minibatch
+from tests.device.test_waiting import ELSEWHERE, elsewhere
 from tests.language import setups, tiny
 from tests.language.test_update import KNOBS, minibatch, updater
 
@@ -79,6 +82,23 @@ def test_parts_of_a_fixed_size_add_up_to_the_minibatch() -> None:
     torch.testing.assert_close(outcome(update, batch), outcome(eager, batch), rtol=1e-4, atol=1e-5)
     assert graphs.calls == {"gradient of tokens": 2}
     assert deviations[0] == pytest.approx(deviations[1], abs=1e-4) and deviations[1] > 0.3
+
+
+def test_parts_are_made_without_waiting_for_the_device() -> None:
+    policy = setups.policy()
+    batch = minibatch(policy, rows=7)
+    update, _ = through_graphs(policy, 4, batch)
+    gradients = update.gradients
+    assert isinstance(gradients, CompiledGradients)
+    lengths = lengths_of(batch)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # whose numbers nobody can read
+        there = elsewhere(batch)._replace(lengths=lengths)
+        for loss_mean in ("token", "response", "length"):
+            parts = list(gradients.parts(there, loss_mean=loss_mean, max_tokens=None))
+            given = [gradients._inputs(part, KNOBS) for part in parts]
+            assert len(given) == 2 and given[0]["share"].device.type == ELSEWHERE
+        with pytest.raises(RuntimeError, match="numpy"):
+            lengths_of(there._replace(lengths=None))
 
 
 def test_mostly_padding_is_left_to_autograd() -> None:
@@ -178,3 +198,7 @@ def test_auto_compiles_long_trainings_and_says_so(capsys: pytest.CaptureFixture[
     assert "PPOX trains eagerly: 16 minibatches are planned, which would not repay" in capsys.readouterr().out
     model._setup_learn(LONG)
     assert "PPOX trains compiled" in capsys.readouterr().out
+
+
+def test_where_language_models_are_compiled_it_is_known_what_that_saves() -> None:
+    assert set(compilable.COSTS) == set(DTYPES) == set(COSTS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.language import LanguageModelPolicy
-from sb3_ppo_ext.language.rollout import micro_batches, row_groups, rows_of
+from sb3_ppo_ext.language.micro_batches import micro_batches, row_groups, rows_of
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS
 from sb3_ppo_ext.language.update import SequenceUpdate, TokenAdapter
 from sb3_ppo_ext.minibatches import Minibatch
