@@ -58,8 +58,8 @@ class PPOX(PPO):
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
     :param compile: True: update and acting run as compiled graphs, several times faster and equal to the eager ones up
         to rounding, after some 20 s the first time on a machine (on CUDA as CUDA graphs over a rollout buffer of
-        tensors, see :mod:`sb3_ppo_ext.device`); False: eager; "auto": on a CPU compiled where the planned work is long
-        enough to repay that, else eager
+        tensors, see :mod:`sb3_ppo_ext.device`); False: eager; "auto": compiled where the planned work is long enough
+        to repay that, else eager
     """
 
     def __init__(
