@@ -25,7 +25,7 @@ class CompiledActor:
         self.policy = policy
         inputs = acting_inputs(policy, observation)
         with unvalidated_distributions():
-            self._call, self._noise = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True)
+            self._call, self._noise, _ = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True)
         self._constants = list(inputs["constants"].values())
         self._explores = bool(inputs["exploration"])
         self._keys = list(observation) if isinstance(observation, dict) else []

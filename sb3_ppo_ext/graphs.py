@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Graph(NamedTuple):
 
     call: Call
     noise: list[Noise]
+    path: Path | None = None  # of its library, where it is one
 
 
 class Graphs:
@@ -81,7 +83,7 @@ class Graphs:
                 artifacts.compile_all(list(missing.values()))
         for key, job, noise in self._awaited:
             make_room(self.known, key)
-            self.known[key] = Graph(calls[job.path] or artifacts.load(job.path), noise)
+            self.known[key] = Graph(calls[job.path] or artifacts.load(job.path), noise, job.path)
 
 
 def make_room(known: dict[Any, Any], key: Any) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import torch
+
 from sb3_ppo_ext.device.graphs import DeviceGraphs
 from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.language.compiled import CompiledDecoder, CompiledGradients, CompiledSequenceActor
+from sb3_ppo_ext.language.critics import SeparateCritic
+from sb3_ppo_ext.language.halves import HalvedGradients
 from sb3_ppo_ext.language.model import CausalLM
 from sb3_ppo_ext.language.recorded import RecordedDecoder
 from sb3_ppo_ext.language.spaces import ResponseSpace
@@ -62,6 +66,8 @@ class Compilable(SequencePolicy):
         rows = min(batch_size, rollout.size)
         if eager.max_tokens is not None:
             rows = min(max(eager.max_tokens // (self.prompt_length + self.responses.max_new_tokens), 1), rows)
-        gradients = CompiledGradients(eager.gradients, graphs, rows)
+        apart = isinstance(cast("LanguageModelPolicy", self).critic, SeparateCritic)
+        beside = apart and not isinstance(graphs, DeviceGraphs) and torch.get_num_threads() > 1
+        gradients = (HalvedGradients if beside else CompiledGradients)(eager.gradients, graphs, rows)
         gradients.prepare(rollout.rows, eager.knobs.values)
         return replace(eager, gradients=gradients)

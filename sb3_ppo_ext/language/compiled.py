@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from sb3_ppo_ext.actors import Acted, EagerActor
 from sb3_ppo_ext.artifacts import Call, CompileError
-from sb3_ppo_ext.graphs import Function, Graphs
+from sb3_ppo_ext.graphs import Function, Graph, Graphs
 from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
 from sb3_ppo_ext.language.micro_batches import MicroBatch, in_parts, lengths_of, mapped
 from sb3_ppo_ext.language.model import CausalLM
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 SLACK = 1.25
 DECODING = "decoding"
 
+Gradient = Callable[[Inputs], list[Tensor]]  # inputs and results are those of ``TokenGradient``
+
 
 class CompiledGradients:
     """As ``EagerGradients``, by a graph for parts of ``rows`` responses [rows, P] and [rows, width].
@@ -59,7 +61,7 @@ class CompiledGradients:
         if eager.adapter.full_kl:
             raise CompileError("the exact KL to the reference over the vocabulary is not compiled")
         self.trained = list(trained_of(self.policy).values())
-        self.calls: dict[int, Call] = {}
+        self.calls: dict[int, Gradient] = {}
         self._fixed: Inputs = {
             "parameters": {name: one.detach() for name, one in trained_of(self.policy).items()},
             "constants": constants_of(self.policy),
@@ -67,13 +69,19 @@ class CompiledGradients:
 
     def prepare(self, minibatch: Minibatch, knobs: KnobValues) -> None:
         """Compiles the graph that fits the longest response of a rollout; ``CompileError`` where that fails."""
-        adapter, width = self.eager.adapter, self._width(minibatch)
-        function = TokenGradient(self.policy, self.eager.objective, entropy_grad=adapter.entropy_grad)
+        width = self._width(minibatch)
         first = list(range(min(self.rows, len(minibatch.action))))
         example, *_ = in_parts(minibatch, [first], partial(self._shaped, width=width), loss_mean="token")
-        inputs = self._inputs(example, knobs)
-        plan = (self.eager.objective, adapter.entropy_grad)
-        self.calls[width] = graph_of(self.graphs, "gradient of tokens", function, inputs, self.policy, plan)
+        self.calls[width] = self._compiled(self._inputs(example, knobs))
+
+    def _compiled(self, inputs: Inputs) -> Gradient:
+        call = self._graph("gradient of tokens", TokenGradient, inputs).call
+        return lambda inputs: call(tensors_of(inputs))
+
+    def _graph(self, kind: str, function: type[TokenGradient], inputs: Inputs) -> Graph:
+        objective, entropy_grad = self.eager.objective, self.eager.adapter.entropy_grad
+        made = function(self.policy, objective, entropy_grad=entropy_grad)
+        return graph_of(self.graphs, kind, made, inputs, self.policy, (objective, entropy_grad))
 
     def parts(self, minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterable[MicroBatch]:
         """Of the shape of a graph, or as ``eager`` would have them."""
@@ -93,7 +101,7 @@ class CompiledGradients:
         call = self.calls.get(width)
         if call is None or (rows, prompt) != (self.rows, self.prompt_length):
             return self.eager.add(part, knobs)
-        loss, row, extra, deviation, *gradients = call(tensors_of(self._inputs(part, knobs)))
+        loss, row, extra, deviation, *gradients = call(self._inputs(part, knobs))
         before = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         if before:
             torch._foreach_add_(before, gradients)
@@ -132,9 +140,9 @@ class CompiledGradients:
 
 def graph_of(
     graphs: Graphs, kind: str, function: Function, inputs: Inputs, policy: LanguageModelPolicy, plan: Any = None
-) -> Call:
+) -> Graph:
     """Compiled anew only where the networks have changed: the policy itself keeps clocks and the like."""
-    return graphs.get(kind, function, inputs, policy.lm, (plan, fingerprint(policy.critic))).call
+    return graphs.get(kind, function, inputs, policy.lm, (plan, fingerprint(policy.critic)))
 
 
 class CompiledDecoder(Decoder):
@@ -167,7 +175,7 @@ class CompiledDecoder(Decoder):
         if self.call is None:
             rest = {"seen": self.seen, "token": token.contiguous(), "slot": torch.tensor(0), "noise": noise}
             inputs = draw_inputs(self.policy, self.layers, **rest)
-            self.call = graph_of(self.graphs, DECODING, TokenDraw(self.policy), inputs, self.policy)
+            self.call = graph_of(self.graphs, DECODING, TokenDraw(self.policy), inputs, self.policy).call
             self._tensors = tensors_of(inputs)
         self._tensors[-3:] = token, torch.tensor(slot), noise
         return self.call(self._tensors)

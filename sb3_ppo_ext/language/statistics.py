@@ -28,15 +28,16 @@ def minibatch_statistics(new: Evaluation, minibatch: Minibatch, knobs: KnobValue
         masked_mean(ratio, mask),
         kl_k2(log_ratio, mask),
         masked_mean(worse, mask),
-        _value_clipped(new, minibatch, knobs),
+        value_clipped(new.value, minibatch, knobs),
     )
     return torch.stack([part.to(ratio.dtype) for part in parts])
 
 
-def _value_clipped(new: Evaluation, minibatch: Minibatch, knobs: KnobValues) -> Tensor:
-    mask, clip = new.mask, knobs.clip_range_vf
+def value_clipped(value: Tensor, minibatch: Minibatch, knobs: KnobValues) -> Tensor:
+    """The fraction of tokens whose value loss is the clipped one."""
+    mask, clip = minibatch.mask, knobs.clip_range_vf
     if clip is None:
-        return new.value.new_zeros(())
-    value, old, target = (fill_masked(one, mask) for one in (new.value, minibatch.state_value, minibatch.value_target))
+        return value.new_zeros(())
+    value, old, target = (fill_masked(one, mask) for one in (value, minibatch.state_value, minibatch.value_target))
     clipped = old + torch.clamp(value - old, -clip, clip)  # type: ignore[arg-type]  # a number here
     return masked_mean(((clipped - target).square() > (value - target).square()).to(value.dtype), mask)

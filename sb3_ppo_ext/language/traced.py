@@ -128,10 +128,7 @@ class TokenGradient:
             new = self.evaluated(part)
             terms = ppo_terms(new, part, self.objective, knobs)
             loss = terms.weigh(knobs) * inputs["share"]
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(leaves, gradients, strict=True):
-            if gradient is None:  # zeros in its place would let Adam's momentum move it
-                raise CompileError(f"the loss does not depend on {name}")
+            gradients = gradients_of(loss, leaves)
         row = statistics(new, part, terms, loss, self.objective, knobs)
         log_ratio = fill_masked(new.log_prob.detach() - part.action_log_prob, part.mask)
         extra = minibatch_statistics(new, part, knobs)
@@ -143,13 +140,28 @@ class TokenGradient:
         policy, lm = self.policy, self.policy.lm
         tokens = policy.tokens(part.observation, part.action, part.mask > 0)
         ids, mask = tokens.joined()
-        hidden, value = policy.critic.states(lm, ids, mask, tokens.first)
-        hidden, value = (before_response(states, tokens.prompt.shape[1]) for states in (hidden, value))
+        hidden, value = self.states(ids, mask, tokens.first)
+        hidden = before_response(hidden, tokens.prompt.shape[1])
         chosen = tokens.response.masked_fill(~tokens.mask, 0).flatten()
         every = lm.log_prob_and_entropy(hidden.flatten(0, 1), chosen, entropy_grad=self.entropy_grad)
         log_prob, entropy = (one.view(tokens.mask.shape).masked_fill(~tokens.mask, 0.0) for one in every)
+        # Without values the old ones stand in, which nothing that is computed of them then depends on.
+        value = part.state_value if value is None else before_response(value, tokens.prompt.shape[1])
         value = value.masked_fill(~tokens.mask, 0.0)
         return Evaluation(log_prob, entropy, value, mask=part.mask, ref_log_prob=part.ref_log_prob)
+
+    def states(self, ids: Tensor, mask: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [B, S, D] and values [B, S] after every token."""
+        return self.policy.critic.states(self.policy.lm, ids, mask, first)
+
+
+def gradients_of(loss: Tensor, leaves: dict[str, Tensor]) -> list[Tensor]:
+    """One for each; ``CompileError`` where there is none, for zeros in its place would let Adam's momentum move it."""
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    for name, gradient in zip(leaves, gradients, strict=True):
+        if gradient is None:
+            raise CompileError(f"the loss does not depend on {name}")
+    return list(gradients)
 
 
 class WrittenLayer(DynamicLayer):
