@@ -60,7 +60,8 @@ class FusedDescent(PlainDescent):
     def clip(self, max_norm: float) -> Tensor:
         """Finds the factor; the gradients are scaled in ``step``."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        alike = [[one for one in gradients if one.dtype == dtype] for dtype in {one.dtype for one in gradients}]
+        dtypes = dict.fromkeys(one.dtype for one in gradients)  # in order: so is the sum
+        alike = [[one for one in gradients if one.dtype == dtype] for dtype in dtypes]
         norms = [norm for group in alike for norm in torch._foreach_norm(group, 2.0, torch.float32)]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         self.divisor = torch.clamp((norm + 1e-6) / max_norm, min=1.0)

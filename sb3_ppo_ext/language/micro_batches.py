@@ -47,8 +47,8 @@ class MicroBatch(NamedTuple):
     """Part of a minibatch, without the columns that are padding in all of its rows."""
 
     minibatch: Minibatch  # its mask says how much each token counts
-    share: Tensor  # of this part's mean in the minibatch's loss, 0-d float64
-    weight: Tensor  # of this part's tokens in the minibatch's statistics, likewise
+    share: Tensor  # of this part's mean in the minibatch's loss, 0-d
+    weight: Tensor  # of this part's tokens in the minibatch's statistics, 0-d
 
 
 def micro_batches(minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterator[MicroBatch]:
@@ -85,14 +85,14 @@ def in_parts(
     """
     mask, lengths = minibatch.mask, lengths_of(minibatch)
     assert mask is not None
-    count = mask.float()
+    count = mask.to(minibatch.advantage.dtype)
     weights = count / count.sum(-1, keepdim=True).clamp(min=1) if loss_mean == "response" else count
-    total = weights.sum().double().clamp(min=1)
+    total = weights.sum().clamp(min=1)
     normalizer = mask.numel() if loss_mean == "length" else total
     for rows in groups:
         index = _index(rows, mask.device)
         part = rows_of(minibatch._replace(mask=weights), index)._replace(lengths=lengths[rows])
-        counted = weights[index].sum().double()
+        counted = weights[index].sum()
         yield MicroBatch(shaped(part), counted / normalizer, counted / total)
 
 
