@@ -19,7 +19,6 @@ from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.compilation import COSTS, CompileWarning, Costs
 from sb3_ppo_ext.device import actor, engine
 from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
-from sb3_ppo_ext.device.epochs import EpochRecordings
 from sb3_ppo_ext.divergence import DivergedError
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.device.test_training import model_of
@@ -43,15 +42,6 @@ def test_nothing_is_recorded_twice() -> None:
     made, recorded = engine_.recordings.made, Rehearsed.recorded
     model.learn(128, reset_num_timesteps=False)
     assert (engine_.recordings.made, Rehearsed.recorded) == (made, recorded) and made == 2
-
-
-def test_images_lie_as_convolutions_read_them() -> None:
-    model = model_of("image", compile=True).learn(64)
-    engine_ = model._compilation.engine
-    assert engine_ is not None
-    (epochs,) = (one for one in engine_.recordings.known.values() if isinstance(one, EpochRecordings))
-    images: Any = epochs.rows.observation
-    assert images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 def test_other_parameters_and_settings_are_noticed() -> None:

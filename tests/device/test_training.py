@@ -11,7 +11,9 @@ import torch
 from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
 from sb3_ppo_ext.device import engine
 from sb3_ppo_ext.device.buffers import DeviceRollouts
-from sb3_ppo_ext.device.epochs import combined
+from sb3_ppo_ext.device.epochs import EpochRecordings, combined
+from sb3_ppo_ext.device.update import DeviceUpdate
+from sb3_ppo_ext.training import KLProbe
 from tests import test_compiled, test_parity
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.test_compiled import compiler  # noqa: F401  # a fixture
@@ -87,3 +89,30 @@ def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     theirs = eager.policy.state_dict()
     for key, tensor in device.policy.state_dict().items():
         torch.testing.assert_close(tensor, theirs[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_images_lie_as_convolutions_read_them() -> None:
+    model = model_of("image", compile=True).learn(64)
+    engine_ = model._compilation.engine
+    assert engine_ is not None
+    (epochs,) = (one for one in engine_.recordings.known.values() if isinstance(one, EpochRecordings))
+    images: Any = epochs.rows.observation
+    assert images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
+def test_the_exact_kl_of_the_log_is_computed_before_anybody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def noted(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*given: Any) -> Any:
+            order.append(name)
+            return original(*given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(KLProbe, "look")
+    noted(DeviceUpdate, "_read")
+    model = model_of("box", compile=True).learn(64)
+    assert order == ["look", "_read"] and model.logger.name_to_value["train/kl_exact"] > 0
