@@ -63,7 +63,8 @@ class ValueHalf(TokenGradient):
             unweighted = value_term(value, part, self.objective, knobs, mask=part.mask)
             loss = knobs.vf_coef * unweighted * inputs["share"]
             gradients = gradients_of(loss, leaves)
-        return (loss.detach(), unweighted.detach(), value_clipped(value.detach(), part, knobs), *gradients)
+        clipped = value_clipped(value.detach(), part.mask, part, knobs)
+        return (loss.detach(), unweighted.detach(), clipped, *gradients)
 
 
 class HalvedGradients(CompiledGradients):

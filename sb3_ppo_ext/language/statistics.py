@@ -28,14 +28,14 @@ def minibatch_statistics(new: Evaluation, minibatch: Minibatch, knobs: KnobValue
         masked_mean(ratio, mask),
         kl_k2(log_ratio, mask),
         masked_mean(worse, mask),
-        value_clipped(new.value, minibatch, knobs),
+        value_clipped(new.value, mask, minibatch, knobs),
     )
     return torch.stack([part.to(ratio.dtype) for part in parts])
 
 
-def value_clipped(value: Tensor, minibatch: Minibatch, knobs: KnobValues) -> Tensor:
-    """The fraction of tokens whose value loss is the clipped one."""
-    mask, clip = minibatch.mask, knobs.clip_range_vf
+def value_clipped(value: Tensor, mask: Tensor | None, minibatch: Minibatch, knobs: KnobValues) -> Tensor:
+    """The fraction of the tokens under ``mask`` whose value loss is the clipped one."""
+    clip = knobs.clip_range_vf
     if clip is None:
         return value.new_zeros(())
     value, old, target = (fill_masked(one, mask) for one in (value, minibatch.state_value, minibatch.value_target))
