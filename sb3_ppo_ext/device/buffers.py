@@ -98,7 +98,8 @@ class DeviceRollouts:
         names = ("actions", "values", "log_probs")
         arrays = [*_parts(self.arrays["observations"]), *(self.arrays[name] for name in names)]
         for array, column in zip(arrays, zip(*steps, strict=True), strict=True):
-            array[written] = torch.stack(column).reshape(array[written].shape)
+            place = array[written]
+            place.copy_(torch.stack(column).reshape(place.shape))
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """As Stable-Baselines3's, up to rounding."""

@@ -115,7 +115,7 @@ class CompiledGradients:
         if not self.eager.adapter.with_reference:
             minibatch = minibatch._replace(ref_log_prob=None)
         device = minibatch.action.device
-        given = {"part": minibatch, "prepared": prepared_for(self.policy, minibatch), "share": part.share.float()}
+        given = {"part": minibatch, "prepared": prepared_for(self.policy, minibatch), "share": part.share}
         return {**self._fixed, **given, "knobs": knob_tensors(knobs, device)}
 
     def _width(self, minibatch: Minibatch) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.artifacts import Call
-from sb3_ppo_ext.graphs import Graph, Graphs
+from sb3_ppo_ext.graphs import UNFINISHED, Graph, Graphs
 from sb3_ppo_ext.language.compiled import CompiledGradients, Gradient
 from sb3_ppo_ext.language.model import before_response
 from sb3_ppo_ext.language.statistics import MINIBATCH_STATISTICS, value_clipped
@@ -83,8 +83,9 @@ class HalvedGradients(CompiledGradients):
 
         with computing_with(self.threads):
             with self.graphs.together():
-                graphs()
-            made = graphs()
+                made = graphs()
+            if UNFINISHED in made:
+                made = graphs()
         of_policy, of_critic = (graph.call if graph.path is None else unlocked(graph.path) for graph in made)
         return partial(self._computed, of_policy, of_critic)
 

@@ -107,8 +107,7 @@ class EagerGradients:
         minibatch, share, _ = part
         new = self.adapter.evaluate(minibatch)
         terms = ppo_terms(new, minibatch, self.objective, knobs)
-        loss = terms.weigh(knobs)
-        loss = loss * share.to(loss.dtype)
+        loss = terms.weigh(knobs) * share
         loss.backward()
         row = statistics(new, minibatch, terms, loss, self.objective, knobs)
         log_ratio = fill_masked(new.log_prob.detach() - minibatch.action_log_prob, minibatch.mask)
@@ -153,7 +152,7 @@ class SequenceUpdate(Update):
             self.ratio_check(minibatch, max(piece.deviation.item() for piece in pieces))
             self.ratio_check = None
         table = torch.stack([piece.row for piece in pieces])
-        share_of = torch.stack(weights).to(table.dtype)[:, None]
+        share_of = torch.stack(weights)[:, None]
         row = (table * share_of).sum(dim=0)
         self.seen.append((torch.stack([piece.extra for piece in pieces]) * share_of).sum(dim=0))
         row[LOSS], row[RATIO_MAX] = torch.stack([piece.loss for piece in pieces]).sum(), table[:, RATIO_MAX].max()

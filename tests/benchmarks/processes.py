@@ -28,7 +28,7 @@ class Side:
     def __init__(self, make: Make, *arguments: Any) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.line, other = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(make, arguments, other))
+        self.process = spawn.Process(target=serve, args=(make, arguments, other), daemon=True)
         self.process.start()
         other.close()
 
