@@ -38,7 +38,7 @@ USES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
 @pytest.mark.parametrize("use", USES)
 def test_each_use_of_adaptive_kl_holds_its_target_on_pendulum(use: str) -> None:
     knob, arguments = USES[use]
@@ -73,7 +73,7 @@ def test_each_use_of_adaptive_kl_holds_its_target_on_pendulum(use: str) -> None:
     ],
     ids=["default", "spo", "clip, penalty", "normalised values, recomputed advantages"],
 )
-@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
 def test_cartpole_is_learned(arguments: dict[str, Any]) -> None:
     env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
     settings: dict[str, Any] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss, PPOLoss
 
 from sb3_ppo_ext.arguments import CHOICES
-from sb3_ppo_ext.terms import Objective
+from sb3_ppo_ext.objective.terms import Objective
 
 # ClipPPOLoss passes what it does not name on to PPOLoss, which swallows what it does not know either.
 ACCEPTED = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from sb3_ppo_ext.kl import Controller
-from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.knobs.controllers import Controller
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import ActorCriticPolicy
