@@ -1,18 +1,17 @@
-"""PPOX's own arguments checked together: every mistake is a ``ValueError`` at construction, with its remedy."""
+"""PPOX's own arguments checked together: every mistake is a ``ValueError`` at construction, with its remedy.
+
+Arguments are read as the attributes of ``model`` that Stable-Baselines3 makes of them.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sb3_ppo_ext.knobs.schedules import endpoints, finite_number
 from sb3_ppo_ext.policies.adapter import knows_distribution
-from sb3_ppo_ext.policies.family import EagerOnly, SequencePolicy
 from sb3_ppo_ext.rollout.minibatches import has_rows
-
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
 
 CHOICES = {
     "surrogate": ("clip", "spo", "none"),
@@ -22,7 +21,7 @@ CHOICES = {
 }
 
 
-def check_arguments(model: PPOX) -> None:
+def check_arguments(model: Any) -> None:
     """What can be said before the networks exist."""
     for name, allowed in CHOICES.items():
         value = getattr(model, name)
@@ -34,18 +33,15 @@ def check_arguments(model: PPOX) -> None:
             choice = 'True, False or "auto"' if name == "compile" else "True or False"
             raise ValueError(f"{name}={value!r}: {choice} is needed")
     _check_clipping(model)
-    if issubclass(model.policy_class, EagerOnly) and model.compile is True:
+
+
+def check_compilable(model: Any, compilable: bool) -> None:
+    """Whether what is asked of the compiler can be had from this kind of policy."""
+    if model.compile is True and not compilable:
         raise ValueError(f'compile=True: {model.policy_class.__name__} is not compiled; pass compile="auto" or False')
-    if issubclass(model.policy_class, SequencePolicy):
-        model.policy_class.check_algorithm(model)
-    elif model.ref_kl_coef != 0:
-        raise ValueError(
-            f"ref_kl_coef={model.ref_kl_coef!r}: {model.policy_class.__name__} has no frozen reference policy; "
-            "0 is needed (kl_coef penalises the distance to the previous policy)"
-        )
 
 
-def _check_clipping(model: PPOX) -> None:
+def _check_clipping(model: Any) -> None:
     if model.clip_range_high is not None and model.surrogate != "clip":
         raise ValueError(
             f'clip_range_high={model.clip_range_high!r}: only surrogate="clip" has an upper clip of its own, '
@@ -74,7 +70,7 @@ def _as_number(value: object) -> object:
     return float(value) if isinstance(value, str) else value
 
 
-def check_exact_kl(model: PPOX) -> None:
+def check_exact_kl(model: Any) -> None:
     """Whether those who need the exact KL can have it; called when policy and buffer exist."""
     consumers = [name for name, knob in model.knobs.controllers.items() if knob.measures == "kl"]
     if model.penalized and "kl_coef" not in consumers:
@@ -90,7 +86,7 @@ def check_exact_kl(model: PPOX) -> None:
     raise ValueError(f'kl_estimator="exact" (needed by {", ".join(consumers)}): {reason}; pass kl_estimator="k3"')
 
 
-def check_buffer(model: PPOX) -> None:
+def check_buffer(model: Any) -> None:
     """Recomputing advantages needs to know which row is which."""
     if model.recompute_advantage and not has_rows(type(model.rollout_buffer)):
         raise ValueError(

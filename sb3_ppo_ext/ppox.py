@@ -6,6 +6,7 @@ import copy
 import io
 import pathlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -16,20 +17,27 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
-from sb3_ppo_ext.engines.selection import Compilation
+from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_compilable, check_exact_kl, joined_signature
+from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
+from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
+from sb3_ppo_ext.engines.family import family_of
+from sb3_ppo_ext.engines.selection import EngineChoice
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of
 from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
-from sb3_ppo_ext.monitoring.run_monitor import Watch
+from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
 from sb3_ppo_ext.monitoring.update_log import training_records
-from sb3_ppo_ext.policies.family import default_buffer
+from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.policies.popart import install_popart
 from sb3_ppo_ext.rollout.collect import collect_rollouts, is_replaced
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.run import Run, Settings
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
+from sb3_ppo_ext.update.epochs import step_controllers
 from sb3_ppo_ext.update.optimizers import GroupRates
-from sb3_ppo_ext.update.prepare import collected
-from sb3_ppo_ext.update.training import step_controllers, train_on
+from sb3_ppo_ext.update.training import Trained, train_on
+
+OF_THIS_PROCESS = ("_family", "_monitor", "_engines", "_seconds", "last_update")  # attributes that are not saved
 
 SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
 
@@ -109,7 +117,10 @@ class PPOX(PPO):
             # A copy: what a controller remembers belongs to one model.
             setattr(self, name, copy.copy(knob) if isinstance(knob, Controller) else knob)
         check_arguments(self)
-        self.rollout_buffer_class = self.rollout_buffer_class or default_buffer(self.policy_class)
+        self._family = family_of(self.policy_class)
+        self._family.check(self)
+        check_compilable(self, self._family.compilable)
+        self.rollout_buffer_class = self.rollout_buffer_class or self._family.buffer_class
         super()._setup_model()
         self.knobs = knobs_of(self)
         self.knobs.load_state_dict(self._controllers)
@@ -117,8 +128,10 @@ class PPOX(PPO):
         check_exact_kl(self)
         check_buffer(self)
         self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
-        self._watch = Watch()
-        self._compilation = Compilation()
+        self._monitor = RunMonitor()
+        self._engines = EngineChoice(self._family)
+        self._seconds: dict[str, float] = {}
+        self.last_update: Trained | None = None
         if self.normalize_value:
             install_popart(self.policy)
 
@@ -146,32 +159,67 @@ class PPOX(PPO):
         self._rates.apply(rate)
         self.logger.record("train/learning_rate", rate)
 
+    def _run(self) -> Run:
+        """What the rooms below are handed: settings, and the state of the training as it stands now."""
+        settings = {name: getattr(self, name) for name in Settings.__dataclass_fields__}
+        self._monitor.run = Run(
+            settings=Settings(**settings),
+            policy=self.policy,
+            device=self.device,
+            action_space=self.action_space,
+            knobs=self.knobs,
+            buffer=self.rollout_buffer,
+            env=self.env,
+            n_envs=self.n_envs,
+            num_timesteps=self.num_timesteps,
+            n_updates=self._n_updates,
+            last_observation=self._last_obs,
+            last_episode_starts=self._last_episode_starts,
+            set_learning_rate=self._set_learning_rate,
+            rate_ratios=self._rates.ratios,
+            monitor=self._monitor,
+            seconds=self._seconds,
+        )
+        return self._monitor.run
+
     def train(self) -> None:
         """Updates policy and value function from the rollout that was collected last."""
-        self._watch.before_update(self)
-        self.policy.set_training_mode(True)
         self.knobs = knobs_of(self)
         self.knobs.at(self._current_progress_remaining, self.timesteps_of_all_learns)
         self._update_learning_rate(self.policy.optimizer)
-        rollout = collected(self)
-        epochs, exact_kl = train_on(self, rollout)
-        records = training_records(self, rollout, epochs, exact_kl)
+        run = self._run()
+        self._monitor.before_update()
+        self.policy.set_training_mode(True)
+        rollout = self._family.rollout(run)
+        trained = self._trained(run, rollout)
+        records = training_records(run, rollout, trained)
         for name, value in records.items():
             self.logger.record(name, value)
-        self._watch.diagnostics.report(rollout.findings(records))
+        findings = self._family.findings(run, rollout, records)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self._watch.after_update(self)
-        step_controllers(self, "rollout", epochs[-1], rollout)
+        self._monitor.after_update(self, findings)
+        step_controllers(run, "rollout", trained.epochs[-1], rollout)
+        self.last_update = trained
+
+    def _trained(self, run: Run, rollout: Rollout) -> Trained:
+        def count() -> None:
+            self._n_updates += 1
+
+        memory = keeping_freed_memory() if run.device.type == "cpu" else nullcontext()
+        with unvalidated_distributions(), memory:
+            update = self._family.update(run, rollout)
+            return train_on(run, rollout, update, self._engines.runner(run, rollout, update), count)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
         inherited = super().collect_rollouts
-        with self._watch.collecting(self):
+        run = self._run()
+        with self._monitor.collecting(self):
             if is_replaced(inherited):
                 return inherited(env, callback, rollout_buffer, n_rollout_steps)
-            actor_of = self._compilation.actor_of(self)
+            actor_of = self._engines.actor_of(run)
             return collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps, actor_of)
 
     def learn(
@@ -184,7 +232,7 @@ class PPOX(PPO):
         progress_bar: bool = False,
     ) -> SelfPPOX:
         """As :meth:`PPO.learn`; the last update is logged too."""
-        with self._compilation.threads(self), self._watch.learning(self, logged=log_interval is not None):
+        with self._engines.threads(self._run()), self._monitor.learning(self, logged=log_interval is not None):
             return super().learn(
                 total_timesteps=total_timesteps,
                 callback=callback,
@@ -206,8 +254,11 @@ class PPOX(PPO):
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, *args, **kwargs
         )
-        self._watch.begin(callback)
-        self._compilation.plan(self, total_timesteps)
+        self._monitor.begin(callback)
+        run = self._run()
+        self._engines.decide(run, total_timesteps)
+        if not self._buffer_is_named:
+            exchange_buffer(self.rollout_buffer, on_device=self._engines.keeps_rollouts_on_device(run))
         return total_timesteps, callback
 
     def save(
@@ -238,7 +289,7 @@ class PPOX(PPO):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "knobs", "_rates", "_watch", "_compilation"]
+        return [*super()._excluded_save_params(), "knobs", "_rates", *OF_THIS_PROCESS]
 
 
 # For ``help`` and editors: what ``*args`` and ``**kwargs`` are.

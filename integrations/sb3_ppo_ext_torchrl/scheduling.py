@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,8 @@ from torch import nn
 
 from sb3_ppo_ext.knobs.knob_set import KnobSet
 from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
-from sb3_ppo_ext.update.eager import KL_RESOLUTION
 from sb3_ppo_ext.update.optimizers import GroupRates
+from sb3_ppo_ext.update.step import controller_inputs
 
 if TYPE_CHECKING:
     from sb3_ppo_ext import PPOX
@@ -223,8 +222,7 @@ def _mean(measured: Mapping[str, Any] | TensorDictBase | None, name: str) -> flo
         value = None if measured is None else measured.get(key, None)
         if value is not None:
             mean = float(torch.as_tensor(value).float().mean())
-            # What rounding leaves of no change at all; a law is to see that as exactly 0.
-            return 0.0 if name == "kl" and math.fabs(mean) < KL_RESOLUTION else mean
+            return controller_inputs(mean, 0.0)["kl"] if name == "kl" else mean
     raise ValueError(
         f"a controller answers to {name!r}, which was not measured; pass the outputs of the loss to step()"
     )

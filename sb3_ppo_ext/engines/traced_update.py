@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sb3_ppo_ext.engines.channels_last import channels_last
 from sb3_ppo_ext.engines.traced_adam import AdamGroup, adam_step
 from sb3_ppo_ext.engines.tracing import Inputs, substituted
-from sb3_ppo_ext.objective.statistics import APPROX_KL, statistics
-from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
+from sb3_ppo_ext.objective.terms import KnobValues, Objective
 from sb3_ppo_ext.policies.adapter import PolicyAdapter
 from sb3_ppo_ext.rollout.rows import gathered_rows
+from sb3_ppo_ext.update.step import decided, loss_and_statistics, row_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Plan:
     value_scaled: bool
 
 
-class UpdateGraphs:
-    """The update as functions of ``inputs``; they change parameters and state in place."""
+class UpdateFunctions:
+    """The update as functions of ``inputs``, to be traced; they change parameters and optimizer state in place."""
 
     def __init__(self, policy: nn.Module, adapter: PolicyAdapter, plan: Plan) -> None:
         self.policy = policy
@@ -43,13 +43,12 @@ class UpdateGraphs:
         self.plan = plan
 
     def whole(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Gradient and step in one; returns the statistics, with the gradient's norm as the last entry."""
+        """Gradient and step in one; returns the row of the minibatch (see ``update.step.COLUMNS``)."""
         row, gradients = self._gradient(inputs)
-        self.step({**inputs, "row": row, "gradients": gradients})
-        return (row,)
+        return self.step({**inputs, "row": row, "gradients": gradients})
 
     def gradient(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """The statistics, and the gradient clipped to ``max_grad_norm``, parameter by parameter."""
+        """The row, in which no step is taken yet, and the gradient clipped to ``max_grad_norm``, one per parameter."""
         row, gradients = self._gradient(inputs)
         names = list(inputs["parameters"])
         # A parameter the loss does not depend on has none; zeros keep its place, and ``step`` leaves it out.
@@ -68,26 +67,20 @@ class UpdateGraphs:
         knobs = KnobValues(**{name: inputs["knobs"][name] for name in plan.knobs})
         scale = inputs["constants"]["value_net.std"] if plan.value_scaled else None
         with substituted(self.policy, {**leaves, **inputs["constants"]}):
-            new = self.adapter.evaluate(minibatch)
-        terms = ppo_terms(new, minibatch, plan.objective, knobs, value_scale=scale)
-        loss = terms.weigh(knobs)
+            loss, found = loss_and_statistics(self.adapter, minibatch, plan.objective, knobs, value_scale=scale)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        row = statistics(new, minibatch, terms, loss, plan.objective, knobs)
         with torch.no_grad():
             norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
             norm = torch.stack(norms).norm()
             clip = (plan.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
             clipped = [None if gradient is None else gradient * clip for gradient in gradients]
-            return torch.cat((row, norm.reshape(1))), clipped
+            return row_of(found, norm, torch.zeros_like(norm)), clipped
 
     @torch.no_grad()
     def step(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """One step of Adam, but none where the sampled KL exceeds ``kl_limit`` or the gradient is not finite.
-
-        So whoever looks at the statistics later finds good parameters.
-        """
-        plan, row = self.plan, inputs["row"]
-        go = row[-1].isfinite() & (row[APPROX_KL] <= inputs["kl_limit"])
+        """One step of Adam where ``takes_step`` says so; returns the row with that decision."""
+        plan = self.plan
+        go, row = decided(inputs["row"], inputs["kl_limit"])
         powers = [
             (power1 * group.beta1, power2 * group.beta2)
             for (power1, power2), group in zip(inputs["powers"], plan.clocks, strict=True)
@@ -104,4 +97,4 @@ class UpdateGraphs:
         for old_powers, new_powers in zip(inputs["powers"], powers, strict=True):
             for old, new in zip(old_powers, new_powers, strict=True):
                 old.copy_(torch.where(go, new, old))
-        return (go,)
+        return (row,)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError, first_line
+from sb3_ppo_ext.engines.errors import CompileError, first_line
 
 Inputs = dict[str, Any]
 aten = torch.ops.aten

@@ -1,4 +1,4 @@
-"""What the minibatch update takes as tensors, collected from an eager update: the same for every way of running it."""
+"""What the minibatch update takes as tensors, the same for every way of running it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from sb3_ppo_ext.engines.traced_adam import AdamState
 from sb3_ppo_ext.engines.traced_update import Plan
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.objective.terms import KnobValues
-from sb3_ppo_ext.policies.adapter import SB3Adapter
-from sb3_ppo_ext.update.eager import Update
+from sb3_ppo_ext.policies.adapter import unwrapped
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Update
 
 # What is added or clamped counts in the precision of Python's numbers; what is multiplied into a loss is rounded to the
 # loss's own precision first: as torch does with a Python number in either place, so that eager and graph agree.
@@ -18,26 +19,24 @@ WIDE = frozenset({"clip_range", "clip_range_high", "clip_range_vf", "learning_ra
 
 
 class UpdateInputs:
-    """Plan and tensors of ``UpdateGraphs``, all but the rollout; on the device of the policy.
+    """Plan and tensors of ``UpdateFunctions``, all but the rollout; on the device of the policy.
 
-    Parameters and moments are the policy's and the optimizer's own; knobs and the limit of the KL are to be filled.
-    ``ratios`` are those of the optimizer's learning rates.
+    Parameters and moments are the policy's and the optimizer's own; knobs are to be filled.
     """
 
-    def __init__(self, eager: Update, ratios: list[float]) -> None:
-        assert isinstance(eager.adapter, SB3Adapter)
-        policy = eager.adapter.policy
+    def __init__(self, run: Run, update: Update) -> None:
+        policy = unwrapped(run.policy)
         trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         frozen = {name: p.detach() for name, p in policy.named_parameters() if not p.requires_grad}
-        self.state = AdamState(eager.optimizer, list(trained.values()))
+        self.state = AdamState(update.optimizer, list(trained.values()))
         self.plan = Plan(
-            objective=eager.objective,
+            objective=update.objective,
             clocks=self.state.clocks,
             clock_of=self.state.clock_of,
-            ratios=tuple(ratios[group] for group in self.state.group_of_clock),
-            max_grad_norm=eager.max_grad_norm,
-            knobs=tuple(name for name, value in eager.knobs.values._asdict().items() if value is not None),
-            value_scaled=eager.value_scale is not None,
+            ratios=tuple(run.rate_ratios[group] for group in self.state.group_of_clock),
+            max_grad_norm=run.settings.max_grad_norm,
+            knobs=tuple(name for name, value in run.knobs.values._asdict().items() if value is not None),
+            value_scaled=update.value_scale is not None,
         )
         device = next(iter(trained.values())).device
         self.inputs: Inputs = {
@@ -47,8 +46,13 @@ class UpdateInputs:
             "second": self.state.second,
             "powers": self.state.powers,
             "knobs": {name: torch.zeros((), dtype=_dtype(name), device=device) for name in self.plan.knobs},
-            "kl_limit": torch.tensor(eager.kl_limit, device=device),
+            "kl_limit": torch.tensor(run.settings.kl_limit, device=device),
         }
+
+    def fill_knobs(self, knobs: KnobValues) -> None:
+        """Writes the numbers in force."""
+        for name, tensor in self.inputs["knobs"].items():
+            tensor.fill_(getattr(knobs, name))
 
 
 def knob_tensors(knobs: KnobValues, device: torch.device) -> dict[str, Tensor]:

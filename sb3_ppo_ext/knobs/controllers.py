@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from sb3_ppo_ext.knobs.laws import Law, Threshold
+from sb3_ppo_ext.knobs.laws import Law, Number, Threshold, bounded
 from sb3_ppo_ext.knobs.schedules import finite_number
 
 MOMENTS = ("rollout", "epoch", "minibatch")
@@ -92,14 +92,18 @@ class Controller(ABC):
             raise ValueError(f'{name}: call bind("learning_rate") or another knob first; it decides the direction')
         if not math.isfinite(measured):
             raise ValueError(f"{name} of {self.knob}: {self.measures} is {measured}: the policy has diverged")
-        pressure = self.law(self.excess(measured), samples)
-        value = self.value * pressure if self.grows(self.knob) else self.value / pressure
-        self.value = min(max(value, self.bounds[0]), self.bounds[1])
+        self.value = self.moved(self.value, measured, samples)
         return self.value
 
-    def excess(self, measured: float) -> float:
+    def moved(self, value: Number, measured: Number, samples: int) -> Number:
+        """Where ``value`` moves against ``measured``: floats, or 0-d tensors of float64; nothing is remembered."""
+        assert self.knob is not None and self.bounds is not None  # since bind()
+        pressure = self.law(self.excess(measured), samples)
+        return bounded(value * pressure if self.grows(self.knob) else value / pressure, *self.bounds)
+
+    def excess(self, measured: Number) -> Number:
         """``measured`` over the target, as the law sees it."""
-        return max(measured, 0.0) / self.target
+        return bounded(measured, 0.0, math.inf) / self.target
 
     def settings(self) -> str:
         """What the user chose, as text: two controllers with the same settings may share a saved state."""
@@ -167,7 +171,7 @@ class AdaptiveClipFraction(Controller):
         """A wider range or a stronger penalty clips less."""
         return knob in self.GROWING
 
-    def excess(self, measured: float) -> float:
+    def excess(self, measured: Number) -> Number:
         """Unlike a KL of 0, a whole rollout without a clipped ratio is a finding: far below the target."""
         least = 0.0 if self.every == "minibatch" else 1e-9
-        return super().excess(max(measured, least))
+        return super().excess(bounded(measured, least, math.inf))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stable_baselines3.common.utils import FloatSchedule
 
@@ -11,9 +11,6 @@ from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
 from sb3_ppo_ext.knobs.schedules import ProgressSchedule
 from sb3_ppo_ext.objective.terms import KnobValues
-
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
 
 SavedControllers = dict[str, dict[str, dict[str, float] | str]]
 
@@ -43,6 +40,11 @@ class KnobSet:
             self.values = self.values._replace(**moved)
         return self.values
 
+    def is_on(self, name: str) -> bool:
+        """Whether the coefficient ``name`` is another number than 0, now or later."""
+        knob = self.knobs[name]
+        return callable(knob) or knob != 0
+
     def any_at(self, moment: str) -> bool:
         """Whether some controller moves at ``moment``."""
         return any(controller.every == moment for controller in self.controllers.values())
@@ -68,8 +70,8 @@ class KnobSet:
         return {name: float(value) for name, value in self.values._asdict().items() if value is not None}
 
 
-def knobs_of(model: PPOX) -> KnobSet:
-    """Knobs as the attributes stand now: callbacks assign to them, as they do on PPO."""
+def knobs_of(model: Any) -> KnobSet:
+    """Knobs as the attributes of an algorithm stand now: callbacks assign to them, as they do on PPO."""
     read: dict[str, Knob | None] = {}
     for name in KNOBS:
         attribute = "lr_schedule" if name == "learning_rate" else name

@@ -1,17 +1,39 @@
-"""Laws of controllers: pure functions from measured / target to a pressure, above 1 when too much was measured."""
+"""Laws of controllers: pure functions from measured / target to a pressure, above 1 when too much was measured.
+
+A number is a float, or a 0-d tensor where a controller is moved on the device that measures: one law serves both.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
 
 from sb3_ppo_ext.knobs.schedules import finite_number
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def select(condition: bool | Tensor, yes: Number | float, no: Number | float, *, like: Number) -> Number:
+    """``yes`` where ``condition`` holds, else ``no``; numbers of the type of ``like``."""
+    if not isinstance(like, Tensor):
+        return yes if condition else no
+    assert isinstance(condition, Tensor)
+    yes, no = (number if isinstance(number, Tensor) else torch.full_like(like, number) for number in (yes, no))
+    return torch.where(condition, yes, no)
+
+
+def bounded(number: Number, low: float, high: float) -> Number:
+    """``number``, but at least ``low`` and at most ``high``."""
+    return number.clamp(low, high) if isinstance(number, Tensor) else min(max(number, low), high)
 
 
 class Law(Protocol):
     """Maps measured / target to a pressure: above 1 when too much was measured, 1 when nothing should move."""
 
-    def __call__(self, excess: float, samples: int) -> float:
+    def __call__(self, excess: Number, samples: int) -> Number:
         """``excess`` is measured / target, ``samples`` the number of actions behind the measurement."""
         ...
 
@@ -36,11 +58,11 @@ class Threshold:
                 raise ValueError(f"Threshold: {name} is {value}; it must be above 1")
             object.__setattr__(self, name, value)
 
-    def __call__(self, excess: float, samples: int) -> float:
+    def __call__(self, excess: Number, samples: int) -> Number:
         """The pressure at ``excess`` = measured / target."""
-        if excess > self.margin:
-            return self.factor
-        return 1.0 / self.factor if 0.0 < excess < 1.0 / self.margin else 1.0
+        too_little = (excess > 0.0) & (excess < 1.0 / self.margin)
+        otherwise = select(too_little, 1.0 / self.factor, 1.0, like=excess)
+        return select(excess > self.margin, self.factor, otherwise, like=excess)
 
 
 @dataclass(frozen=True)
@@ -63,8 +85,8 @@ class Proportional:
         if self.limit >= 1:
             raise ValueError(f"Proportional: limit is {self.limit}; it must be below 1")
 
-    def __call__(self, excess: float, samples: int) -> float:
+    def __call__(self, excess: Number, samples: int) -> Number:
         """The pressure at ``excess`` = measured / target, averaged over ``samples``."""
-        error = min(max(excess - 1.0, -self.limit), self.limit)
+        error = bounded(excess - 1.0, -self.limit, self.limit)
         # A rollout longer than the horizon would overshoot, down to a negative pressure at limit * samples > horizon.
         return 1.0 + error * min(samples / self.horizon, 1.0)

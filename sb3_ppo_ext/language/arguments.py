@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.policies import ActorCriticPolicy
-
-    from sb3_ppo_ext.ppox import PPOX
 
 # Options of transformers' generate() that change the distribution sampled from.
 CUTTING = (
@@ -40,9 +35,9 @@ def check_options(
         raise TypeError(f"LanguageModelPolicy has no argument {name!r}")
 
 
-def check_algorithm(policy_class: type[ActorCriticPolicy], model: PPOX) -> None:
-    """Those of PPOX."""
-    name = policy_class.__name__
+def check_algorithm(model: Any) -> None:
+    """Those of PPOX, read as its attributes."""
+    name = model.policy_class.__name__
     if model.normalize_value:
         raise ValueError(f"normalize_value=True: {name} has no PopArt head; scale the score, or pass False")
     buffer = model.rollout_buffer_class

@@ -6,13 +6,14 @@ What is written, warned about and raised is in monitoring, diagnostics and diver
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_ppo_ext.knobs.parsing import KNOBS
 from sb3_ppo_ext.monitoring.checkpoints import checkpoint_path
@@ -26,10 +27,11 @@ from sb3_ppo_ext.monitoring.divergence import (
 )
 from sb3_ppo_ext.monitoring.tensorboard import as_text, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.monitoring.update_log import kl_target
-from sb3_ppo_ext.update.eager import NAMES, Measured
+from sb3_ppo_ext.objective.statistics import OF_TOKENS
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.step import COLUMNS
 
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
+GRAD_NORM = COLUMNS.index("grad_norm")
 
 # Besides the knobs: what a person compares runs by.
 SETTINGS = (
@@ -38,16 +40,24 @@ SETTINGS = (
     *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
 )
 NUMBERS_OR_NONE = ("target_kl", "dual_clip", "seed")
+NOT_LOGGED = {"kl_exact", "kl", "stepped", *OF_TOKENS}  # or NaN where they are not measured
 
 
 @dataclass
-class Watch:
+class RunMonitor:
     """Goes with one model. It is not saved: a loaded model may say again what is wrong with it."""
 
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     callback: BaseCallback | None = None  # of the learn() that runs
     described: bool = False  # in this learn()'s logger
     rollouts: int = 0
+    run: Run | None = None  # the current one
+
+    @property
+    def current(self) -> Run:
+        """The rollout or update that is going on."""
+        assert self.run is not None
+        return self.run
 
     def begin(self, callback: BaseCallback) -> None:
         """At the start of ``learn()``, which may have made a new logger."""
@@ -55,7 +65,7 @@ class Watch:
         self.described = False
 
     @contextmanager
-    def learning(self, model: PPOX, *, logged: bool) -> Iterator[None]:
+    def learning(self, model: OnPolicyAlgorithm, *, logged: bool) -> Iterator[None]:
         """Around ``learn()``: the last update is ``logged``; a run that diverged leaves its last good model."""
         try:
             yield
@@ -69,71 +79,69 @@ class Watch:
                 write_pending(model.logger, model.num_timesteps)
 
     @contextmanager
-    def collecting(self, model: PPOX) -> Iterator[None]:
+    def collecting(self, model: OnPolicyAlgorithm) -> Iterator[None]:
         """Around ``collect_rollouts()``: a distribution that refuses a NaN does not say where the NaN is from."""
         try:
             yield
         # RuntimeError: multinomial's, where the distributions do not check (torch.compile switches that off for good).
         except (ValueError, RuntimeError) as error:
-            given: Any = model._last_obs
-            knobs = model.knobs.numbers()
+            observation: Any = model._last_obs
+            knobs = self.current.knobs.numbers()
             iteration = self.rollouts + 1
-            explained = explain_policy_failure(error, given, model.policy, iteration=iteration, knobs=knobs)
+            explained = explain_policy_failure(error, observation, model.policy, iteration=iteration, knobs=knobs)
             if explained is None:
                 raise
             raise explained from error
 
-    def before_update(self, model: PPOX) -> None:
+    def before_update(self) -> None:
         """After a rollout, before anything is made of it."""
         self.rollouts += 1
-        last: Any = model._last_obs
-        knobs = model.knobs.numbers()
-        check_rollout(model.rollout_buffer, iteration=self.rollouts, knobs=knobs, last_observation=last)
+        run = self.current
+        knobs = run.knobs.numbers()
+        check_rollout(run.buffer, iteration=self.rollouts, knobs=knobs, last_observation=run.last_observation)
 
-    def step_check(self, model: PPOX, epoch: int) -> Callable[[Tensor], None]:
-        """What to do with the statistics of a minibatch (``NAMES``) between its gradient and its step."""
+    def checks_steps(self) -> bool:
+        """See ``Monitor``; elsewhere than on a CPU, only where a last good model is to be saved."""
+        return self.current.device.type == "cpu" or self._last_good_path(self.current.num_timesteps) is not None
 
-        # Elsewhere than on a CPU, to look is to wait for the device: done only where a good model is to be saved.
-        looks = model.device.type == "cpu" or self._last_good_path(model) is not None
+    def refuse_step(self, epoch: int, row: list[float], origin: Callable[[], str] | None = None) -> None:
+        """See ``Monitor``."""
+        values = dict(zip(COLUMNS, row, strict=True))
+        logged = {name: value for name, value in values.items() if name not in NOT_LOGGED}
+        run = self.current
+        try:
+            knobs = run.knobs.numbers()
+            check_update(logged, iteration=self.rollouts, epoch=epoch, knobs=knobs, buffer=run.buffer)
+        except DivergedError as error:
+            if origin is None or not (more := origin()):
+                raise
+            raise DivergedError(f"{error} {more}") from error
 
-        def check(row: Tensor) -> None:
-            # A loss that is not finite has such a gradient.
-            if looks and not math.isfinite(row[-1].item()):
-                self._complain(model, epoch, row.tolist())
+    def after_epoch(self, epoch: int, table: np.ndarray) -> None:
+        """See ``Monitor``; a loss that is not finite has such a gradient."""
+        for row in table:
+            if not math.isfinite(row[GRAD_NORM]):
+                self.refuse_step(epoch, row.tolist())
 
-        return check
-
-    def after_epoch(self, model: PPOX, epoch: int, measured: Measured) -> None:
-        """Where the steps were not checked one by one. The row that stopped an epoch has no gradient."""
-        steps = measured.table[:-1] if measured.stopped else measured.table
-        for row in steps:
-            if not math.isfinite(row[-1]):
-                self._complain(model, epoch, row.tolist())
-
-    def after_update(self, model: PPOX) -> None:
+    def after_update(self, model: OnPolicyAlgorithm, findings: Mapping[str, str]) -> None:
         """When the update's scalars are recorded and not yet dumped."""
-        values = dict(model.logger.name_to_value)
-        if model.surrogate != "clip":  # elsewhere a ratio outside the range keeps its gradient
+        run, logger = self.current, model.logger
+        self.diagnostics.report(findings)
+        values = dict(logger.name_to_value)
+        if run.settings.surrogate != "clip":  # elsewhere a ratio outside the range keeps its gradient
             values.pop("train/clip_fraction", None)
-        self.diagnostics.check(values, kl_target=kl_target(model))
+        self.diagnostics.check(values, kl_target=kl_target(run))
         if not self.described:
-            write_dashboard(model.logger)
+            write_dashboard(logger)
             texts = {name: as_text(getattr(model, name)) for name in (*KNOBS, *NUMBERS_OR_NONE)}
-            write_hyperparameters(model.logger, {name: getattr(model, name) for name in SETTINGS} | texts)
+            write_hyperparameters(logger, {name: getattr(model, name) for name in SETTINGS} | texts)
             self.described = True
 
-    def _complain(self, model: PPOX, epoch: int, row: list[float]) -> None:
-        values = dict(zip(NAMES, row, strict=True))
-        for name in ("kl_exact", "kl"):  # not in the log; NaN where it is not measured
-            del values[name]
-        knobs = model.knobs.numbers()
-        check_update(values, iteration=self.rollouts, epoch=epoch, knobs=knobs, buffer=model.rollout_buffer)
+    def _last_good_path(self, num_timesteps: int) -> str | None:
+        return None if self.callback is None else checkpoint_path(self.callback, num_timesteps)
 
-    def _last_good_path(self, model: PPOX) -> str | None:
-        return None if self.callback is None else checkpoint_path(self.callback, model.num_timesteps)
-
-    def _save_last_good(self, model: PPOX) -> str | None:
-        path = self._last_good_path(model)
+    def _save_last_good(self, model: OnPolicyAlgorithm) -> str | None:
+        path = self._last_good_path(model.num_timesteps)
         if path is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
             return None
         model.save(path)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.policies.popart import PopArtLinear
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.eager import Measured
-
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.training import Trained
 
 
-def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured], exact_kl: float) -> dict[str, float]:
+def training_records(run: Run, rollout: Rollout, trained: Trained) -> dict[str, float]:
     """Key -> value. Means are over all minibatches, but the KL's over the last epoch and "loss" is the last one's."""
+    epochs, exact_kl, _ = trained
     last = epochs[-1]
 
     def column(name: str) -> np.ndarray:
         return np.concatenate([epoch.column(name) for epoch in epochs])
 
     low, high = column("clip_fraction_low").mean(), column("clip_fraction_high").mean()
-    norms = column("grad_norm")
-    norms = norms[~np.isnan(norms)]  # the minibatch that stopped the epoch took no step
+    norms = np.concatenate([epoch.grad_norms() for epoch in epochs])
     records = {
         "entropy_loss": column("entropy_loss").mean(),
         "policy_gradient_loss": column("policy_gradient_loss").mean(),
@@ -41,17 +37,17 @@ def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured], exac
         records["grad_norm"] = norms.mean()
     if not np.isnan(exact_kl):
         records["kl_exact"] = exact_kl
-    if model.target_kl is not None:  # n_epochs where nothing stopped it
+    if run.settings.target_kl is not None:  # n_epochs where nothing stopped it
         records["early_stop_epoch"] = len(epochs) - last.stopped
-    records.update(model.knobs.numbers())
-    records.update(_policy_records(model))
-    if (target := kl_target(model)) is not None:
+    records.update(run.knobs.numbers())
+    records.update(_policy_records(run))
+    if (target := kl_target(run)) is not None:
         records["kl_target"] = target
     return {f"train/{name}": float(value) for name, value in records.items()} | rollout.records()
 
 
-def _policy_records(model: PPOX) -> dict[str, float]:
-    policy = unwrapped(model.policy)
+def _policy_records(run: Run) -> dict[str, float]:
+    policy = unwrapped(run.policy)
     records = {}
     if hasattr(policy, "log_std"):
         records["std"] = policy.log_std.detach().exp().mean().item()
@@ -61,7 +57,7 @@ def _policy_records(model: PPOX) -> dict[str, float]:
     return records
 
 
-def kl_target(model: PPOX) -> float | None:
+def kl_target(run: Run) -> float | None:
     """The KL that is aimed at: a controller's target, or else ``target_kl``."""
-    targets = [knob.target for knob in model.knobs.controllers.values() if knob.measures == "kl"]
-    return targets[0] if targets else model.target_kl
+    targets = [knob.target for knob in run.knobs.controllers.values() if knob.measures == "kl"]
+    return targets[0] if targets else run.settings.target_kl

@@ -1,32 +1,54 @@
-"""What is worth knowing of a minibatch besides its loss: one vector, taken at once or for all of an epoch together."""
+"""What a minibatch shows besides its gradient, measured at once or for all minibatches of an epoch together."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.objective import losses as objective
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.losses import KL_ESTIMATORS, fill_masked, masked_mean
+from sb3_ppo_ext.objective.losses import KL_ESTIMATORS, fill_masked, kl_k2, kl_k3, masked_mean
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, kl_divergence
 
-STATISTICS = (
-    "loss",
-    "policy_gradient_loss",
-    "value_loss",
-    "entropy_loss",
-    "approx_kl",  # k3, under Stable-Baselines3's name
-    "kl_exact",
-    "kl",  # by kl_estimator
-    "clip_fraction_low",
-    "clip_fraction_high",
-    "ratio_max",
-)
-APPROX_KL = STATISTICS.index("approx_kl")
+
+class Statistics(NamedTuple):
+    """Of one minibatch 0-d tensors, of M minibatches tensors [M]; without gradient, on the device of the loss.
+
+    KLs are in nats per action, and NaN where the distributions they need are not at hand. The last five are measured of
+    tokens (under a mask) and NaN for other actions.
+    """
+
+    loss: Tensor
+    policy_gradient_loss: Tensor
+    value_loss: Tensor
+    entropy_loss: Tensor
+    approx_kl: Tensor  # k3, under Stable-Baselines3's name
+    kl_exact: Tensor
+    kl: Tensor  # by kl_estimator
+    clip_fraction_low: Tensor
+    clip_fraction_high: Tensor
+    ratio_max: Tensor
+    log_ratio_max: Tensor  # the greatest |log r|
+    ratio_mean: Tensor
+    kl_k2: Tensor
+    policy_clipped: Tensor  # the fraction whose policy loss is the clipped one
+    value_clipped: Tensor  # the fraction whose value loss is the clipped one
+
+    def row(self) -> Tensor:
+        """All of them in one tensor [..., K]."""
+        return torch.stack(self, dim=-1)
+
+    @classmethod
+    def of_row(cls, row: Tensor) -> Statistics:
+        """What ``row`` has put together."""
+        return cls(*row[..., : len(cls._fields)].unbind(dim=-1))
+
+
+OF_TOKENS = Statistics._fields[Statistics._fields.index("log_ratio_max") :]
 
 
 class Measurement(NamedTuple):
@@ -40,17 +62,16 @@ class Measurement(NamedTuple):
 
 def statistics(
     new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor, choices: Objective, knobs: KnobValues
-) -> Tensor:
-    """What is worth knowing of a minibatch: one vector in the order of ``STATISTICS``, left on its device.
-
-    A KL is NaN where the distributions it needs are not at hand.
-    """
-    return row_of(measurement_of(new, minibatch, terms, loss), choices, knobs)
+) -> Statistics:
+    """The statistics of one minibatch."""
+    measurement = measurement_of(new, minibatch, terms, loss)
+    found = statistics_of(measurement, choices, knobs)
+    return found if new.mask is None else with_tokens(found, new, minibatch, measurement.log_ratio, knobs)
 
 
 @torch.no_grad()
 def measurement_of(new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor) -> Measurement:
-    """What to keep of a minibatch."""
+    """What to keep of a minibatch until its statistics are computed."""
     exact = None
     if new.distribution is not None and minibatch.distribution is not None:
         exact = kl_divergence(new, minibatch, "exact")
@@ -59,40 +80,89 @@ def measurement_of(new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Te
 
 
 @torch.no_grad()
-def row_of(measurement: Measurement, choices: Objective, knobs: KnobValues) -> Tensor:
-    """The statistics of a minibatch in the order of ``STATISTICS``."""
-    losses = torch.stack(measurement.losses)
-    exact = losses.new_full((), math.nan) if measurement.kl_exact is None else measurement.kl_exact
-    return torch.cat((losses, _of_ratio(measurement.log_ratio, measurement.mask, exact, choices, knobs)))
+def statistics_of(measurement: Measurement, choices: Objective, knobs: KnobValues) -> Statistics:
+    """The statistics that follow from a measurement; those of tokens are NaN."""
+    unknown = measurement.losses[0].new_full((), math.nan)
+    exact = unknown if measurement.kl_exact is None else measurement.kl_exact
+    of_ratio = _of_ratio(measurement.log_ratio, measurement.mask, exact, choices, knobs)
+    return Statistics(*measurement.losses, *of_ratio, *(unknown for _ in OF_TOKENS))
 
 
 @torch.no_grad()
-def rows_of(kept: list[Measurement], choices: Objective, knobs: KnobValues) -> Tensor:
-    """The statistics of many minibatches under the same knobs, one row each."""
+def statistics_of_all(measurements: Sequence[Measurement], choices: Objective, knobs: KnobValues) -> Statistics:
+    """The statistics of M minibatches under the same knobs, in as many operations as there are shapes of them."""
     tables = []
-    for _, group in itertools.groupby(kept, key=lambda one: one.log_ratio.shape):
-        measurements = list(group)
-        losses = torch.stack([loss for one in measurements for loss in one.losses]).view(len(measurements), -1)
-        exact = _stacked(measurements, "kl_exact")
-        log_ratio, mask = torch.stack([one.log_ratio for one in measurements]), _stacked(measurements, "mask")
-        exact = losses.new_full((len(measurements),), math.nan) if exact is None else exact
+    for _, group in itertools.groupby(measurements, key=lambda measurement: measurement.log_ratio.shape):
+        alike = list(group)
+        losses = torch.stack([loss for measurement in alike for loss in measurement.losses]).view(len(alike), -1)
+        unknown = losses.new_full((len(alike),), math.nan)
+        exact, mask = _stacked(alike, "kl_exact"), _stacked(alike, "mask")
+        log_ratio = torch.stack([measurement.log_ratio for measurement in alike])
         of_each = torch.vmap(_of_ratio, in_dims=(0, None if mask is None else 0, 0, None, None))
-        tables.append(torch.cat((losses, of_each(log_ratio, mask, exact, choices, knobs)), dim=1))
-    return torch.cat(tables)
+        of_ratio = of_each(log_ratio, mask, unknown if exact is None else exact, choices, knobs)
+        tables.append(Statistics(*losses.unbind(dim=1), *of_ratio, *(unknown for _ in OF_TOKENS)))
+    return Statistics(*map(torch.cat, zip(*tables, strict=True)))
 
 
 def _stacked(measurements: list[Measurement], name: str) -> Tensor | None:
-    found = [getattr(one, name) for one in measurements]
+    found = [getattr(measurement, name) for measurement in measurements]
     return None if found[0] is None else torch.stack(found)
 
 
-def _of_ratio(log_ratio: Tensor, mask: Tensor | None, exact: Tensor, choices: Objective, knobs: KnobValues) -> Tensor:
-    """The statistics that follow from the ratio, and the exact KL among them."""
+def _of_ratio(
+    log_ratio: Tensor, mask: Tensor | None, exact: Tensor, choices: Objective, knobs: KnobValues
+) -> tuple[Tensor, ...]:
+    """From ``approx_kl`` to ``ratio_max``."""
     ratio = log_ratio.exp()
-    k3 = objective.kl_k3(log_ratio, mask)
+    k3 = kl_k3(log_ratio, mask)
     by_estimator = {"exact": exact, "k3": k3}.get(choices.kl_estimator)
     if by_estimator is None:
         by_estimator = KL_ESTIMATORS[choices.kl_estimator](log_ratio, mask)
     low = masked_mean((ratio < 1 - knobs.low).float(), mask)
     high = masked_mean((ratio > 1 + knobs.high).float(), mask)
-    return torch.stack((k3, exact, by_estimator, low, high, ratio.max()))
+    return (k3, exact, by_estimator, low, high, ratio.max())
+
+
+@torch.no_grad()
+def with_tokens(
+    found: Statistics, new: Evaluation, minibatch: Minibatch, log_ratio: Tensor, knobs: KnobValues
+) -> Statistics:
+    """``found`` with the statistics of tokens.
+
+    A clipped loss is the larger one; ``clip_fraction`` counts ratios outside the range, on the harmless side too.
+    """
+    mask, ratio, advantage = new.mask, log_ratio.exp(), fill_masked(minibatch.advantage, new.mask)
+    clipped = torch.clamp(ratio, 1 - knobs.low, 1 + knobs.high)  # type: ignore[arg-type]  # numbers or tensors
+    worse = (-advantage * clipped > -advantage * ratio).to(ratio.dtype)
+    measured = (
+        log_ratio.abs().max(),
+        masked_mean(ratio, mask),
+        kl_k2(log_ratio, mask),
+        masked_mean(worse, mask),
+        value_clipped(new.value, mask, minibatch, knobs),
+    )
+    return found._replace(**{name: value.to(ratio.dtype) for name, value in zip(OF_TOKENS, measured, strict=True)})
+
+
+def value_clipped(value: Tensor, mask: Tensor | None, minibatch: Minibatch, knobs: KnobValues) -> Tensor:
+    """The fraction of the tokens under ``mask`` whose value loss is the clipped one."""
+    clip = knobs.clip_range_vf
+    if clip is None:
+        return value.new_zeros(())
+    columns = (value, minibatch.state_value, minibatch.value_target)
+    value, old, target = (fill_masked(column, mask) for column in columns)
+    clipped = old + torch.clamp(value - old, -clip, clip)  # type: ignore[arg-type]  # numbers or tensors
+    return masked_mean(((clipped - target).square() > (value - target).square()).to(value.dtype), mask)
+
+
+def of_micro_batches(parts: Sequence[Statistics], weights: Sequence[Tensor]) -> Statistics:
+    """The statistics of a minibatch from those of its micro-batches and their shares of its tokens.
+
+    Losses are sums already, and of what is a maximum it is the greatest.
+    """
+    table = torch.stack([part.row() for part in parts])
+    found = Statistics.of_row((table * torch.stack(list(weights))[:, None]).sum(dim=0))
+    columns = Statistics.of_row(table)
+    return found._replace(
+        loss=columns.loss.sum(), ratio_max=columns.ratio_max.max(), log_ratio_max=columns.log_ratio_max.max()
+    )

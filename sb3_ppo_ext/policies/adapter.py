@@ -16,12 +16,16 @@ from sb3_ppo_ext.objective.distributions import KNOWN_DISTRIBUTIONS, ActionDistr
 from sb3_ppo_ext.policies.direct_forward import PlainNetworks
 
 
-class PolicyAdapter(Protocol):
-    """How the update sees a policy, whatever framework it comes from."""
+class Evaluator(Protocol):
+    """What the loss of a minibatch needs of a policy, whatever framework it comes from."""
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
         """The minibatch under the current parameters, with gradient."""
         ...
+
+
+class PolicyAdapter(Evaluator, Protocol):
+    """How the update sees a policy."""
 
     def distribution(self, observation: Observation) -> ActionDistribution:
         """The parameters of the action distribution [B]."""
@@ -35,6 +39,16 @@ class PolicyAdapter(Protocol):
 def unwrapped(policy: torch.nn.Module) -> ActorCriticPolicy:
     """The policy itself where ``torch.compile`` wrapped it."""
     return cast(ActorCriticPolicy, getattr(policy, "_orig_mod", policy))
+
+
+@contextmanager
+def as_collected(policy: torch.nn.Module) -> Iterator[None]:
+    """The policy in evaluation mode, as it collects rollouts, until the end of the block of its training."""
+    unwrapped(policy).set_training_mode(False)
+    try:
+        yield
+    finally:
+        unwrapped(policy).set_training_mode(True)
 
 
 def knows_distribution(policy: torch.nn.Module) -> bool:

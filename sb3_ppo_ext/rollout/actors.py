@@ -46,6 +46,10 @@ class Actor(Protocol):
         """The value [1] of each observation, which come as batches of one; without gradient."""
         ...
 
+    def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
+        """Values [N, 1] of the observations after the last step; where an episode has ended they enter no return."""
+        ...
+
 
 class EagerActor:
     """The policy itself; one value at a time, because a batch of them may round differently."""
@@ -76,9 +80,17 @@ class EagerActor:
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """By ``predict_values``."""
         for observation in observations:
-            with torch.no_grad():
-                value: Tensor = self.policy.predict_values(observation)[0]
-            yield value
+            yield predicted_values(self.policy, observation)[0]
+
+    def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
+        """See ``Actor``."""
+        return predicted_values(self.policy, observation)
+
+
+@torch.no_grad()
+def predicted_values(policy: ActorCriticPolicy, observation: Observation) -> Tensor:
+    """Values [N, 1] by ``predict_values``, without gradient."""
+    return policy.predict_values(observation)
 
 
 def forwards_as_sb3(policy: nn.Module) -> bool:

@@ -8,7 +8,7 @@ them keeps their contents.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,23 +22,18 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Observation
-from sb3_ppo_ext.policies.adapter import unwrapped
-from sb3_ppo_ext.policies.family import SequencePolicy
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
 from sb3_ppo_ext.rollout.dummy_vec_env import step_of
 
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
-
-OWN = OnPolicyAlgorithm.collect_rollouts
-OWN_ADDS = (RolloutBuffer.add, DictRolloutBuffer.add)
+SB3_COLLECT_ROLLOUTS = OnPolicyAlgorithm.collect_rollouts
+SB3_ADDS = (RolloutBuffer.add, DictRolloutBuffer.add)
 
 
 # The names of the variables are Stable-Baselines3's: callbacks see them.
 def collect_rollouts(
-    self: PPOX,
+    self: OnPolicyAlgorithm,
     env: VecEnv,
     callback: BaseCallback,
     rollout_buffer: RolloutBuffer,
@@ -72,26 +67,14 @@ def collect_rollouts(
             on_device=(obs_tensor, sampled),
         )
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]  # no tuples
-    values = last_values(self, new_obs, dones)
+    values = actor.last_values(obs_as_tensor(new_obs, self.device), dones)  # type: ignore[arg-type]  # no tuples
     compute_returns_and_advantage(rollout_buffer, last_values=values, dones=dones)
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
 
 
-@torch.no_grad()
-def last_values(model: PPOX, observation: Any, dones: np.ndarray) -> Tensor:
-    """Values [N, 1] of the observations after the last step.
-
-    Nothing comes of them where every episode has ended; a language model, whose values cost a pass over all prompts,
-    is not asked for them then.
-    """
-    if isinstance(unwrapped(model.policy), SequencePolicy) and np.all(dones):
-        return torch.zeros(len(dones), 1, device=model.device)
-    return model.policy.predict_values(obs_as_tensor(observation, model.device))
-
-
-def begin(model: PPOX, env: VecEnv, buffer: RolloutBuffer) -> None:
+def begin(model: OnPolicyAlgorithm, env: VecEnv, buffer: RolloutBuffer) -> None:
     """An empty buffer, a policy in evaluation mode, and fresh noise where it explores by parameters."""
     assert model._last_obs is not None, "No previous observation was provided"
     model.policy.set_training_mode(False)
@@ -116,10 +99,10 @@ def as_tensor(observation: Any, device: torch.device) -> Observation:
 
 def is_replaced(inherited: Callable[..., bool]) -> bool:
     """Whether a bound ``collect_rollouts`` is another than Stable-Baselines3's: a mixin's, or patched in."""
-    return getattr(inherited, "__func__", None) is not OWN
+    return getattr(inherited, "__func__", None) is not SB3_COLLECT_ROLLOUTS
 
 
-def within_bounds(model: PPOX, actions: np.ndarray) -> np.ndarray:
+def within_bounds(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
     """The actions as the environment takes them: rescaled if they were squashed, else clipped to the space's bounds."""
     space = model.action_space
     if not isinstance(space, spaces.Box):
@@ -165,9 +148,9 @@ def store(
     ``on_device`` are observation and action where the policy has them, for buffers that are there too.
     """
     if isinstance(buffer, DeviceRollouts):
-        buffer.add(*on_device, reward, episode_start, value, log_prob)  # type: ignore[arg-type]  # its own kind
+        buffer.add(*on_device, reward, episode_start, value, log_prob)
         return
-    if type(buffer).add not in OWN_ADDS or "add" in vars(buffer) or log_prob.dim() == 0:
+    if type(buffer).add not in SB3_ADDS or "add" in vars(buffer) or log_prob.dim() == 0:
         buffer.add(obs, action, reward, episode_start, value, log_prob)
         return
     step = buffer.pos

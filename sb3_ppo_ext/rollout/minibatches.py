@@ -7,7 +7,7 @@ The tensors are made once per rollout and gathered by row; row order and minibat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ from sb3_ppo_ext.objective.losses import normalized
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.rows import gathered_rows, observation_rows, split_rows, splits_evenly
+
+# Rows per forward pass outside of the minibatches: enough to amortise the call, small beside a rollout of images.
+CHUNK = 256
 
 
 def has_rows(buffer_class: type[RolloutBuffer]) -> bool:
@@ -66,9 +69,9 @@ class Rollout:
         """What the log is to say of the rollout itself, under full keys."""
         return {}
 
-    def findings(self, records: Mapping[str, float]) -> dict[str, str]:
-        """What to warn about, given the log's records of the update: subject -> text."""
-        return {}
+    def summary(self) -> object:
+        """What callbacks may want of the rollout after its update, where there is something."""
+        return None
 
     def explained_variance(self) -> float:
         """``1 - Var(returns - values) / Var(returns)``: 1 where the values were right, 0 where a constant does."""

@@ -1,162 +1,175 @@
-"""One pass of PPO over a rollout: minibatch after minibatch, each one optimizer step, eager."""
+"""Epochs over a rollout, eager: minibatch after minibatch, each one optimizer step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.knobs.knob_set import KnobSet
-from sb3_ppo_ext.objective.batch import Minibatch
-from sb3_ppo_ext.objective.statistics import APPROX_KL, STATISTICS, Measurement, measurement_of, row_of, rows_of
-from sb3_ppo_ext.objective.terms import KnobValues, Objective, is_zero, ppo_terms
+from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
+from sb3_ppo_ext.objective.distributions import ActionDistribution
+from sb3_ppo_ext.objective.statistics import Measurement, Statistics, statistics_of, statistics_of_all
+from sb3_ppo_ext.objective.terms import KnobValues
 from sb3_ppo_ext.policies.adapter import PolicyAdapter
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.optimizer_step import Descent, PlainDescent, descending
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Update, epochs_of
+from sb3_ppo_ext.update.optimizer_step import OptimizerStep, TorchStep, optimizer_steps
+from sb3_ppo_ext.update.step import (
+    EpochStatistics,
+    controller_inputs,
+    exceeds,
+    loss_and_measurement,
+    loss_and_statistics,
+    row_of,
+)
 
-NAMES = (*STATISTICS, "grad_norm")
-KL_RESOLUTION = 1e-6  # nats; float32
-EARLY_STOP_FACTOR = 1.5  # of target_kl, as in Stable-Baselines3's PPO
+Backward = Callable[[], None]
+Steps = Callable[[torch.optim.Optimizer, list[nn.Parameter]], AbstractContextManager[OptimizerStep]]
 
 
-class Measured(NamedTuple):
-    """What an epoch showed: one row per minibatch, in the order of ``NAMES``."""
+class Gradients(Protocol):
+    """How the gradient of a minibatch comes into the parameters."""
 
-    table: np.ndarray
-    stopped: bool
+    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Backward]:
+        """The statistics, and what then leaves the gradient in ``parameter.grad``."""
+        ...
 
-    def column(self, name: str) -> np.ndarray:
-        """The values of one statistic, minibatch after minibatch."""
-        column: np.ndarray = self.table[:, NAMES.index(name)]
-        return column
-
-    def mean(self, name: str) -> float:
-        """The mean of one statistic over the minibatches."""
-        return float(self.column(name).mean())
-
-    def for_controllers(self) -> dict[str, float]:
-        """The mean KL by ``kl_estimator`` and the mean clip fraction."""
-        return steering({name: self.mean(name) for name in STATISTICS})
+    def origin(self, minibatch: Minibatch) -> str:
+        """Where a gradient that is not finite came from, as far as the policy can say; else ''."""
+        ...
 
 
 @dataclass
-class Update:
-    """Everything that stays the same over the minibatches of one rollout."""
+class RowGradients:
+    """By autograd, of all rows of the minibatch together."""
 
-    adapter: PolicyAdapter
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    parameters: list[nn.Parameter]
-    max_grad_norm: float
-    knobs: KnobSet
-    set_learning_rate: Callable[[float], None]
-    target_kl: float | None = None
-    value_scale: Tensor | None = None
-    entropy_follows: bool = False  # whether no parameter has its gradient from the entropy alone
-    check: Callable[[Tensor], None] = lambda row: None  # sees a minibatch's row before its step
-    early_stop_kl: float = field(default=math.nan, init=False)
+    update: Update
 
-    def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
-        """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
-        with descending(self.optimizer, self.parameters) as descent:
-            if self.target_kl is not None or self.knobs.any_at("minibatch") or rollout.buffer.device.type != "cpu":
-                return self._measured_at_once(rollout, batch_size, descent)
-            return self._measured_afterwards(rollout, batch_size, descent)
+    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Backward]:
+        """See ``Gradients``."""
+        update = self.update
+        loss, found = loss_and_statistics(
+            update.adapter, minibatch, update.objective, knobs, value_scale=update.value_scale
+        )
+        return found, partial(self.backward, loss)
 
-    def _measured_at_once(self, rollout: Rollout, batch_size: int, descent: Descent) -> Measured:
-        rows: list[Tensor] = []
-        for minibatch in rollout.minibatches(batch_size):
-            loss, row = self.evaluate(minibatch, self.knobs.values)
-            if self.too_far(row):
-                rows.append(torch.cat((row, row.new_full((1,), math.nan))))
-                return Measured(table_of(rows), stopped=True)
-            self.step_controllers(row, len(minibatch.advantage))
-            rows.append(self.step(loss, row, descent))
-        return Measured(table_of(rows), stopped=False)
+    def measure(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Measurement, Backward]:
+        """As ``evaluate``, with what the statistics are made of in their place."""
+        update = self.update
+        loss, found = loss_and_measurement(
+            update.adapter, minibatch, update.objective, knobs, value_scale=update.value_scale
+        )
+        return found, partial(self.backward, loss)
 
-    def _measured_afterwards(self, rollout: Rollout, batch_size: int, descent: Descent) -> Measured:
-        """Statistics of all minibatches together: one by one they are a twentieth of the work."""
-        kept, norms, knobs = [], [], self.knobs.values
-        for minibatch in rollout.minibatches(batch_size):
-            loss, measurement = self._loss(minibatch, knobs)
-            norm = self._clipped_gradient(loss, descent)
-            if not math.isfinite(norm.item()):
-                self.check(torch.cat((row_of(measurement, self.objective, knobs), norm.reshape(1))))
-            descent.step()
-            kept.append(measurement)
-            norms.append(norm)
-        rows = rows_of(kept, self.objective, knobs)
-        table = torch.cat((rows, torch.stack(norms)[:, None]), dim=1)
-        return Measured(table.double().numpy(), stopped=False)
-
-    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
-        """The loss of a minibatch, and its statistics in the order of ``STATISTICS``."""
-        loss, measurement = self._loss(minibatch, knobs)
-        return loss, row_of(measurement, self.objective, knobs)
-
-    def _loss(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Measurement]:
-        new = self.adapter.evaluate(minibatch)
-        if self.entropy_follows and new.entropy is not None and is_zero(knobs.ent_coef):
-            # Its gradient would be zeros, added to gradients that are there without it.
-            new = new._replace(entropy=new.entropy.detach())
-        terms = ppo_terms(new, minibatch, self.objective, knobs, value_scale=self.value_scale)
-        loss = terms.weigh(knobs)
-        return loss, measurement_of(new, minibatch, terms, loss)
-
-    def step(self, loss: Tensor, row: Tensor, descent: Descent | None = None) -> Tensor:
-        """One optimizer step against the gradient, clipped to ``max_grad_norm``; ``row`` with its norm before."""
-        descent = descent or PlainDescent(self.optimizer, self.parameters)
-        return self._descend(row, self._clipped_gradient(loss, descent), descent)
-
-    def _descend(self, row: Tensor, norm: Tensor, descent: Descent) -> Tensor:
-        row = torch.cat((row, norm.reshape(1)))
-        self.check(row)
-        descent.step()
-        return row
-
-    def _clipped_gradient(self, loss: Tensor, descent: Descent) -> Tensor:
-        for parameter in self.parameters:  # what zero_grad() does, without the time it takes over it
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of ``loss`` in the place of the last one."""
+        for parameter in self.update.parameters:  # what zero_grad() does, without the time it takes over it
             parameter.grad = None
         loss.backward()
-        return descent.clip(self.max_grad_norm)
 
-    @property
-    def kl_limit(self) -> float:
-        """The sampled KL of a minibatch above which no further step is taken."""
-        return math.inf if self.target_kl is None else EARLY_STOP_FACTOR * self.target_kl
-
-    def too_far(self, row: Tensor) -> bool:
-        """Whether the sampled KL of a minibatch, which is kept, exceeds 1.5 ``target_kl``."""
-        if self.target_kl is None:
-            return False
-        self.early_stop_kl = row[APPROX_KL].item()
-        return self.early_stop_kl > self.kl_limit
-
-    def step_controllers(self, row: Tensor, samples: int) -> None:
-        """Before the step, so that a learning rate already answers to the KL of this minibatch, as in rsl_rl."""
-        if not self.knobs.any_at("minibatch"):
-            return
-        measured = dict(zip(STATISTICS, row.tolist(), strict=True))
-        self.knobs.step("minibatch", steering(measured), samples)
-        self.set_learning_rate(float(self.knobs.values.learning_rate))
+    def origin(self, minibatch: Minibatch) -> str:
+        """See ``Gradients``."""
+        return ""
 
 
-def steering(measured: dict[str, float]) -> dict[str, float]:
-    """What controllers answer to: "kl" by ``kl_estimator``, "clip_fraction" on both sides."""
-    kl = measured["kl"]
-    return {
-        # Rounding leaves some 1e-7 where old and new policy are the same; a law is to see that as exactly 0.
-        "kl": 0.0 if abs(kl) < KL_RESOLUTION else kl,
-        "clip_fraction": measured["clip_fraction_low"] + measured["clip_fraction_high"],
-    }
+class WithoutEntropyGradient:
+    """An adapter whose entropy has no gradient: for a weight of 0, it would be zeros added to what is there."""
+
+    def __init__(self, adapter: PolicyAdapter) -> None:
+        self.adapter = adapter
+
+    def evaluate(self, minibatch: Minibatch) -> Evaluation:
+        """See ``PolicyAdapter``."""
+        new = self.adapter.evaluate(minibatch)
+        return new if new.entropy is None else new._replace(entropy=new.entropy.detach())
+
+    def distribution(self, observation: Observation) -> ActionDistribution:
+        """See ``PolicyAdapter``."""
+        return self.adapter.distribution(observation)
+
+    def values(self, observation: Observation) -> Tensor:
+        """See ``PolicyAdapter``."""
+        return self.adapter.values(observation)
 
 
-def table_of(rows: list[Tensor]) -> np.ndarray:
-    """The statistics of an epoch in one transfer."""
-    table: np.ndarray = torch.stack(rows).cpu().double().numpy()
-    return table
+class EagerRunner:
+    """Runs the epochs of an update; ``steps`` makes what clips the gradient and takes the optimizer's step."""
+
+    def __init__(
+        self, run: Run, rollout: Rollout, update: Update, gradients: Gradients, steps: Steps = optimizer_steps
+    ) -> None:
+        self.run = run
+        self.rollout = rollout
+        self.update = update
+        self.gradients = gradients
+        self.steps = steps
+        self.checks_steps = run.monitor.checks_steps()
+
+    def epochs(self) -> Iterator[EpochStatistics]:
+        """What each epoch showed, until ``target_kl`` stops them."""
+        return epochs_of(self.run, self.rollout, self.update, self.epoch)
+
+    def epoch(self, index: int) -> EpochStatistics:
+        """All minibatches once, or until the sampled KL of one exceeds the limit."""
+        run = self.run
+        with self.steps(self.update.optimizer, self.update.parameters) as step:
+            limited = run.settings.target_kl is not None or run.knobs.any_at("minibatch")
+            if isinstance(self.gradients, RowGradients) and not limited and run.device.type == "cpu":
+                return self._measured_afterwards(self.gradients, index, step)
+            rows: list[Tensor] = []
+            for minibatch in self.rollout.minibatches(run.settings.batch_size):
+                row, stopped = self.minibatch(minibatch, index, step)
+                rows.append(row)
+                if stopped:
+                    return EpochStatistics.of_rows(rows, stopped=True)
+            return EpochStatistics.of_rows(rows, stopped=False)
+
+    def minibatch(self, minibatch: Minibatch, epoch: int, step: OptimizerStep | None = None) -> tuple[Tensor, bool]:
+        """One minibatch: its row (see ``COLUMNS``), and whether its KL exceeds the limit; then it takes no step."""
+        run, settings = self.run, self.run.settings
+        step = step or TorchStep(self.update.optimizer, self.update.parameters)
+        found, backward = self.gradients.evaluate(minibatch, run.knobs.values)
+        if settings.target_kl is not None and exceeds(found.approx_kl, settings.kl_limit):
+            return row_of(found, None, False), True
+        step_controllers(run, found, len(minibatch.advantage))
+        backward()
+        norm = step.clip(settings.max_grad_norm)
+        row = row_of(found, norm, True)
+        if self.checks_steps and not math.isfinite(norm.item()):
+            run.monitor.refuse_step(epoch, row.tolist(), partial(self.gradients.origin, minibatch))
+        step.step()
+        return row, False
+
+    def _measured_afterwards(self, gradients: RowGradients, epoch: int, step: OptimizerStep) -> EpochStatistics:
+        """Statistics of all minibatches together: one by one they are a twentieth of the work."""
+        run, update, knobs = self.run, self.update, self.run.knobs.values
+        measurements, norms = [], []
+        for minibatch in self.rollout.minibatches(run.settings.batch_size):
+            measurement, backward = gradients.measure(minibatch, knobs)
+            backward()
+            norm = step.clip(run.settings.max_grad_norm)
+            if self.checks_steps and not math.isfinite(norm.item()):
+                row = row_of(statistics_of(measurement, update.objective, knobs), norm, True)
+                run.monitor.refuse_step(epoch, row.tolist())
+            step.step()
+            measurements.append(measurement)
+            norms.append(norm)
+        found = statistics_of_all(measurements, update.objective, knobs).row()
+        grad_norm = torch.stack(norms)
+        columns = torch.stack((grad_norm, torch.ones_like(grad_norm)), dim=1)
+        return EpochStatistics(torch.cat((found, columns.to(found.dtype)), dim=1).double().numpy(), stopped=False)
+
+
+def step_controllers(run: Run, found: Statistics, samples: int) -> None:
+    """Controllers of the minibatch: before its step, so that a learning rate answers to its very KL, as in rsl_rl."""
+    if run.knobs.any_at("minibatch"):
+        kl, low, high = (float(number) for number in (found.kl, found.clip_fraction_low, found.clip_fraction_high))
+        run.knobs.step("minibatch", controller_inputs(kl, low + high), samples)
+        run.apply_learning_rate()

@@ -21,7 +21,7 @@ WHOLE_VECTORS = 64  # elements; a multiple of what any CPU's loops take at once
 MERGED = 32768  # elements; from here on torch divides a loop among threads
 
 
-class Descent(Protocol):
+class OptimizerStep(Protocol):
     """What an epoch does with the gradients that ``backward`` leaves."""
 
     def clip(self, max_norm: float) -> Tensor:
@@ -33,7 +33,7 @@ class Descent(Protocol):
         ...
 
 
-class PlainDescent:
+class TorchStep:
     """The optimizer itself."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
@@ -49,11 +49,11 @@ class PlainDescent:
         self.optimizer.step()
 
 
-class FusedDescent(PlainDescent):
+class FusedAdamStep(TorchStep):
     """An Adam in one kernel, which divides the gradients by what clips them as it reads them.
 
     By the interface through which ``torch.amp.GradScaler`` has them divided. Norms are in float32, whatever the
-    gradients are in. Equal to ``PlainDescent`` up to rounding.
+    gradients are in. Equal to ``TorchStep`` up to rounding.
     """
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ class FusedDescent(PlainDescent):
         return norm
 
     def step(self) -> None:
-        """See ``PlainDescent``."""
+        """See ``TorchStep``."""
         self.optimizer.grad_scale = self.divisor  # type: ignore[attr-defined]
         try:
             super().step()
@@ -85,12 +85,12 @@ def steps_in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
 
 
 @contextmanager
-def descending(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Iterator[Descent]:
+def optimizer_steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Iterator[OptimizerStep]:
     """For as many steps as nobody looks at the optimizer: its state and the gradients are up to date afterwards."""
     if not can_merge(optimizer, parameters):
-        yield PlainDescent(optimizer, parameters)
+        yield TorchStep(optimizer, parameters)
         return
-    descent = AdamDescent(optimizer, parameters)
+    descent = MergedAdamStep(optimizer, parameters)
     try:
         yield descent
     finally:
@@ -130,7 +130,7 @@ def _is_ordinary(parameter: nn.Parameter, state: dict[str, Tensor]) -> bool:
     )
 
 
-class AdamDescent:
+class MergedAdamStep:
     """Kingma & Ba 2015, algorithm 1, in the order of operations of ``torch.optim.Adam`` with ``foreach``.
 
     The moments of merged tensors live here until they are handed back.
@@ -138,7 +138,7 @@ class AdamDescent:
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         self.parameters: list[Tensor] = list(parameters)
-        self.plain = PlainDescent(optimizer, parameters)
+        self.plain = TorchStep(optimizer, parameters)
         self.group = optimizer.param_groups[0]
         self.states = [optimizer.state[parameter] for parameter in parameters]
         self.count = _count(self.states[0])

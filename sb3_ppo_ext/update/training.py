@@ -1,90 +1,32 @@
-"""One call of ``PPOX.train``: from a collected rollout, over its epochs, to what was measured."""
+"""One call of ``PPOX.train``: the epochs over a collected rollout, and what they showed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
-import torch
-from stable_baselines3.common.utils import obs_as_tensor
-
-from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
-from sb3_ppo_ext.engines.cpu.update import CompiledUpdate
-from sb3_ppo_ext.engines.cuda.update import DeviceUpdate
-from sb3_ppo_ext.policies.adapter import (
-    PolicyAdapter,
-    unvalidated_distributions,
-)
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.eager import Measured, Update
-from sb3_ppo_ext.update.kl_probe import KLProbe, _can_be_probed
-from sb3_ppo_ext.update.prepare import CHUNK, as_collected, popart_head, prepare_update, steered_by_exact_kl
-
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
-
-Runner = Update | CompiledUpdate | DeviceUpdate
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Runner, Update
+from sb3_ppo_ext.update.step import EpochStatistics
 
 
-def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
-    """All epochs over the rollout, or fewer where ``target_kl`` stops them; and the exact KL, NaN if not known."""
-    with unvalidated_distributions(), keeping_freed_memory() if model.device.type == "cpu" else nullcontext():
-        steered = steered_by_exact_kl(model)
-        if (head := popart_head(model)) is not None:
-            head.update(rollout.value_target)
-        update = prepare_update(model, rollout, with_distribution=steered)
-        probe = None if steered or not _can_be_probed(model, rollout) else KLProbe(model, rollout, update.adapter)
-        runner = model._compilation.update(model, rollout, update)
-        epochs = list(run_epochs(model, rollout, update, runner, probe))
-        return epochs, epochs[-1].mean("kl_exact") if probe is None else probe.measure()
+class Trained(NamedTuple):
+    """What an update showed."""
+
+    epochs: list[EpochStatistics]
+    exact_kl: float  # KL(before || after) in nats per action; NaN if it is not known
+    summary: object = None  # see ``Rollout.summary``
 
 
-def run_epochs(
-    model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: KLProbe | None
-) -> Iterator[Measured]:
-    """What each epoch showed, until ``target_kl`` stops them."""
-    for epoch, measured in enumerate(_measured(model, rollout, update, runner, probe)):
-        model._watch.after_epoch(model, epoch, measured)
-        model._n_updates += 1
-        if not isinstance(runner, DeviceUpdate):  # whose controllers have moved
-            step_controllers(model, "epoch", measured, rollout)
-        yield measured
-        if measured.stopped:
-            if model.verbose >= 1:
-                print(f"Early stopping at step {epoch} due to reaching max kl: {runner.early_stop_kl:.2f}")
-            return
-
-
-def _measured(
-    model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: KLProbe | None
-) -> Iterator[Measured]:
-    refresh = partial(refresh_advantage, model, rollout, update.adapter) if model.recompute_advantage else None
-    if isinstance(runner, DeviceUpdate):
-        look: Callable[[], object] = (lambda: None) if probe is None else probe.look
-        yield from runner.epochs(rollout, model.batch_size, model.n_epochs, refresh, look)
-        model._set_learning_rate(float(model.knobs.values.learning_rate))
-        return
-    for epoch in range(model.n_epochs):
-        if refresh is not None and epoch > 0:
-            refresh()
-        update.check = model._watch.step_check(model, epoch)
-        yield runner.epoch(rollout, model.batch_size)
-
-
-def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
-    """Values and GAE under the current value function, as Andrychowicz et al. 2021 recommend before every epoch."""
-    with as_collected(model.policy), torch.no_grad():
-        values = rollout.map_rows(adapter.values, max(CHUNK, model.batch_size))
-        assert model._last_obs is not None
-        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
-    rollout.refresh_advantage(values, last_values, np.asarray(model._last_episode_starts))
-
-
-def step_controllers(model: PPOX, moment: str, measured: Measured, rollout: Rollout) -> None:
-    """Lets the controllers of ``moment`` answer to what an epoch measured."""
-    if model.knobs.any_at(moment):
-        model.knobs.step(moment, measured.for_controllers() | rollout.measured, rollout.size)
-        model._set_learning_rate(float(model.knobs.values.learning_rate))
+def train_on(run: Run, rollout: Rollout, update: Update, runner: Runner, after_epoch: Callable[[], None]) -> Trained:
+    """All epochs, or fewer where ``target_kl`` stops them; ``after_epoch`` is called after each."""
+    epochs = []
+    for index, found in enumerate(runner.epochs()):
+        after_epoch()
+        epochs.append(found)
+        if found.stopped and run.settings.verbose >= 1:
+            kl = found.column("approx_kl")[-1]
+            print(f"Early stopping at step {index} due to reaching max kl: {kl:.2f}")
+    exact_kl = epochs[-1].mean("kl_exact") if update.probe is None else update.probe.value()
+    return Trained(epochs, exact_kl, rollout.summary())

@@ -13,7 +13,8 @@ from torch import fx, nn
 from sb3_ppo_ext import PPOX, AdaptiveKL
 from sb3_ppo_ext.engines.channels_last import channels_last, convolves, images_channels_last
 from sb3_ppo_ext.engines.cpu import libraries as artifacts
-from sb3_ppo_ext.engines.cpu.libraries import CompileError, Job
+from sb3_ppo_ext.engines.cpu.libraries import Job
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.laws import Threshold
 from tests.environments import Toy
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
 from sb3_ppo_ext.engines.tracing import Inputs, fingerprint, noise_as_inputs, signature, substituted, tensors_of, trace
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_ppo_ext.update.optimizer_step import AdamDescent, FusedDescent, PlainDescent, descending, steps_in_one_kernel
+from sb3_ppo_ext.update.optimizer_step import (
+    FusedAdamStep,
+    MergedAdamStep,
+    TorchStep,
+    optimizer_steps,
+    steps_in_one_kernel,
+)
 from sb3_ppo_ext.update.optimizers import prefer_foreach
 
 # Whole vectors, tails, scalars, and one that a single thread's share does not hold.
@@ -40,8 +46,8 @@ def torch_steps(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
 
 def merged_steps(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, seeds: range) -> list[torch.Tensor]:
     norms = []
-    with descending(optimizer, parameters) as descent:
-        assert isinstance(descent, AdamDescent)
+    with optimizer_steps(optimizer, parameters) as descent:
+        assert isinstance(descent, MergedAdamStep)
         for seed in seeds:
             gradients(parameters, seed)
             norms.append(descent.clip(0.5))
@@ -87,7 +93,7 @@ def ready(optimizer: Any = torch.optim.Adam, **options: Any) -> Any:
 def test_a_gradient_that_is_missing_from_some_minibatch_is_left_to_the_optimizer() -> None:
     ours, theirs = ready(), ready()
     norms: list[torch.Tensor] = []
-    with descending(ours[1], ours[0]) as descent:
+    with optimizer_steps(ours[1], ours[0]) as descent:
         for seed in range(1, 7):
             for parameters, _ in (ours, theirs):
                 gradients(parameters, seed)
@@ -101,7 +107,7 @@ def test_a_gradient_that_is_missing_from_some_minibatch_is_left_to_the_optimizer
 
 def test_an_error_between_steps_leaves_the_optimizer_where_it_was() -> None:
     ours, theirs = ready(), ready()
-    with pytest.raises(KeyboardInterrupt), descending(ours[1], ours[0]) as descent:
+    with pytest.raises(KeyboardInterrupt), optimizer_steps(ours[1], ours[0]) as descent:
         for seed in range(1, 4):
             gradients(ours[0], seed)
             descent.clip(0.5)
@@ -161,14 +167,14 @@ OTHERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_plain_adam_is_left_to_the_optimizer(name: str) -> None:
     parameters, optimizer = OTHERS[name]()
-    with descending(optimizer, parameters) as descent:
-        assert isinstance(descent, PlainDescent)
+    with optimizer_steps(optimizer, parameters) as descent:
+        assert isinstance(descent, TorchStep)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
 def test_a_kernel_that_clips_steps_as_if_it_had_been_done_before(optimizer: Any) -> None:
     ours, theirs = network(optimizer, fused=True), network(optimizer, fused=True)
-    descent = FusedDescent(ours[1], ours[0])
+    descent = FusedAdamStep(ours[1], ours[0])
     for seed in range(8):  # norms above and below the greatest
         gradients(ours[0], seed)
         norm = descent.clip(0.5)
@@ -184,7 +190,7 @@ def test_a_kernel_that_clips_steps_as_if_it_had_been_done_before(optimizer: Any)
 def test_a_kernel_clips_half_precision_by_a_norm_in_full() -> None:
     parameters = [nn.Parameter(torch.zeros(3000, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(2))]
     parameters[0].grad, parameters[1].grad = torch.full((3000,), 0.1, dtype=torch.bfloat16), torch.tensor([3.0, 4.0])
-    descent = FusedDescent(torch.optim.Adam(parameters, lr=1e-3, fused=True), parameters)
+    descent = FusedAdamStep(torch.optim.Adam(parameters, lr=1e-3, fused=True), parameters)
     norm = descent.clip(1.0)
     # 0.1 in bfloat16 is 0.10009765625: the root of 3000 * 0.01001954 + 25.
     assert norm.item() == pytest.approx((3000 * 0.10009765625**2 + 25) ** 0.5, rel=1e-5)

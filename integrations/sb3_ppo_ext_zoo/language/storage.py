@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError, folder
+from sb3_ppo_ext.engines.cpu.libraries import folder
+from sb3_ppo_ext.engines.errors import CompileError
 
 SEAL = "seal"  # a file with the digest of all others: half a copy, left by a full disk, say, is as good as none
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
@@ -14,7 +15,7 @@ from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
-from sb3_ppo_ext.rollout.actors import Acted, refuse_nan
+from sb3_ppo_ext.rollout.actors import Acted, predicted_values, refuse_nan
 
 
 class CompiledActor:
@@ -47,6 +48,10 @@ class CompiledActor:
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
         yield from values_of(observations, self._rows, lambda batch: self._run(batch, self._quiet)[1])
+
+    def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
+        """See ``Actor``."""
+        return predicted_values(self.policy, observation)
 
 
 def acting_inputs(policy: ActorCriticPolicy, observation: Observation) -> Inputs:

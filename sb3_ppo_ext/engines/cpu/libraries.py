@@ -23,20 +23,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from sb3_ppo_ext.engines.cpu import compile_worker
+from sb3_ppo_ext.engines.errors import CompileError
 
 Call = Callable[[list[Tensor]], list[Tensor]]
 
 KEPT = 128  # libraries, of some 0.5 MiB each
 SEAL = 32  # bytes at the end of each: the digest of all before
-
-
-class CompileError(RuntimeError):
-    """A function cannot be compiled here; says why."""
-
-
-def first_line(error: Exception) -> str:
-    """Of its message: torch's go on for pages."""
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 class Job(NamedTuple):

@@ -2,161 +2,149 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
-from sb3_ppo_ext.engines.cpu.libraries import Call, CompileError
+from sb3_ppo_ext.engines.cpu.libraries import Call
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.engines.traced_adam import groups_of
-from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.objective.batch import Minibatch
-from sb3_ppo_ext.objective.statistics import APPROX_KL, STATISTICS
-from sb3_ppo_ext.policies.adapter import SB3Adapter, unwrapped
+from sb3_ppo_ext.objective.statistics import Statistics
+from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.rollout.rows import gathered_rows
-from sb3_ppo_ext.update.eager import Measured, Update, table_of
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, step_controllers
+from sb3_ppo_ext.update.epochs import Update, epochs_of
+from sb3_ppo_ext.update.step import COLUMNS, EpochStatistics, exceeds
 
-UpdateRows = Callable[[Tensor], Tensor]  # rows of the rollout -> statistics of their update
-Updaters = tuple[UpdateRows, UpdateRows | None]  # of a whole minibatch, and of a smaller last one
+UpdateRows = Callable[[Tensor], Tensor]  # indices of rows of the rollout -> the row of their update
 
 
-class CompiledUpdate:
-    """As ``Update``, one call per minibatch. ``graphs`` keeps the compiled graphs from rollout to rollout.
+class CompiledRunner:
+    """Runs the epochs of an update, one call of a compiled graph per minibatch.
 
-    A last minibatch that is smaller has a graph of its own where ``compile_last`` says that this pays.
+    ``graphs`` keeps what is compiled from rollout to rollout. A last minibatch that is smaller is trained on eagerly: a
+    graph of its own would take 20 s to compile for one minibatch an epoch.
     """
 
-    def __init__(self, eager: Update, graphs: Graphs, ratios: list[float], *, compile_last: bool) -> None:
-        assert isinstance(eager.adapter, SB3Adapter)
-        self.eager = eager
-        self.adapter = eager.adapter
+    def __init__(self, run: Run, rollout: Rollout, update: Update, graphs: Graphs) -> None:
+        self.run = run
+        self.rollout = rollout
+        self.update = update
         self.graphs = graphs
-        self.compile_last = compile_last
+        self.eager = EagerRunner(run, rollout, update, RowGradients(update))
+        self.batch_size = min(run.settings.batch_size, rollout.size)
         self._calls: dict[tuple[str, int | None], Call] = {}
-        self._made: tuple[Minibatch | None, int, Updaters | None] = (None, 0, None)
-        prepared = UpdateInputs(eager, ratios)
-        self.state, self.plan, self.inputs = prepared.state, prepared.plan, prepared.inputs
+        self._made: tuple[Minibatch | None, UpdateRows | None] = (None, None)
+        self.prepared = UpdateInputs(run, update)
+        self.state, self.inputs = self.prepared.state, self.prepared.inputs
+        self.functions = UpdateFunctions(unwrapped(run.policy), update.adapter, self.prepared.plan)
         self._fixed = tensors_of(self.inputs)
+        self._updater()  # compiled now; CompileError with the reason where that fails
 
-    @property
-    def early_stop_kl(self) -> float:
-        """The sampled KL that was looked at last."""
-        return self.eager.early_stop_kl
+    def epochs(self) -> Iterator[EpochStatistics]:
+        """What each epoch showed, until ``target_kl`` stops them."""
+        return epochs_of(self.run, self.rollout, self.update, self.epoch)
 
     @torch.no_grad()
-    def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
-        """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
-        batch_size = min(batch_size, rollout.size)
-        self._fill_knobs()
-        whole, last = self._updaters(rollout, batch_size)
-        measured: list[Tensor] = []
-        counted = 0  # rows whose steps are in the optimizer's own count
+    def epoch(self, index: int) -> EpochStatistics:
+        """All minibatches once, or until the sampled KL of one exceeds the limit."""
+        self.prepared.fill_knobs(self.run.knobs.values)
+        train_on = self._updater()
+        limited, limit = self.run.settings.target_kl is not None, self.run.settings.kl_limit
+        rows: list[Tensor] = []
+        counted = 0  # minibatches whose steps are in the optimizer's own count
         stopped = False
         try:
-            for rows in rollout.orders(batch_size):
-                if rows.numel() == batch_size:
-                    measured.append(whole(rows))
-                elif last is not None:
-                    measured.append(last(rows))
+            for order in self.rollout.orders(self.batch_size):
+                if order.numel() == self.batch_size:
+                    rows.append(train_on(order))
                 else:
-                    self.state.advance(int(torch.stack(measured)[:, -1].isfinite().sum()))
-                    counted = len(measured) + 1
-                    measured.append(self._eagerly(rollout, rows))
-                if stopped := self.eager.too_far(measured[-1]):
-                    measured[-1][-1] = math.nan  # no step was taken, so no norm
+                    self.state.advance(steps_in(rows))
+                    rows.append(self._eagerly(order, index))
+                    counted = len(rows)
+                if limited and (stopped := bool(exceeds(Statistics.of_row(rows[-1]).approx_kl, limit))):
                     break
         finally:  # also where the user interrupts
-            table = table_of(measured) if measured else np.empty((0, len(STATISTICS) + 1))
-            self.state.advance(int(np.isfinite(table[counted:, -1]).sum()))
-        return Measured(table, stopped)
+            self.state.advance(steps_in(rows[counted:]))
+        return EpochStatistics.of_rows(rows, stopped=stopped)
 
-    def prepare(self, rollout: Rollout, batch_size: int) -> None:
-        """Compiles what ``epoch`` will call; ``CompileError`` with the reason where that fails."""
-        self._updaters(rollout, min(batch_size, rollout.size))
-
-    def _updaters(self, rollout: Rollout, batch_size: int) -> Updaters:
-        rows, size, updaters = self._made
-        if rows is not rollout.rows or size != batch_size:  # other ones where advantages were computed anew
-            if convolves(self.adapter.policy):  # once for all minibatches
+    def _updater(self) -> UpdateRows:
+        """The update of ``batch_size`` given rows."""
+        rollout = self.rollout
+        rows, updater = self._made
+        if updater is None or rows is not rollout.rows:  # other ones where advantages were computed anew
+            if convolves(self.functions.policy):  # once for all minibatches
                 observation = images_channels_last(rollout.rows.observation)
                 rollout.rows = rollout.rows._replace(observation=observation)
-            last = rollout.size % batch_size
-            updaters = (
-                self._updater(rollout, batch_size),
-                self._updater(rollout, last) if last and self.compile_last else None,
-            )
-            self._made = (rollout.rows, batch_size, updaters)
-        assert updaters is not None
-        return updaters
-
-    def _updater(self, rollout: Rollout, size: int) -> UpdateRows:
-        """The update of ``size`` given rows."""
-        inputs = {**self.inputs, "rollout": rollout.rows, "rows": torch.arange(size)}
-        tensors = [*self._fixed, *tensors_of({"rollout": rollout.rows, "rows": inputs["rows"]})]
-        return (self._in_two if self.eager.knobs.any_at("minibatch") else self._in_one)(inputs, tensors)
+            more: Inputs = {"rollout": rollout.rows, "rows": torch.arange(self.batch_size)}
+            tensors = [*self._fixed, *tensors_of(more)]
+            kind = self._in_two if self.run.knobs.any_at("minibatch") else self._in_one
+            updater = kind({**self.inputs, **more}, tensors)
+            self._made = (rollout.rows, updater)
+        return updater
 
     def _in_one(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         """As one graph."""
         call = self._graph("whole", inputs)
 
-        def update(rows: Tensor) -> Tensor:
-            tensors[-1] = rows
+        def update(order: Tensor) -> Tensor:
+            tensors[-1] = order
             return call(tensors)[0]
 
         return update
 
     def _in_two(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
-        """As two graphs, between which controllers answer to the KL of this very minibatch."""
+        """As two graphs, between which controllers answer to the KL of this very minibatch, unless it takes no step."""
         call = self._graph("gradient", inputs)
 
         def stepping(row: Tensor, gradients: Sequence[Tensor]) -> Inputs:
             return {**self.inputs, "row": row, "gradients": list(gradients)}
 
         shapes = [torch.empty_like(parameter) for parameter in self.inputs["parameters"].values()]
-        step = self._graph("step", stepping(torch.zeros(len(STATISTICS) + 1), shapes))
+        step = self._graph("step", stepping(torch.zeros(len(COLUMNS)), shapes))
 
-        def update(rows: Tensor) -> Tensor:
-            tensors[-1] = rows
+        def update(order: Tensor) -> Tensor:
+            tensors[-1] = order
             row, *gradients = call(tensors)
-            self.eager.step_controllers(row[:-1], len(rows))
-            self._fill_knobs()
-            step([*self._fixed, row, *gradients])
-            return row
+            found = Statistics.of_row(row)
+            if not exceeds(found.approx_kl, self.run.settings.kl_limit):
+                step_controllers(self.run, found, len(order))
+                self.prepared.fill_knobs(self.run.knobs.values)
+            return step([*self._fixed, row, *gradients])[0]
 
         return update
 
-    def _fill_knobs(self) -> None:
-        for name, tensor in self.inputs["knobs"].items():
-            tensor.fill_(getattr(self.eager.knobs.values, name))
-
-    def _graph(self, part: str, inputs: Inputs) -> Call:
-        key = (part, len(inputs["rows"]) if "rows" in inputs else None)
+    def _graph(self, name: str, inputs: Inputs) -> Call:
+        key = (name, len(inputs["rows"]) if "rows" in inputs else None)
         if key not in self._calls:  # looking a graph up takes as long as calling it
-            parts = UpdateGraphs(self.adapter.policy, self.adapter, self.plan)
-            function = {"whole": parts.whole, "gradient": parts.gradient, "step": parts.step}[part]
-            graph = self.graphs.get(f"update, {part}", function, inputs, self.adapter.policy, self.plan)
+            functions = self.functions
+            function = {"whole": functions.whole, "gradient": functions.gradient, "step": functions.step}[name]
+            graph = self.graphs.get(f"update, {name}", function, inputs, functions.policy, self.prepared.plan)
             self._calls[key] = graph.call
         return self._calls[key]
 
-    def _eagerly(self, rollout: Rollout, order: Tensor) -> Tensor:
+    def _eagerly(self, order: Tensor, epoch: int) -> Tensor:
         with torch.enable_grad():
-            loss, row = self.eager.evaluate(gathered_rows(rollout.rows, order), self.eager.knobs.values)
-            if row[APPROX_KL] > self.inputs["kl_limit"]:
-                return torch.cat((row, row.new_full((1,), math.nan)))
-            self.eager.step_controllers(row, len(order))
-            row = self.eager.step(loss, row)
-        self._fill_knobs()
-        self.state.advance(1)  # as the optimizer has counted itself
+            row, _ = self.eager.minibatch(gathered_rows(self.rollout.rows, order), epoch)
+        self.prepared.fill_knobs(self.run.knobs.values)
+        self.state.advance(steps_in([row]))  # as the optimizer has counted itself
         return row
+
+
+def steps_in(rows: list[Tensor]) -> int:
+    """How many of the minibatches took their step."""
+    return int(torch.stack(rows)[:, COLUMNS.index("stepped")].sum()) if rows else 0
 
 
 def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.optim.Optimizer) -> None:

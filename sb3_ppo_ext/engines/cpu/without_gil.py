@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
+from sb3_ppo_ext.engines.errors import CompileError
 
 _address = ctypes.pythonapi.PyCapsule_GetPointer
 _address.restype, _address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]

@@ -18,7 +18,7 @@ from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
 from sb3_ppo_ext.engines.tracing import Inputs, Noise, fingerprint, noise_as_inputs, signature, tensors_of, trace
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
-from sb3_ppo_ext.rollout.actors import Acted, check_distribution
+from sb3_ppo_ext.rollout.actors import Acted, check_distribution, predicted_values
 
 DRAWS = 64  # of noise at a time
 
@@ -58,6 +58,10 @@ class DeviceActor:
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
         yield from values_of(observations, self._rows, self._values)
+
+    def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
+        """See ``Actor``."""
+        return predicted_values(self.policy, observation)
 
     def _values(self, observation: Observation) -> Tensor:
         values = self._forward.packing.unpacked(self._forward(self._given(observation)))[1]

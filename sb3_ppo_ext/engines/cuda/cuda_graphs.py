@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError, first_line
+from sb3_ppo_ext.engines.errors import CompileError, first_line
 
 Run = Callable[[], None]
 

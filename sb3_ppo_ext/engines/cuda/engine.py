@@ -1,9 +1,9 @@
-"""What runs a model whose policy is on a GPU: made when it begins to learn, asked by ``Compilation``."""
+"""What runs a model whose policy is on a GPU: made when it begins to learn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.utils import obs_as_tensor
@@ -13,14 +13,12 @@ from sb3_ppo_ext.engines.cpu.update import require_compilable
 from sb3_ppo_ext.engines.cuda.actor import DeviceActor
 from sb3_ppo_ext.engines.cuda.cuda_graphs import CudaGraphs, Recorder
 from sb3_ppo_ext.engines.cuda.epochs import Finish, as_traced, combined, fused
-from sb3_ppo_ext.engines.cuda.update import DeviceRecordings, DeviceUpdate
+from sb3_ppo_ext.engines.cuda.update import DeviceRecordings, RecordedRunner
 from sb3_ppo_ext.policies.adapter import unwrapped
-from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
+from sb3_ppo_ext.rollout.device_buffers import ARRAYS, DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.eager import Update
-
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Update
 
 ON_DEVICE: dict[type[RolloutBuffer], type[RolloutBuffer]] = {
     RolloutBuffer: DeviceRolloutBuffer,
@@ -29,23 +27,24 @@ ON_DEVICE: dict[type[RolloutBuffer], type[RolloutBuffer]] = {
 RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": CudaGraphs}  # by type of device
 
 
-class DeviceEngine:
+class CudaEngine:
     """Recordings of one model on one type of device."""
 
     def __init__(self, device_type: str) -> None:
         self.recordings = recordings_on(device_type, combined)
 
-    def update(self, model: PPOX, rollout: Rollout, eager: Update) -> DeviceUpdate:
-        """All epochs of ``train()``; ``CompileError`` with the reason where they cannot be recorded."""
-        require_compilable(model.policy, rollout, model.policy.optimizer)
-        update = DeviceUpdate(eager, self.recordings, model._rates.ratios, rollout)
-        update.prepare(rollout, model.batch_size)
-        return update
+    def prepare(self, run: Run) -> None:
+        """Nothing: the first rollout records acting, the first update itself."""
 
-    def actor(self, model: PPOX) -> DeviceActor:
-        """Who acts in the next rollout."""
-        observation = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]  # there is one
-        return DeviceActor(unwrapped(model.policy), self.recordings, observation)
+    def actor(self, run: Run) -> DeviceActor:
+        """See ``Engine``."""
+        observation = obs_as_tensor(run.last_observation, run.device)
+        return DeviceActor(unwrapped(run.policy), self.recordings, observation)
+
+    def runner(self, run: Run, rollout: Rollout, update: Update) -> RecordedRunner:
+        """See ``Engine``."""
+        require_compilable(run.policy, rollout, update.optimizer)
+        return RecordedRunner(run, rollout, update, self.recordings)
 
 
 def recordings_on(device_type: str, compiled: Finish = fused) -> DeviceRecordings:
@@ -53,18 +52,17 @@ def recordings_on(device_type: str, compiled: Finish = fused) -> DeviceRecording
     return DeviceRecordings(RECORDERS[device_type](), compiled if has_triton() else as_traced)
 
 
-def exchange_buffer(model: PPOX, *, on_device: bool) -> None:
-    """An empty rollout buffer on the model's device in the place of Stable-Baselines3's own, or the other way round.
+def exchange_buffer(buffer: Any, *, on_device: bool) -> None:
+    """Stable-Baselines3's own rollout buffer moves to the model's device, or back, and is empty then.
 
-    One that the user named, made or changed stays, and so does the name: saved files are for Stable-Baselines3 too, and
-    for machines without such a device.
+    The object stays: a callback may hold it since before ``learn()``. One that the user changed does not move: saved
+    files are for Stable-Baselines3 too, and for machines without such a device.
     """
     kinds = ON_DEVICE if on_device else {device: host for host, device in ON_DEVICE.items()}
-    old: Any = model.rollout_buffer
     # A method among its attributes has been put there.
-    if type(old) not in kinds or model._buffer_is_named or any(callable(value) for value in vars(old).values()):
+    if type(buffer) not in kinds or any(callable(value) for value in vars(buffer).values()):
         return
-    model.rollout_buffer = kinds[type(old)](
-        *(old.buffer_size, old.observation_space, old.action_space),
-        **{name: getattr(old, name) for name in ("device", "gae_lambda", "gamma", "n_envs")},
-    )
+    for name in ARRAYS:
+        vars(buffer).pop(name, None)
+    buffer.__class__ = kinds[type(buffer)]
+    buffer.reset()

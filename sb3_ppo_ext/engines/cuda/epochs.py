@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
-from sb3_ppo_ext.engines.cpu.libraries import CompileError, first_line
-from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers, steering
+from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.cuda_graphs import Recorder, Run
-from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.errors import CompileError, first_line
+from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 from sb3_ppo_ext.objective.batch import Minibatch
-from sb3_ppo_ext.objective.statistics import APPROX_KL, STATISTICS
+from sb3_ppo_ext.objective.statistics import Statistics
+from sb3_ppo_ext.update.step import COLUMNS, controller_inputs, exceeds
 
 MINIBATCHES = 256  # in one recording at most: its nodes take memory
-WIDTH = len(STATISTICS) + 2  # of a row: the statistics, the gradient's norm, and whether the minibatch still counted
 
 Traced = Callable[..., Any]
 Finish = Callable[[Traced, list[Tensor]], Traced]  # of a traced function and its inputs: as it is, or compiled
@@ -54,19 +54,25 @@ def combined(traced: Traced, tensors: list[Tensor]) -> Traced:
 class EpochRecordings:
     """All epochs of one kind of update, on tensors that stay where they are.
 
-    ``inputs`` are those of ``UpdateInputs``, whose powers, knobs and limit of the KL become this object's own; so does
-    ``rows``, the rollout. Both are filled again by ``load``. Once a minibatch exceeds the limit, no later one steps:
-    the limit itself is then below anything.
+    A table [M, K] has the rows of M minibatches (see ``update.step.COLUMNS``); ``counts`` [M] says which of them came
+    before the update was stopped, the one that stopped it included. ``inputs`` are those of ``UpdateInputs``, whose
+    powers, knobs and limit of the KL become this object's own; so does ``rows``, the rollout. Both are filled again by
+    ``load``. Once a minibatch exceeds the limit, no later one steps: the limit itself is then below anything.
     """
 
     def __init__(
-        self, parts: UpdateGraphs, inputs: Inputs, controllers: DeviceControllers, rows: Minibatch, finish: Finish
+        self,
+        functions: UpdateFunctions,
+        inputs: Inputs,
+        controllers: DeviceControllers,
+        rows: Minibatch,
+        finish: Finish,
     ) -> None:
-        self.parts = parts
+        self.functions = functions
         self.controllers = controllers
         self.finish = finish
         own_rows = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, rows)
-        if convolves(parts.policy):
+        if convolves(functions.policy):
             own_rows = own_rows._replace(observation=images_channels_last(own_rows.observation))
         self.rows: Minibatch = own_rows
         own = ("powers", "knobs", "kl_limit")
@@ -74,9 +80,9 @@ class EpochRecordings:
         self.size, self.device = len(rows.advantage), rows.advantage.device
         self.in_two = any(one.every == "minibatch" for one in controllers.controllers.values())
         self._calls: dict[tuple[str, int], Traced] = {}
-        self._pieces: dict[tuple[int, int], Piece] = {}
+        self._pieces: dict[tuple[int, int], RecordedMinibatches] = {}
         self._replay_end: Run | None = None
-        self.table: Tensor = torch.empty(0)
+        self.table, self.counts = torch.empty(0), torch.empty(0)
         self.halted_before = torch.zeros((), dtype=torch.bool, device=self.device)
 
     def load(self, inputs: Inputs, rows: Minibatch) -> None:
@@ -98,101 +104,109 @@ class EpochRecordings:
             self.inputs["knobs"][name].copy_(value)
 
     def changed(self) -> list[Tensor]:
-        """Every tensor that a minibatch may write to, but the piece's own table."""
+        """Every tensor that a minibatch may write to, but a recording's own table."""
         kinds = ("parameters", "first", "second", "powers", "knobs", "kl_limit")
         return [*tensors_of({name: self.inputs[name] for name in kinds}), *self.controllers.values.values()]
 
-    def minibatch(self, order: Tensor) -> Tensor:
-        """The update of the rows ``order``; returns its row of the table [WIDTH]."""
+    def minibatch(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """The update of the rows ``order``; returns its row of the table [K], and whether it counts (0-d bool)."""
         limit = self.inputs["kl_limit"]
         counts = limit > -torch.inf
-        row = self._in_two(order, counts) if self.in_two else self._call("whole", {"rollout": self.rows, "rows": order})
-        limit.copy_(torch.where(row[APPROX_KL] > limit, -torch.inf, limit))
-        return torch.cat((row, counts.to(row.dtype).reshape(1)))
+        gathered = {"rollout": self.rows, "rows": order}
+        row: Tensor = self._in_two(gathered, counts) if self.in_two else self._call("whole", gathered)[0]
+        limit.copy_(torch.where(exceeds(Statistics.of_row(row).approx_kl, limit), -torch.inf, limit))
+        return row, counts
 
-    def _in_two(self, order: Tensor, counts: Tensor) -> Tensor:
+    def _in_two(self, gathered: Inputs, counts: Tensor) -> Tensor:
         """With controllers that answer between gradient and step."""
-        row, *gradients = self._call("gradient", {"rollout": self.rows, "rows": order}, whole=True)
-        within = counts & ~(row[APPROX_KL] > self.inputs["kl_limit"])
-        self.controllers.step("minibatch", steering(row), len(order), within)
+        row, *gradients = self._call("gradient", gathered)
+        found = Statistics.of_row(row)
+        within = counts & ~exceeds(found.approx_kl, self.inputs["kl_limit"])
+        measured = controller_inputs(found.kl, found.clip_fraction_low + found.clip_fraction_high)
+        self.controllers.step("minibatch", measured, len(gathered["rows"]), within)
         self.write_knobs()
-        self._call("step", {"row": row, "gradients": gradients})
-        return row  # type: ignore[no-any-return]  # a tensor
+        stepped: Tensor = self._call("step", {"row": row, "gradients": gradients})[0]
+        return stepped
 
-    def _call(self, part: str, more: Inputs, *, whole: bool = False) -> Any:
+    def _call(self, name: str, more: Inputs) -> Any:
         inputs = {**self.inputs, **more}
         tensors = tensors_of(inputs)
-        key = (part, len(more["rows"]) if "rows" in more else 0)
+        key = (name, len(more["rows"]) if "rows" in more else 0)
         if key not in self._calls:
-            function = {"whole": self.parts.whole, "gradient": self.parts.gradient, "step": self.parts.step}[part]
+            functions = self.functions
+            function = {"whole": functions.whole, "gradient": functions.gradient, "step": functions.step}[name]
             with torch.enable_grad():
                 traced = trace(function, inputs)
             self._calls[key] = self.finish(traced, tensors)
-        results = self._calls[key](*tensors)
-        return results if whole else results[0]
+        return self._calls[key](*tensors)
 
-    def epoch(self, order: Tensor, batch_size: int) -> Tensor:
-        """Replays one epoch in that order of rows [N * T]; its table [minibatches, WIDTH], on the device."""
+    def epoch(self, order: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Replays one epoch in that order of rows [N * T]; its table and ``counts``, on the device."""
         self.halted_before.copy_(self.inputs["kl_limit"] == -torch.inf)
-        tables, start = [], 0
+        parts, start = [], 0
         for count, rows in pieces(self.size, batch_size):
             stop = start + count * rows
-            tables.append(self._pieces[count, rows](order[start:stop]))
+            parts.append(self._pieces[count, rows](order[start:stop]))
             start = stop
-        table = torch.cat(tables)
-        self._end_epoch(table)
-        return table
+        table, counts = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        self._end_epoch(table, counts)
+        return table, counts
 
     def prepare(self, batch_size: int, recorder: Recorder) -> None:
         """Records what ``epoch`` replays."""
         parts = pieces(self.size, batch_size)
         for count, rows in parts:
             if (count, rows) not in self._pieces:
-                self._pieces[count, rows] = Piece(self, count, rows, recorder)
+                self._pieces[count, rows] = RecordedMinibatches(self, count, rows, recorder)
         self._prepare_end(sum(count for count, _ in parts), recorder)
 
-    def _end_epoch(self, table: Tensor) -> None:
+    def _end_epoch(self, table: Tensor, counts: Tensor) -> None:
         """Controllers of the epoch, unless an earlier one was the last."""
         if self._replay_end is not None:
             self.table.copy_(table)
+            self.counts.copy_(counts)
             self._replay_end()
 
     def _prepare_end(self, minibatches: int, recorder: Recorder) -> None:
-        if self._replay_end is not None or all(one.every != "epoch" for one in self.controllers.controllers.values()):
+        every = [controller.every for controller in self.controllers.controllers.values()]
+        if self._replay_end is not None or "epoch" not in every:
             return
-        self.table = torch.ones(minibatches, WIDTH, device=self.device)
+        self.table = torch.ones(minibatches, len(COLUMNS), device=self.device)
+        self.counts = torch.ones(minibatches, dtype=torch.bool, device=self.device)
 
         def run() -> None:
-            counted = self.table[:, -1:]
-            mean = torch.where(counted > 0, self.table, 0.0).sum(0) / counted.sum()
-            self.controllers.step("epoch", steering(mean), self.size, ~self.halted_before)
+            counted = self.counts[:, None]
+            mean = Statistics.of_row(torch.where(counted, self.table, 0.0).sum(0) / counted.sum())
+            measured = controller_inputs(mean.kl, mean.clip_fraction_low + mean.clip_fraction_high)
+            self.controllers.step("epoch", measured, self.size, ~self.halted_before)
             self.write_knobs()
 
         self._replay_end = recorder.record(run, self.changed())
 
 
-class Piece:
+class RecordedMinibatches:
     """``count`` minibatches of ``rows`` rows each, one after the other, as one recording."""
 
     def __init__(self, epochs: EpochRecordings, count: int, rows: int, recorder: Recorder) -> None:
         self.order = torch.arange(count * rows, device=epochs.device)
-        self.table = torch.zeros(count, WIDTH, device=epochs.device)
+        self.table = torch.zeros(count, len(COLUMNS), device=epochs.device)
+        self.counts = torch.zeros(count, dtype=torch.bool, device=epochs.device)
 
         def run() -> None:
             for index, order in enumerate(torch.split(self.order, rows)):
-                self.table[index] = epochs.minibatch(order)
+                self.table[index], self.counts[index] = epochs.minibatch(order)
 
-        self._replay = recorder.record(run, [*epochs.changed(), self.table])
+        self._replay = recorder.record(run, [*epochs.changed(), self.table, self.counts])
 
-    def __call__(self, order: Tensor) -> Tensor:
-        """A copy of what the minibatches showed."""
+    def __call__(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the table and of ``counts``."""
         self.order.copy_(order)
         self._replay()
-        return self.table.clone()
+        return self.table.clone(), self.counts.clone()
 
 
 def pieces(size: int, batch_size: int) -> list[tuple[int, int]]:
-    """How many minibatches of how many rows, piece after piece, make an epoch over ``size`` rows."""
+    """How many minibatches of how many rows, recording after recording, make an epoch over ``size`` rows."""
     whole, rest = divmod(size, batch_size)
     counts = [MINIBATCHES] * (whole // MINIBATCHES) + [whole % MINIBATCHES] * (whole % MINIBATCHES > 0)
     return [(count, batch_size) for count in counts] + [(1, rest)] * (rest > 0)

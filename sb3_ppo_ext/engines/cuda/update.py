@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +12,15 @@ from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.cuda_graphs import Recorder
 from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, Finish
 from sb3_ppo_ext.engines.graph_cache import make_room
-from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import fingerprint, signature, tensors_of
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
-from sb3_ppo_ext.objective.statistics import APPROX_KL
+from sb3_ppo_ext.objective.statistics import Statistics
+from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.eager import Measured, Update
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Update, refresh_advantage
+from sb3_ppo_ext.update.step import EpochStatistics, exceeds
 
 
 class DeviceRecordings:
@@ -40,79 +41,64 @@ class DeviceRecordings:
         return self.known[key]
 
 
-class DeviceUpdate:
-    """As ``Update``, but for all epochs at once: see ``epochs``."""
+class RecordedRunner:
+    """Runs all epochs of an update without waiting for the device; the host reads what happened once, at the end."""
 
-    def __init__(self, eager: Update, recordings: DeviceRecordings, ratios: list[float], rollout: Rollout) -> None:
-        self.eager = eager
-        self.recordings = recordings
-        self.early_stop_kl = math.nan  # the sampled KL that stopped an epoch
-        prepared = UpdateInputs(eager, ratios)
+    def __init__(self, run: Run, rollout: Rollout, update: Update, recordings: DeviceRecordings) -> None:
+        self.run = run
+        self.rollout = rollout
+        self.update = update
+        self.batch_size = min(run.settings.batch_size, rollout.size)
+        prepared = UpdateInputs(run, update)
+        prepared.fill_knobs(run.knobs.values)
         self.state, inputs = prepared.state, prepared.inputs
-        for name, tensor in inputs["knobs"].items():
-            tensor.fill_(getattr(eager.knobs.values, name))
-        policy = eager.adapter.policy  # type: ignore[attr-defined]  # UpdateInputs has looked
-        controllers = DeviceControllers(eager.knobs, rollout.rows.advantage.device)
-        own = {name: inputs[name] for name in ("parameters", "constants", "first", "second")}
-        places = tuple(tensor.data_ptr() for tensor in tensors_of(own))
+        policy = unwrapped(run.policy)
+        controllers = DeviceControllers(run.knobs, rollout.rows.advantage.device)
+        fixed = {name: inputs[name] for name in ("parameters", "constants", "first", "second")}
+        addresses = tuple(tensor.data_ptr() for tensor in tensors_of(fixed))
         shapes = signature({"rollout": rollout.rows, "inputs": inputs})
-        key = ("update", prepared.plan, controllers.settings, fingerprint(policy), places, shapes)
-        parts = UpdateGraphs(policy, eager.adapter, prepared.plan)
-        self.epochs_of: EpochRecordings = recordings.get(
-            key, lambda: EpochRecordings(parts, inputs, controllers, rollout.rows, recordings.finish)
+        key = ("update", prepared.plan, controllers.settings, fingerprint(policy), addresses, shapes)
+        functions = UpdateFunctions(policy, update.adapter, prepared.plan)
+        self.recorded: EpochRecordings = recordings.get(
+            key, lambda: EpochRecordings(functions, inputs, controllers, rollout.rows, recordings.finish)
         )
         # Recordings know the controllers they were made with, whose numbers they move.
-        self.epochs_of.controllers.controllers = controllers.controllers
-        self.epochs_of.load(inputs, rollout.rows)
+        self.recorded.controllers.controllers = controllers.controllers
+        self.recorded.load(inputs, rollout.rows)
+        with torch.no_grad():
+            self.recorded.prepare(self.batch_size, recordings.recorder)
+
+    def epochs(self) -> Iterator[EpochStatistics]:
+        """What each epoch showed, until ``target_kl`` stopped them; all of them have been trained by the first."""
+        found = self._trained()
+        self.run.apply_learning_rate()
+        for index, epoch in enumerate(found):
+            self.run.monitor.after_epoch(index, epoch.to_step)
+            yield epoch
 
     @torch.no_grad()
-    def prepare(self, rollout: Rollout, batch_size: int) -> None:
-        """Records what ``epochs`` will replay; ``CompileError`` with the reason where that fails."""
-        self.epochs_of.prepare(min(batch_size, rollout.size), self.recordings.recorder)
-
-    @torch.no_grad()
-    def epochs(
-        self,
-        rollout: Rollout,
-        batch_size: int,
-        n_epochs: int,
-        refresh: Callable[[], None] | None,
-        meanwhile: Callable[[], object],
-    ) -> list[Measured]:
-        """What ``n_epochs`` epochs showed, or fewer where the sampled KL of a minibatch exceeded 1.5 ``target_kl``.
-
-        ``refresh`` renews the advantages of ``rollout.rows`` before every epoch but the first; ``meanwhile`` is called
-        when all has been handed to the device and before anybody waits for it. Controllers of epochs and minibatches
-        have moved afterwards, and the optimizer has counted its steps.
-        """
-        tables = []
-        for epoch in range(n_epochs):
-            if refresh is not None and epoch > 0:
-                refresh()
-                self.epochs_of.load_advantages(rollout.rows)
+    def _trained(self) -> list[EpochStatistics]:
+        run, rollout = self.run, self.rollout
+        results = []
+        for index in range(run.settings.n_epochs):
+            if index > 0 and refresh_advantage(run, rollout, self.update.adapter):
+                self.recorded.load_advantages(rollout.rows)
             order = torch.cat(rollout.orders(rollout.size))
-            tables.append(self.epochs_of.epoch(order, min(batch_size, rollout.size)))
-        meanwhile()
-        return self._read(tables)
+            results.append(self.recorded.epoch(order, self.batch_size))
+        if self.update.probe is not None:
+            self.update.probe.compute()
+        return self._read(results)
 
-    def _read(self, tables: list[Tensor]) -> list[Measured]:
+    def _read(self, results: list[tuple[Tensor, Tensor]]) -> list[EpochStatistics]:
         """The one moment of waiting."""
-        measured = self._measured(torch.stack(tables).cpu().double().numpy())
-        self.epochs_of.controllers.hand_back(self.eager.knobs)
-        taken = sum(int(np.isfinite(one.table[:, -1]).sum()) for one in measured)
-        self.state.advance(taken)
-        return measured
-
-    def _measured(self, tables: np.ndarray) -> list[Measured]:
-        measured: list[Measured] = []
-        for table in tables:
-            counted = table[table[:, -1] > 0, :-1]
-            if not len(counted):  # an earlier epoch was the last
+        tables, counts = (torch.stack(tensors).cpu().numpy() for tensors in zip(*results, strict=True))
+        self.recorded.controllers.hand_back(self.run.knobs)
+        found = []
+        for table, counted in zip(tables, counts, strict=True):
+            if not counted.any():  # an earlier epoch was the last
                 break
-            # In the precision of the device: a KL within rounding of the limit is to stop both or neither.
-            stopped = bool(counted[-1, APPROX_KL] > np.float32(self.eager.kl_limit))
-            if stopped:
-                self.early_stop_kl = float(counted[-1, APPROX_KL])
-                counted[-1, -1] = math.nan  # no step was taken, so no norm
-            measured.append(Measured(counted, stopped))
-        return measured
+            rows = torch.from_numpy(table[counted])
+            stopped = bool(exceeds(Statistics.of_row(rows[-1]).approx_kl, self.run.settings.kl_limit))
+            found.append(EpochStatistics(rows.double().numpy(), stopped))
+        self.state.advance(sum(int(epoch.column("stepped").sum()) for epoch in found))
+        return found

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sb3_ppo_ext.engines.cpu.libraries import Call, CompileError
+from sb3_ppo_ext.engines.cpu.libraries import Call
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Function, Graph, Graphs
 from sb3_ppo_ext.engines.tracing import Inputs, fingerprint, tensors_of
 from sb3_ppo_ext.engines.update_inputs import knob_tensors
@@ -28,10 +31,11 @@ from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.generation import Decoder, RoomyLayer
 from sb3_ppo_ext.language.training.micro_batches import MicroBatch, in_parts, lengths_of, mapped
-from sb3_ppo_ext.language.training.token_update import EagerGradients, Piece
+from sb3_ppo_ext.language.training.token_update import EagerGradients
 from sb3_ppo_ext.objective.batch import Minibatch, Observation
+from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.objective.terms import KnobValues
-from sb3_ppo_ext.rollout.actors import Acted, EagerActor
+from sb3_ppo_ext.rollout.actors import Acted, predicted_values
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
@@ -51,14 +55,15 @@ class CompiledGradients:
 
     def __init__(self, eager: EagerGradients, graphs: Graphs, rows: int) -> None:
         self.eager = eager
-        self.policy = eager.adapter.policy
+        self.update = eager.update
+        self.policy = self.update.adapter.policy
         self.graphs = graphs
         self.rows = rows
         self.prompt_length = self.policy.prompt_length
         longest = self.policy.responses.max_new_tokens
         self.widths = sorted({math.ceil(longest / 2), longest})
         require_traceable(self.policy)
-        if eager.adapter.full_kl:
+        if self.update.adapter.full_kl:
             raise CompileError("the exact KL to the reference over the vocabulary is not compiled")
         self.trained = list(trained_of(self.policy).values())
         self.calls: dict[int, Gradient] = {}
@@ -79,40 +84,38 @@ class CompiledGradients:
         return lambda inputs: call(tensors_of(inputs))
 
     def _graph(self, kind: str, function: type[TokenGradient], inputs: Inputs) -> Graph:
-        objective, entropy_grad = self.eager.objective, self.eager.adapter.entropy_grad
+        objective, entropy_grad = self.update.objective, self.update.adapter.entropy_grad
         made = function(self.policy, objective, entropy_grad=entropy_grad)
         return graph_of(self.graphs, kind, made, inputs, self.policy, (objective, entropy_grad))
 
-    def parts(self, minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterable[MicroBatch]:
+    def parts(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
         """Of the shape of a graph, or as ``eager`` would have them."""
         width = min((width for width in self.calls if width >= self._width(minibatch)), default=None)
         count = len(minibatch.action)
         groups = [list(range(start, min(start + self.rows, count))) for start in range(0, count, self.rows)]
-        if width is None or len(groups) * self.rows * (self.prompt_length + width) > SLACK * self._slots(
-            minibatch, max_tokens
-        ):
-            return self.eager.parts(minibatch, loss_mean=loss_mean, max_tokens=max_tokens)
-        return in_parts(minibatch, groups, partial(self._shaped, width=width), loss_mean=loss_mean)
+        if width is None or len(groups) * self.rows * (self.prompt_length + width) > SLACK * self._slots(minibatch):
+            return self.eager.parts(minibatch)
+        return in_parts(minibatch, groups, partial(self._shaped, width=width), loss_mean=self.update.loss_mean)
 
-    def add(self, part: MicroBatch, knobs: KnobValues) -> Piece:
-        """See ``Gradients``."""
+    def add(self, part: MicroBatch, knobs: KnobValues) -> Statistics:
+        """See ``MicroBatchGradients``."""
         rows, width = part.minibatch.action.shape
         prompt = part.minibatch.observation[ATTENTION_MASK].shape[1]  # type: ignore[index]  # a dict
         call = self.calls.get(width)
         if call is None or (rows, prompt) != (self.rows, self.prompt_length):
             return self.eager.add(part, knobs)
-        loss, row, extra, deviation, *gradients = call(self._inputs(part, knobs))
+        row, *gradients = call(self._inputs(part, knobs))
         before = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         if before:
             torch._foreach_add_(before, gradients)
         else:
             for parameter, gradient in zip(self.trained, gradients, strict=True):
                 parameter.grad = gradient
-        return Piece(loss, row, extra, deviation)
+        return Statistics.of_row(row)
 
     def _inputs(self, part: MicroBatch, knobs: KnobValues) -> Inputs:
         minibatch = part.minibatch
-        if not self.eager.adapter.with_reference:
+        if not self.update.adapter.with_reference:
             minibatch = minibatch._replace(ref_log_prob=None)
         device = minibatch.action.device
         given = {"part": minibatch, "prepared": prepared_for(self.policy, minibatch), "share": part.share}
@@ -123,10 +126,10 @@ class CompiledGradients:
         longest = lengths_of(minibatch)[:, 1].max()
         return next(width for width in self.widths if width >= longest)
 
-    def _slots(self, minibatch: Minibatch, max_tokens: int | None) -> int:
+    def _slots(self, minibatch: Minibatch) -> int:
         """That an eager pass computes, or at least has to."""
         lengths = lengths_of(minibatch)
-        return int(lengths.sum() if max_tokens is not None else len(lengths) * lengths.max(axis=0).sum())
+        return int(lengths.sum() if self.update.max_tokens is not None else len(lengths) * lengths.max(axis=0).sum())
 
     def _shaped(self, part: Minibatch, width: int) -> Minibatch:
         """Rows of nothing but padding fill it up."""
@@ -181,18 +184,48 @@ class CompiledDecoder(Decoder):
         return self.call(self._tensors)
 
 
-class CompiledSequenceActor(EagerActor):
+class EagerTokenActor:
+    """The policy itself; ``seconds`` counts what generation takes."""
+
+    def __init__(self, policy: LanguageModelPolicy, seconds: dict[str, float]) -> None:
+        self.policy = policy
+        self.seconds = seconds
+        self.decoder_of: Callable[..., Decoder] = Decoder
+
+    def act(self, observation: Observation) -> Acted:
+        """Responses, and value and log-probability of every token, all [N, L]."""
+        started = time.perf_counter()
+        with torch.no_grad():
+            responses, values, log_probs = self.policy(observation, decoder_of=self.decoder_of)
+        on_host = responses.cpu().numpy()
+        self.seconds["generation"] = self.seconds.get("generation", 0.0) + time.perf_counter() - started
+        return Acted(on_host, responses, values, log_probs)
+
+    def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
+        """See ``Actor``."""
+        for observation in observations:
+            yield predicted_values(self.policy, observation)[0]
+
+    def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
+        """See ``Actor``; they cost a pass over all prompts, so none is made where every episode has ended."""
+        if np.all(dones):
+            return torch.zeros(len(dones), 1, device=self.policy.device)
+        return predicted_values(self.policy, observation)
+
+
+class CompiledTokenActor(EagerTokenActor):
     """Responses by ``CompiledDecoder``, or by another like it."""
 
     def __init__(
         self,
         policy: LanguageModelPolicy,
+        seconds: dict[str, float],
         graphs: Graphs,
         n_envs: int,
         decoder: Callable[..., Decoder] = CompiledDecoder,
     ) -> None:
         """``CompileError`` where the model cannot be compiled."""
-        super().__init__(policy)
+        super().__init__(policy, seconds)
         require_traceable(policy)
         self.decoder_of = partial(decoder, policy=policy, graphs=graphs)
         # One that does not fit is made anew on the way.
@@ -208,9 +241,3 @@ class CompiledSequenceActor(EagerActor):
             decoder = self.decoder_of(model, seen, None, deterministic=False)
             decoder.draw(token, 1)
             decoder.draw(token, 2)
-
-    def act(self, observation: Observation) -> Acted:
-        """Responses, and value and log-probability of every token, all [N, L]."""
-        with torch.no_grad():
-            responses, values, log_probs = self.policy(observation, decoder_of=self.decoder_of)
-        return Acted(responses.cpu().numpy(), responses, values, log_probs)

@@ -1,73 +1,101 @@
-"""What makes ``LanguageModelPolicy`` one that can be compiled: how much that saves, and who acts and trains then."""
+"""The engines of language models: eager, or by graphs on a CPU and on a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
+from sb3_ppo_ext.engines.compile_progress import compile_progress
+from sb3_ppo_ext.engines.cuda.engine import RECORDERS
 from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
 from sb3_ppo_ext.engines.graph_cache import Graphs
-from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients, CompiledSequenceActor
+from sb3_ppo_ext.language.engines.compiled import (
+    CompiledDecoder,
+    CompiledGradients,
+    CompiledTokenActor,
+    EagerTokenActor,
+)
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
 from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients
-from sb3_ppo_ext.language.envs.spaces import ResponseSpace
-from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.critics import SeparateCritic
-from sb3_ppo_ext.language.training.token_update import EagerGradients, SequenceUpdate
-from sb3_ppo_ext.policies.family import SequencePolicy
+from sb3_ppo_ext.language.training.token_update import (
+    EagerGradients,
+    MicroBatchGradients,
+    TokenGradients,
+    TokenUpdate,
+    ratio_check_of,
+    token_steps,
+)
+from sb3_ppo_ext.policies.adapter import unwrapped
+from sb3_ppo_ext.rollout.actors import Actor
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.eager import Update
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.eager import EagerRunner
+from sb3_ppo_ext.update.epochs import Runner, Update
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
-    from sb3_ppo_ext.ppox import PPOX
-    from sb3_ppo_ext.rollout.actors import Actor
 
 
-class Costs(NamedTuple):
-    """Seconds on one type of device."""
-
-    saved_per_state: float  # token, layer and channel trained on
-    saved_per_decoded_layer: float  # and token
-    compile_time_per_layer: float  # of one graph
+def language_model(run: Run) -> LanguageModelPolicy:
+    """The policy of a run whose family is that of language models."""
+    return cast("LanguageModelPolicy", unwrapped(run.policy))
 
 
-# By type of device: of a GPT-2 of 4 layers of width 128 on one thread, and of the shape of Qwen2-0.5B on an H200.
-COSTS = {"cpu": Costs(40e-9, 1e-3, 7.5), "cuda": Costs(1e-9, 1e-3, 1.6)}
+class EagerTokenEngine:
+    """PyTorch's own operations, one by one."""
+
+    def prepare(self, run: Run) -> None:
+        """Nothing."""
+
+    def actor(self, run: Run) -> Actor:
+        """See ``Engine``."""
+        return EagerTokenActor(language_model(run), run.seconds)
+
+    def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
+        """See ``Engine``."""
+        assert isinstance(update, TokenUpdate)
+        return token_runner(run, rollout, update, EagerGradients(update))
 
 
-class Compilable(SequencePolicy):
-    """What ``LanguageModelPolicy`` adds to be compiled."""
+class CompiledTokenEngine:
+    """Gradients and decoding by the graphs of one model."""
 
-    lm: CausalLM
-    prompt_length: int
-    responses: ResponseSpace
+    def __init__(self, device_type: str) -> None:
+        self.verbose = 0
+        self.recorded = device_type in RECORDERS
+        if self.recorded:
+            self.graphs: Graphs = DeviceGraphs(device_type, lambda: compile_progress(self.verbose))
+        else:
+            self.graphs = Graphs(lambda: compile_progress(self.verbose))
 
-    def compiling_saves(self, model: PPOX, epochs: int, steps: int) -> tuple[float, float]:
-        """See ``SequencePolicy``."""
-        config, longest = self.lm.plain.config.get_text_config(), self.responses.max_new_tokens
-        layers = config.num_hidden_layers
-        slots = epochs * model.n_steps * model.n_envs * (self.prompt_length + longest)
-        costs = COSTS[model.device.type]
-        saved = slots * layers * config.hidden_size * costs.saved_per_state
-        saved += steps * longest * layers * costs.saved_per_decoded_layer
-        return saved, 2 * layers * costs.compile_time_per_layer
+    def prepare(self, run: Run) -> None:
+        """Nothing: the lengths of responses tell the shapes, and those are known after a rollout."""
 
-    def compiled_actor(self, graphs: Graphs, n_envs: int) -> Actor:
-        """See ``SequencePolicy``."""
-        decoder = RecordedDecoder if isinstance(graphs, DeviceGraphs) else CompiledDecoder
-        return CompiledSequenceActor(cast("LanguageModelPolicy", self), graphs, n_envs, decoder)
+    def actor(self, run: Run) -> Actor:
+        """See ``Engine``."""
+        self.verbose = run.settings.verbose
+        decoder = RecordedDecoder if self.recorded else CompiledDecoder
+        return CompiledTokenActor(language_model(run), run.seconds, self.graphs, run.n_envs, decoder)
 
-    def compiled_update(self, rollout: Rollout, eager: Update, batch_size: int, graphs: Graphs) -> Update:
-        """See ``SequencePolicy``."""
-        assert isinstance(eager, SequenceUpdate) and isinstance(eager.gradients, EagerGradients)
-        rows = min(batch_size, rollout.size)
-        if eager.max_tokens is not None:
-            rows = min(max(eager.max_tokens // (self.prompt_length + self.responses.max_new_tokens), 1), rows)
-        apart = isinstance(cast("LanguageModelPolicy", self).critic, SeparateCritic)
-        beside = apart and not isinstance(graphs, DeviceGraphs) and torch.get_num_threads() > 1
-        gradients = (HalvedGradients if beside else CompiledGradients)(eager.gradients, graphs, rows)
-        gradients.prepare(rollout.rows, eager.knobs.values)
-        return replace(eager, gradients=gradients)
+    def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
+        """See ``Engine``."""
+        assert isinstance(update, TokenUpdate)
+        self.verbose = run.settings.verbose
+        policy = language_model(run)
+        rows = min(run.settings.batch_size, rollout.size)
+        if update.max_tokens is not None:
+            longest = policy.prompt_length + policy.responses.max_new_tokens
+            rows = min(max(update.max_tokens // longest, 1), rows)
+        apart = isinstance(policy.critic, SeparateCritic)
+        concurrent = apart and not self.recorded and torch.get_num_threads() > 1
+        gradients = (HalvedGradients if concurrent else CompiledGradients)(EagerGradients(update), self.graphs, rows)
+        gradients.prepare(rollout.rows, run.knobs.values)
+        return token_runner(run, rollout, update, gradients)
+
+
+def token_runner(run: Run, rollout: Rollout, update: TokenUpdate, micro_batches: MicroBatchGradients) -> Runner:
+    """The eager loop over minibatches, whose gradients ``micro_batches`` computes."""
+    gradients = TokenGradients(update, micro_batches, ratio_check_of(update))
+    return EagerRunner(run, rollout, update, gradients, token_steps)

@@ -21,12 +21,9 @@ from sb3_ppo_ext.language.engines.compiled import CompiledGradients, Gradient
 from sb3_ppo_ext.language.engines.traced_tokens import TokenGradient, gradients_of, in_a_graph
 from sb3_ppo_ext.language.model.causal_lm import before_response
 from sb3_ppo_ext.language.training.token_update import EagerGradients
-from sb3_ppo_ext.language.training.trl_statistics import MINIBATCH_STATISTICS, value_clipped
 from sb3_ppo_ext.objective.batch import Minibatch
-from sb3_ppo_ext.objective.statistics import STATISTICS
+from sb3_ppo_ext.objective.statistics import Statistics, value_clipped
 from sb3_ppo_ext.objective.terms import KnobValues, value_term
-
-VALUE_LOSS, VALUE_CLIPPED = STATISTICS.index("value_loss"), MINIBATCH_STATISTICS.index("value_clipped")
 
 
 def is_critics(name: str) -> bool:
@@ -47,10 +44,10 @@ class PolicyHalf(TokenGradient):
 
 
 class ValueHalf(TokenGradient):
-    """The weighted value loss and its gradient; besides, that loss itself and the fraction of clipped tokens."""
+    """The value's part of a loss and its gradient."""
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """All of them, the gradient parameter by parameter."""
+        """[3]: the weighted value loss, that loss itself, the fraction of clipped tokens; and the gradient."""
         part: Minibatch = inputs["part"]
         knobs = KnobValues(**inputs["knobs"])
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
@@ -64,7 +61,7 @@ class ValueHalf(TokenGradient):
             loss = knobs.vf_coef * unweighted * inputs["share"]
             gradients = gradients_of(loss, leaves)
         clipped = value_clipped(value.detach(), part.mask, part, knobs)
-        return (loss.detach(), unweighted.detach(), clipped, *gradients)
+        return (torch.stack((loss.detach(), unweighted.detach(), clipped.to(loss.dtype))), *gradients)
 
 
 class HalvedGradients(CompiledGradients):
@@ -93,11 +90,13 @@ class HalvedGradients(CompiledGradients):
         """What ``TokenGradient`` of both would have returned."""
         with computing_with(self.threads):
             values = self.beside.submit(of_critic, tensors_of(half_of(inputs, "values")))
-            loss, row, extra, deviation, *gradients = of_policy(tensors_of(half_of(inputs, "tokens")))
-            value_loss, row[VALUE_LOSS], extra[VALUE_CLIPPED], *more = values.result()
+            row, *gradients = of_policy(tensors_of(half_of(inputs, "tokens")))
+            (weighted, value_loss, clipped), *more = values.result()
+        found = Statistics.of_row(row)
+        found = found._replace(loss=found.loss + weighted, value_loss=value_loss, value_clipped=clipped)
         ours, theirs = iter(gradients), iter(more)
         each = [next(theirs if is_critics(name) else ours) for name in inputs["parameters"]]
-        return [loss + value_loss, row, extra, deviation, *each]
+        return [found.row(), *each]
 
 
 def half_of(inputs: Inputs, kind: str) -> Inputs:

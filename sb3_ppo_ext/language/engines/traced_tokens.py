@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.tracing import Inputs, substituted
 from sb3_ppo_ext.language.model.causal_lm import before_response, prepared_mask
 from sb3_ppo_ext.language.model.critics import SeparateCritic, SharedCritic
 from sb3_ppo_ext.language.model.generation import RoomyLayer, draw
-from sb3_ppo_ext.language.training.trl_statistics import minibatch_statistics
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.losses import fill_masked
-from sb3_ppo_ext.objective.statistics import statistics
-from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
+from sb3_ppo_ext.objective.terms import KnobValues, Objective
+from sb3_ppo_ext.update.step import loss_and_statistics
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
@@ -111,7 +109,7 @@ def prepared_for(policy: LanguageModelPolicy, part: Minibatch) -> Tensor:
 
 
 class TokenGradient:
-    """Loss, statistics, greatest ``|log_ratio|`` and gradient of one micro-batch."""
+    """Statistics and gradient of one micro-batch; it is the adapter of its own evaluation, of every slot [B, L]."""
 
     def __init__(self, policy: LanguageModelPolicy, objective: Objective, *, entropy_grad: bool) -> None:
         self.policy = policy
@@ -119,35 +117,30 @@ class TokenGradient:
         self.entropy_grad = entropy_grad
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """All of them, the gradient parameter by parameter."""
+        """The row of the statistics, and the gradient parameter by parameter."""
         part: Minibatch = inputs["part"]
         knobs = KnobValues(**inputs["knobs"])
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
         with torch.enable_grad(), in_a_graph(self.policy, {**leaves, **inputs["constants"]}, inputs["prepared"]):
-            new = self.evaluated(part)
-            terms = ppo_terms(new, part, self.objective, knobs)
-            loss = terms.weigh(knobs) * inputs["share"]
+            loss, found = loss_and_statistics(self, part, self.objective, knobs, share=inputs["share"])
             gradients = gradients_of(loss, leaves)
-        row = statistics(new, part, terms, loss, self.objective, knobs)
-        log_ratio = fill_masked(new.log_prob.detach() - part.action_log_prob, part.mask)
-        extra = minibatch_statistics(new, part, knobs)
-        return (loss.detach(), row, extra, log_ratio.abs().max(), *gradients)
+        return (found.row(), *gradients)
 
-    def evaluated(self, part: Minibatch) -> Evaluation:
-        """As the update's adapter does it, but of every slot [B, L]."""
-        assert part.mask is not None
+    def evaluate(self, minibatch: Minibatch) -> Evaluation:
+        """As ``TokenAdapter`` does it."""
+        assert minibatch.mask is not None
         policy, lm = self.policy, self.policy.lm
-        tokens = policy.tokens(part.observation, part.action, part.mask > 0)
+        tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
         ids, mask = tokens.joined()
         hidden, value = self.states(ids, mask, tokens.first)
         hidden = before_response(hidden, tokens.prompt.shape[1])
         chosen = tokens.response.masked_fill(~tokens.mask, 0).flatten()
         every = lm.log_prob_and_entropy(hidden.flatten(0, 1), chosen, entropy_grad=self.entropy_grad)
-        log_prob, entropy = (one.view(tokens.mask.shape).masked_fill(~tokens.mask, 0.0) for one in every)
+        log_prob, entropy = (numbers.view(tokens.mask.shape).masked_fill(~tokens.mask, 0.0) for numbers in every)
         # Without values the old ones stand in, which nothing that is computed of them then depends on.
-        value = part.state_value if value is None else before_response(value, tokens.prompt.shape[1])
+        value = minibatch.state_value if value is None else before_response(value, tokens.prompt.shape[1])
         value = value.masked_fill(~tokens.mask, 0.0)
-        return Evaluation(log_prob, entropy, value, mask=part.mask, ref_log_prob=part.ref_log_prob)
+        return Evaluation(log_prob, entropy, value, mask=minibatch.mask, ref_log_prob=minibatch.ref_log_prob)
 
     def states(self, ids: Tensor, mask: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
         """Hidden states [B, S, D] and values [B, S] after every token."""

@@ -8,7 +8,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
-from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
+from sb3_ppo_ext.language.training.token_rollout import ResponseSummary
 
 HEADER = ("", "score", "KL", "prompt", "response")
 
@@ -53,11 +53,16 @@ class SampleTable(BaseCallback):
             if isinstance(output, TensorBoardOutputFormat):
                 output.writer.add_text("lm/samples", as_markdown(rows), self.num_timesteps)
 
+    def _summary(self) -> ResponseSummary:
+        update = getattr(self.model, "last_update", None)
+        summary = None if update is None else update.summary
+        if not isinstance(summary, ResponseSummary):
+            raise ValueError(f"SampleTable is for a LanguageModelPolicy; this is a {type(self.model.policy).__name__}")
+        return summary
+
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows, as text."""
-        policy = self.model.policy
-        assert isinstance(policy, LanguageModelPolicy) and policy.trained_on is not None
-        score, kl = policy.trained_on
+        score, kl = self._summary()
         texts = [pair for step in self.texts for pair in step]
         middle = self.generator.choice(len(score), min(self.random_rows, len(score)), replace=False).tolist()
         chosen = {"best": int(score.argmax()), "worst": int(score.argmin())}

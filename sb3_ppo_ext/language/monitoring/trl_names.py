@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from torch import Tensor
 
 from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
-from sb3_ppo_ext.language.training.trl_statistics import MINIBATCH_STATISTICS
+from sb3_ppo_ext.update.step import EpochStatistics
+from sb3_ppo_ext.update.training import Trained
 
 # Where theirs is ours by another name, possibly times a number: their value loss has a factor 1/2.
 ALIASES = {
@@ -46,32 +47,36 @@ class TRLNames(BaseCallback):
 
     def _record(self) -> None:
         """What the update that is over has left in the logger, which is not written yet."""
-        logged, policy = self.logger.name_to_value, self.model.policy
-        if not isinstance(policy, LanguageModelPolicy):
-            raise ValueError(f"TRLNames is for a LanguageModelPolicy; this is a {type(policy).__name__}")
+        logged = self.logger.name_to_value
+        if not isinstance(self.model.policy, LanguageModelPolicy):
+            raise ValueError(f"TRLNames is for a LanguageModelPolicy; this is a {type(self.model.policy).__name__}")
         if "lm/score" not in logged:
             return
         seconds = max(time.perf_counter() - self.started, 1e-9)
-        records = trl_records(logged, policy.minibatch_statistics)
         assert isinstance(self.model, OnPolicyAlgorithm)
+        update: Trained = self.model.last_update  # type: ignore[attr-defined]  # of PPOX, which has logged lm/score
+        records = trl_records(logged, update.epochs)
         records["val/num_eos_tokens"] = round(logged["lm/eos_rate"] * self.model.n_steps * self.model.n_envs)
         records |= {"episode": self.num_timesteps, "eps": (self.num_timesteps - self.before) / seconds}
         for name, value in records.items():
             self.logger.record(name, value, exclude="stdout")
 
 
-def trl_records(logged: Mapping[str, float], minibatches: Tensor) -> dict[str, float]:
-    """TRL's name -> value, of what is logged under ours and of the statistics of the update's minibatches [M, K]."""
-    records = {name: factor * logged[own] for name, (own, factor) in ALIASES.items() if own in logged}
+def trl_records(logged: Mapping[str, float], epochs: Sequence[EpochStatistics]) -> dict[str, float]:
+    """TRL's name -> value, of what is logged under ours and of the minibatches of the update."""
+    records = {name: factor * logged[ours] for name, (ours, factor) in ALIASES.items() if ours in logged}
     records["objective/entropy"] = logged["lm/entropy_sampled"] * logged["lm/response_length"]
     if "lm/rlhf_reward" in logged:
         records["objective/non_score_reward"] = logged["lm/rlhf_reward"] - logged["lm/score"]
-    column = dict(zip(MINIBATCH_STATISTICS, minibatches.double().cpu().unbind(dim=1), strict=True))
-    ratio = column["ratio_mean"]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([epoch.column(name) for epoch in epochs])
+
+    ratio = column("ratio_mean")
     return records | {
-        "policy/approxkl_avg": column["k2"].mean().item(),
-        "policy/clipfrac_avg": column["policy_clipped"].mean().item(),
-        "val/clipfrac_avg": column["value_clipped"].mean().item(),
-        "val/ratio": ratio.mean().item(),
-        "val/ratio_var": ratio.var().item() if len(ratio) > 1 else 0.0,
+        "policy/approxkl_avg": float(column("kl_k2").mean()),
+        "policy/clipfrac_avg": float(column("policy_clipped").mean()),
+        "val/clipfrac_avg": float(column("value_clipped").mean()),
+        "val/ratio": float(ratio.mean()),
+        "val/ratio_var": float(ratio.var(ddof=1)) if len(ratio) > 1 else 0.0,
     }

@@ -24,12 +24,11 @@ from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
 from sb3_ppo_ext.language.model.critics import SharedCritic
 from sb3_ppo_ext.language.model.loading import Lora, ModelSource, check_model, load_model, lora_config, with_adapter
 from sb3_ppo_ext.language.policies.choices import check_candidates, divisor_of, masked, texts_of
-from sb3_ppo_ext.policies.family import EagerOnly
 
 KEPT_TEXTS = 2**14
 
 
-class CandidatePolicy(TrainedPartOnly, EagerOnly, ActorCriticPolicy):
+class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
     """
     Chooses among ``candidates`` by their log-probability after the observation's text (GLAM, Carta et al. 2023).
 
@@ -48,6 +47,8 @@ class CandidatePolicy(TrainedPartOnly, EagerOnly, ActorCriticPolicy):
     :param prompt: what the model is given, with the observation in the place of ``{}``
     :param temperature: the scores are divided by it
     """
+
+    ppox_family = "sb3_ppo_ext.engines.rows:EagerRowFamily"
 
     def __init__(
         self,

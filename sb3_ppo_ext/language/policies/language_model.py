@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from sb3_ppo_ext.language.arguments import check_algorithm, check_options
-from sb3_ppo_ext.language.engines.engine import Compilable
+from sb3_ppo_ext.language.arguments import check_options
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, before_response, scattered
 from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
@@ -33,19 +30,9 @@ from sb3_ppo_ext.language.model.loading import (
 )
 from sb3_ppo_ext.language.model.nan_origin import require_finite
 from sb3_ppo_ext.language.model.reference import WithReference
-from sb3_ppo_ext.language.monitoring.findings import Findings
-from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
-from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
-from sb3_ppo_ext.language.training.token_update import sequence_update
-from sb3_ppo_ext.language.training.trl_statistics import MINIBATCH_STATISTICS
-from sb3_ppo_ext.update.eager import Update
-
-if TYPE_CHECKING:
-    from sb3_ppo_ext.ppox import PPOX
-    from sb3_ppo_ext.rollout.minibatches import Rollout
 
 
-class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
+class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -65,7 +52,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
     :param dtype: of the model's weights, as "bfloat16"; None leaves them as they are
     """
 
-    buffer_class = SequenceRolloutBuffer
+    ppox_family = "sb3_ppo_ext.language.engines.family:TokenFamily"
     optimizer: torch.optim.Optimizer
 
     def __init__(
@@ -115,11 +102,6 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
         )
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
-        self._generation_seconds = 0.0
-        self.minibatch_statistics = torch.zeros(0, len(MINIBATCH_STATISTICS))  # of the last update
-        self.findings = Findings()
-        # Score [T * N] and, if known, KL to the reference of the responses that were last trained on.
-        self.trained_on: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def _build_optimizer(self, rate: float) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": self.model_parameters() + self.value_parameters()}]
@@ -169,14 +151,12 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
         self, obs: PyTorchObs, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Responses, and value and log-probability of every token, all [B, L] (0 after a response's end)."""
-        started = time.perf_counter()
         response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of)
         value = response.value
         tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):
             value[:, : tokens.mask.shape[1]] = self._values(tokens).masked_fill(~tokens.mask, 0.0)
         require_finite(self.lm, tokens, log_prob=response.log_prob, value=value)
-        self._generation_seconds += time.perf_counter() - started
         return response.token, value, response.log_prob
 
     def _values(self, tokens: Tokens) -> Tensor:
@@ -222,26 +202,6 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
         mask = torch.from_numpy(self.responses.mask_of(actions.cpu().numpy())).to(actions.device)
         log_prob, entropy, value = self.evaluate_tokens(self.tokens(obs, actions, mask), entropy_grad=True)
         return value[:, 0], log_prob.sum(-1), entropy.sum(-1)
-
-    def take_generation_seconds(self) -> float:
-        """How long ``forward`` took since this was last asked."""
-        seconds, self._generation_seconds = self._generation_seconds, 0.0
-        return seconds
-
-    @classmethod
-    def check_algorithm(cls, model: PPOX) -> None:
-        """What PPOX cannot do with it."""
-        check_algorithm(cls, model)
-
-    def rollout(self, model: PPOX) -> Rollout:
-        """See ``SequencePolicy``."""
-        rollout = SequenceRollout(cast(SequenceRolloutBuffer, model.rollout_buffer), model, self)
-        self.trained_on = rollout.scores_and_kl()
-        return rollout
-
-    def update(self, model: PPOX, rollout: Rollout) -> Update:
-        """See ``SequencePolicy``."""
-        return sequence_update(self, model, rollout)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         options = {"value_lr_ratio": self.value_lr_ratio, "value_warmup": self.value_warmup}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from stable_baselines3.common.utils import explained_variance
-from torch import Tensor
 
-from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.model.causal_lm import scattered
 from sb3_ppo_ext.language.model.full_kl import full_kl
@@ -22,34 +20,39 @@ from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.losses import normalized
 from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.run import Run
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
-    from sb3_ppo_ext.ppox import PPOX
+
+
+class ResponseSummary(NamedTuple):
+    """What is remembered of every response of a rollout, in the order in which they were collected."""
+
+    score: np.ndarray  # [T * N], as the reward function gave it
+    kl: np.ndarray | None  # [T * N], k1 to the reference in nats, where there is one
 
 
 class SequenceRollout(Rollout):
     """Rows are responses: tensors [B, L] under a mask."""
 
-    def __init__(self, buffer: SequenceRolloutBuffer, model: PPOX, policy: LanguageModelPolicy) -> None:
+    def __init__(self, run: Run, buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy) -> None:
         self.buffer: SequenceRolloutBuffer = buffer
-        self.action_space = model.action_space
+        self.action_space = run.action_space
         self.size = buffer.buffer_size * buffer.n_envs
         self.has_rows = False  # nothing outside of here gathers them
-        self.normalize_advantage = model.normalize_advantage and model.advantage_scope == "rollout"
-        self.normalize_minibatch = model.normalize_advantage and model.advantage_scope == "minibatch"
+        self.normalize_advantage = run.settings.normalizes_over("rollout")
+        self.normalize_minibatch = run.settings.normalizes_over("minibatch")
         self.policy = policy
-        self.controller = model.ref_kl_coef
-        self.ref_kl_coef = float(model.knobs.values.ref_kl_coef)
+        self.ref_kl_coef = float(run.knobs.values.ref_kl_coef)
         started = time.perf_counter()
         if policy.has_reference:
-            under_reference, full = by_reference(buffer, policy, model.batch_size)
+            under_reference, full = by_reference(buffer, policy, run.settings.batch_size)
             buffer.penalize(under_reference, self.ref_kl_coef, full)
         self.began = time.perf_counter()
-        self._seconds = {"generation": policy.take_generation_seconds(), "reference": self.began - started}
-        if (scoring := take_scoring_seconds(model.env)) is not None:
+        self._seconds = {"generation": run.seconds.pop("generation", 0.0), "reference": self.began - started}
+        if (scoring := take_scoring_seconds(run.env)) is not None:
             self._seconds["scoring"] = scoring
-        self.statistics: list[Tensor] = []  # see ``minibatch_statistics``, one for each minibatch
         self._make_rows()
 
     def _make_rows(self) -> None:
@@ -68,7 +71,8 @@ class SequenceRollout(Rollout):
         )
         masks = buffer.observations[ATTENTION_MASK] > 0, buffer.masks
         self.lengths = np.stack([mask.sum(-1).reshape(-1) for mask in masks], axis=-1)
-        self.advantage, self.state_value, self.value_target = self.rows.advantage, *self.rows[3:6:2]
+        self.advantage, self.value_target = self.rows.advantage, self.rows.value_target
+        self.state_value = self.rows.state_value
 
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
         """One epoch: every response once, in a fresh random order, the last minibatch possibly smaller."""
@@ -90,11 +94,11 @@ class SequenceRollout(Rollout):
         over = self.size if buffer.ref_kl_unit == "response" else max(int(buffer.masks.sum()), 1)
         return {"ref_kl": float(buffer.token_kl().sum()) / over}
 
-    def scores_and_kl(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Of every response, in the order in which they were collected: its raw score, and its KL (k1) if known."""
+    def summary(self) -> ResponseSummary:
+        """See ``ResponseSummary``."""
         buffer = self.buffer
         kl = None if buffer.ref_log_probs is None else buffer.token_kl("k1").sum(-1).flatten()
-        return buffer.rewards.flatten(), kl
+        return ResponseSummary(buffer.rewards.flatten(), kl)
 
     def seconds(self) -> dict[str, float]:
         """How long each part of the work on this rollout took; the training up to now."""
@@ -102,14 +106,7 @@ class SequenceRollout(Rollout):
 
     def records(self) -> dict[str, float]:
         """See ``response_records``."""
-        self.policy.minibatch_statistics = torch.stack(self.statistics)
         return response_records(self)
-
-    def findings(self, records: Mapping[str, float]) -> dict[str, str]:
-        """See ``Findings``."""
-        controller = self.controller
-        target = controller.target if isinstance(controller, Controller) else None
-        return self.policy.findings.of(records, ref_kl=self.measured.get("ref_kl"), ref_kl_target=target)
 
     def explained_variance(self) -> float:
         """Over the tokens, as of any rollout."""

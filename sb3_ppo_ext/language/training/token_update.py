@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,20 @@ from sb3_ppo_ext.language.model.full_kl import full_kl
 from sb3_ppo_ext.language.model.nan_origin import origin
 from sb3_ppo_ext.language.training.micro_batches import MicroBatch, micro_batches
 from sb3_ppo_ext.language.training.ratio_check import RatioCheck
-from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
-from sb3_ppo_ext.language.training.trl_statistics import minibatch_statistics
-from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution
-from sb3_ppo_ext.objective.losses import fill_masked
-from sb3_ppo_ext.objective.statistics import STATISTICS, statistics
-from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
-from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.eager import Measured, Update
-from sb3_ppo_ext.update.optimizer_step import Descent, FusedDescent, PlainDescent, steps_in_one_kernel
+from sb3_ppo_ext.objective.statistics import Statistics, of_micro_batches
+from sb3_ppo_ext.objective.terms import KnobValues
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Update
+from sb3_ppo_ext.update.optimizer_step import FusedAdamStep, OptimizerStep, TorchStep, steps_in_one_kernel
 from sb3_ppo_ext.update.optimizers import prefer_fused
+from sb3_ppo_ext.update.prepare import objective_of
+from sb3_ppo_ext.update.step import loss_and_statistics
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
-    from sb3_ppo_ext.ppox import PPOX
-
-LOSS, RATIO_MAX = STATISTICS.index("loss"), STATISTICS.index("ratio_max")
 
 
 class TokenAdapter:
@@ -70,24 +66,29 @@ class TokenAdapter:
         return self.policy.predict_values(observation).flatten()
 
 
-class Piece(NamedTuple):
-    """What is known of a micro-batch once its gradient has been added to that of the parameters."""
+@dataclass(frozen=True)
+class TokenUpdate(Update):
+    """What stays the same over the minibatches of a rollout of responses.
 
-    loss: Tensor
-    row: Tensor  # its statistics
-    extra: Tensor  # its ``minibatch_statistics``
-    deviation: Tensor  # the greatest ``|log_ratio|``
+    ``frozen`` are parameters that do not move in this rollout; ``loss_mean`` and ``max_tokens`` are the buffer's
+    ``loss_mean`` and ``micro_batch_tokens``.
+    """
+
+    adapter: TokenAdapter
+    loss_mean: str = "token"
+    max_tokens: int | None = None
+    frozen: list[nn.Parameter] = field(default_factory=list)
 
 
-class Gradients(Protocol):
-    """Who computes the gradient of a minibatch, part by part."""
+class MicroBatchGradients(Protocol):
+    """What computes the gradient of a minibatch, micro-batch by micro-batch."""
 
-    def parts(self, minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterable[MicroBatch]:
-        """The parts, which together are the minibatch."""
+    def parts(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
+        """The micro-batches, which together are the minibatch."""
         ...
 
-    def add(self, part: MicroBatch, knobs: KnobValues) -> Piece:
-        """Adds the part's gradient to that of the parameters."""
+    def add(self, part: MicroBatch, knobs: KnobValues) -> Statistics:
+        """Adds the micro-batch's gradient to that of the parameters; its statistics."""
         ...
 
 
@@ -95,122 +96,94 @@ class Gradients(Protocol):
 class EagerGradients:
     """By autograd."""
 
-    adapter: TokenAdapter
-    objective: Objective
+    update: TokenUpdate
 
-    def parts(self, minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterable[MicroBatch]:
+    def parts(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
         """See ``micro_batches``."""
-        return micro_batches(minibatch, loss_mean=loss_mean, max_tokens=max_tokens)
+        return micro_batches(minibatch, loss_mean=self.update.loss_mean, max_tokens=self.update.max_tokens)
 
-    def add(self, part: MicroBatch, knobs: KnobValues) -> Piece:
-        """See ``Gradients``."""
-        minibatch, share, _ = part
-        new = self.adapter.evaluate(minibatch)
-        terms = ppo_terms(new, minibatch, self.objective, knobs)
-        loss = terms.weigh(knobs) * share
+    def add(self, part: MicroBatch, knobs: KnobValues) -> Statistics:
+        """See ``MicroBatchGradients``."""
+        update = self.update
+        loss, found = loss_and_statistics(update.adapter, part.minibatch, update.objective, knobs, share=part.share)
         loss.backward()
-        row = statistics(new, minibatch, terms, loss, self.objective, knobs)
-        log_ratio = fill_masked(new.log_prob.detach() - minibatch.action_log_prob, minibatch.mask)
-        return Piece(loss.detach(), row, minibatch_statistics(new, minibatch, knobs), log_ratio.abs().max())
+        return found
 
 
-@dataclass
-class SequenceUpdate(Update):
-    """As ``Update``, with the gradient of a minibatch summed over its micro-batches by ``gradients``.
+class TokenGradients:
+    """The gradient of a minibatch of responses, summed over its micro-batches; see ``update.eager.Gradients``.
 
-    ``adapter`` is a ``TokenAdapter``.
-
-    ``frozen`` are parameters that do not move in this rollout. ``ratio_check`` is given the first minibatch, on which
-    the policy is still the one that sampled it, and the greatest ``|log_ratio|`` there.
+    ``ratio_check`` is given the first minibatch, on which the policy is still the one that sampled it, and the greatest
+    ``|log_ratio|`` there.
     """
 
-    adapter: TokenAdapter
-    gradients: Gradients | None = None  # None: ``EagerGradients``
-    loss_mean: str = "token"
-    max_tokens: int | None = None
-    frozen: list[nn.Parameter] = field(default_factory=list)
-    ratio_check: Callable[[Minibatch, float], None] | None = None
-    seen: list[Tensor] = field(default_factory=list)  # the ``minibatch_statistics``, for whoever wants them
-    at: Minibatch | None = None  # the one evaluated last
+    def __init__(
+        self,
+        update: TokenUpdate,
+        micro_batches: MicroBatchGradients,
+        ratio_check: Callable[[Minibatch, float], None] | None,
+    ) -> None:
+        self.update = update
+        self.micro_batches = micro_batches
+        self.ratio_check = ratio_check
 
-    def __post_init__(self) -> None:
-        if self.gradients is None:
-            self.gradients = EagerGradients(self.adapter, self.objective)
-
-    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Tensor, Tensor]:
-        """The loss of a minibatch, its gradient already in the parameters, and its statistics."""
-        for parameter in self.parameters:
+    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Callable[[], None]]:
+        """The statistics; the gradient is in the parameters already, and then leaves those that are frozen."""
+        for parameter in self.update.parameters:
             parameter.grad = None
-        self.at = minibatch
-        assert self.gradients is not None  # since __post_init__
-        pieces: list[Piece] = []
+        found: list[Statistics] = []
         weights: list[Tensor] = []
-        for part in self.gradients.parts(minibatch, loss_mean=self.loss_mean, max_tokens=self.max_tokens):
-            pieces.append(self.gradients.add(part, knobs))
+        for part in self.micro_batches.parts(minibatch):
+            found.append(self.micro_batches.add(part, knobs))
             weights.append(part.weight)
+        statistics = of_micro_batches(found, weights)
         if self.ratio_check is not None:
-            self.ratio_check(minibatch, max(piece.deviation.item() for piece in pieces))
+            self.ratio_check(minibatch, statistics.log_ratio_max.item())
             self.ratio_check = None
-        table = torch.stack([piece.row for piece in pieces])
-        share_of = torch.stack(weights)[:, None]
-        row = (table * share_of).sum(dim=0)
-        self.seen.append((torch.stack([piece.extra for piece in pieces]) * share_of).sum(dim=0))
-        row[LOSS], row[RATIO_MAX] = torch.stack([piece.loss for piece in pieces]).sum(), table[:, RATIO_MAX].max()
-        return row[LOSS], row
+        return statistics, self._leave_frozen
 
-    def epoch(self, rollout: Rollout, batch_size: int) -> Measured:
-        """All minibatches once, or until the sampled KL of one exceeds 1.5 ``target_kl``; then without its step."""
-        return self._measured_at_once(rollout, batch_size, self._descent())
-
-    def _descent(self) -> Descent:
-        kind = FusedDescent if steps_in_one_kernel(self.optimizer) else PlainDescent
-        return kind(self.optimizer, self.parameters)
-
-    def step(self, loss: Tensor, row: Tensor, descent: Descent | None = None) -> Tensor:
-        """One optimizer step against the gradient that ``evaluate`` left."""
-        for parameter in self.frozen:
+    def _leave_frozen(self) -> None:
+        for parameter in self.update.frozen:
             parameter.grad = None
-        descent = descent or self._descent()
-        try:
-            return self._descend(row, descent.clip(self.max_grad_norm), descent)
-        except DivergedError as error:
-            assert self.at is not None and self.at.mask is not None
-            tokens = self.adapter.policy.tokens(self.at.observation, self.at.action, self.at.mask > 0)
-            raise DivergedError(f"{error} In this minibatch {origin(self.adapter.policy.lm, tokens)}.") from error
+
+    def origin(self, minibatch: Minibatch) -> str:
+        """See ``update.eager.Gradients``."""
+        policy = self.update.adapter.policy
+        assert minibatch.mask is not None
+        tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
+        return f"In this minibatch {origin(policy.lm, tokens)}."
 
 
-def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) -> SequenceUpdate:
+@contextmanager
+def token_steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Iterator[OptimizerStep]:
+    """Steps of the optimizer, in one kernel with the clipping where it has such steps."""
+    yield (FusedAdamStep if steps_in_one_kernel(optimizer) else TorchStep)(optimizer, parameters)
+
+
+def token_update(run: Run, rollout: SequenceRollout) -> TokenUpdate:
     """What stays the same over the minibatches of a rollout."""
-    buffer = rollout.buffer
-    assert isinstance(buffer, SequenceRolloutBuffer)
-    warming = model._n_updates < policy.value_warmup * model.n_epochs
+    buffer, policy = rollout.buffer, rollout.policy
+    warming = run.n_updates < policy.value_warmup * run.settings.n_epochs
     prefer_fused(policy.optimizer)
-    in_loss = buffer.ref_kl != "reward" and (callable(model.ref_kl_coef) or model.ref_kl_coef != 0)
-    return SequenceUpdate(
-        adapter=TokenAdapter(
-            policy,
-            entropy_grad=callable(model.ent_coef) or model.ent_coef != 0,
-            with_reference=in_loss,
-            full_kl=buffer.ref_kl_estimator == "full",
-        ),
-        objective=Objective(
-            surrogate=model.surrogate,
-            dual_clip=model.dual_clip,
-            penalized=model.penalized,
-            kl_estimator=model.kl_estimator,
-            value_clip=model.value_clip,
-            normalize_advantage=False,  # over the whole minibatch, before its split: see SequenceRollout
-            ref_kl_estimator=buffer.ref_kl_estimator,
-        ),
+    adapter = TokenAdapter(
+        policy,
+        entropy_grad=run.knobs.is_on("ent_coef"),
+        with_reference=buffer.ref_kl != "reward" and run.knobs.is_on("ref_kl_coef"),
+        full_kl=buffer.ref_kl_estimator == "full",
+    )
+    # Advantages are normalised over the whole minibatch, before its split: see SequenceRollout.
+    choices = {"normalize_advantage": False, "ref_kl_estimator": buffer.ref_kl_estimator}
+    return TokenUpdate(
+        adapter=adapter,
+        objective=replace(objective_of(run), **choices),  # type: ignore[arg-type]  # of their own types
         optimizer=policy.optimizer,
         parameters=policy.model_parameters() + policy.value_parameters(),
-        max_grad_norm=model.max_grad_norm,
-        knobs=model.knobs,
-        set_learning_rate=model._set_learning_rate,
-        target_kl=model.target_kl,
         loss_mean=buffer.loss_mean,
         max_tokens=buffer.micro_batch_tokens,
         frozen=policy.model_parameters() if warming else [],
-        ratio_check=RatioCheck(policy),
-        seen=rollout.statistics if isinstance(rollout, SequenceRollout) else [],
     )
+
+
+def ratio_check_of(update: TokenUpdate) -> RatioCheck:
+    """The check of an update's first minibatch."""
+    return RatioCheck(update.adapter.policy)

@@ -13,7 +13,8 @@ from torch import nn
 
 from sb3_ppo_ext.engines.cpu import compile_worker
 from sb3_ppo_ext.engines.cpu import libraries as artifacts
-from sb3_ppo_ext.engines.cpu.libraries import CompileError, Job
+from sb3_ppo_ext.engines.cpu.libraries import Job
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.engines.tracing import Inputs, trace
 from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
 from sb3_ppo_ext.engines.cuda.cuda_graphs import CudaGraphs
+from sb3_ppo_ext.engines.errors import CompileError
 
 
 class Faked(CudaGraphs):

@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
 from sb3_ppo_ext.engines.cuda import actor, engine
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.selection import COSTS, CompileWarning, Costs
 from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer

@@ -12,9 +12,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_ppo_ext import AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers, pressure
 from sb3_ppo_ext.engines.cuda.epochs import MINIBATCHES, pieces
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.knob_set import KnobSet
 from sb3_ppo_ext.rollout.device_buffers import TOGETHER, DeviceDictRolloutBuffer, DeviceRolloutBuffer, discounted_sums
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout

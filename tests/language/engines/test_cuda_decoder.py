@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
 from sb3_ppo_ext.engines.cuda import engine
 from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.selection import CompileWarning
 from sb3_ppo_ext.language import LanguageModelPolicy
 from sb3_ppo_ext.language.engines.compiled import CompiledGradients

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sb3_ppo_ext.engines import selection as compilation
 from sb3_ppo_ext.engines.cpu import libraries as artifacts
-from sb3_ppo_ext.engines.cpu.libraries import CompileError
 from sb3_ppo_ext.engines.cpu.without_gil import UnlockedLibrary
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines import engine as compilable
 from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients

@@ -1,0 +1,46 @@
+"""Acting and the update as compiled libraries on a CPU."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_ppo_ext.engines.compile_progress import compile_progress
+from sb3_ppo_ext.engines.cpu.actor import CompiledActor
+from sb3_ppo_ext.engines.cpu.update import CompiledRunner, require_compilable
+from sb3_ppo_ext.engines.graph_cache import Graphs
+from sb3_ppo_ext.policies.adapter import unvalidated_distributions, unwrapped
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Update
+from sb3_ppo_ext.update.prepare import prepared_update
+
+
+class CpuEngine:
+    """The libraries of one model."""
+
+    def __init__(self) -> None:
+        self.verbose = 0
+        self.graphs = Graphs(lambda: compile_progress(self.verbose))
+
+    def prepare(self, run: Run) -> None:
+        """Before the first rollout: acting and update side by side take less time than one after the other."""
+        if self.graphs.known:
+            return
+        with self.graphs.together(), unvalidated_distributions():
+            run.policy.set_training_mode(False)
+            self.actor(run)
+            run.policy.set_training_mode(True)  # as in train()
+            rollout = Rollout(run.buffer, run.action_space, normalize_advantage=False)  # of zeros
+            self.runner(run, rollout, prepared_update(run, rollout))
+
+    def actor(self, run: Run) -> CompiledActor:
+        """See ``Engine``."""
+        self.verbose = run.settings.verbose
+        observation = obs_as_tensor(run.last_observation, run.device)
+        return CompiledActor(unwrapped(run.policy), self.graphs, observation)
+
+    def runner(self, run: Run, rollout: Rollout, update: Update) -> CompiledRunner:
+        """See ``Engine``."""
+        self.verbose = run.settings.verbose
+        require_compilable(run.policy, rollout, update.optimizer)
+        return CompiledRunner(run, rollout, update, self.graphs)

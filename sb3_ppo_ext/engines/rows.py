@@ -1,0 +1,106 @@
+"""Policies with one log-probability and one value per action: Stable-Baselines3's own, and those derived from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_ppo_ext.engines.cpu.engine import CpuEngine
+from sb3_ppo_ext.engines.cuda.engine import RECORDERS, CudaEngine
+from sb3_ppo_ext.engines.engine import Engine
+from sb3_ppo_ext.engines.errors import CompileError
+from sb3_ppo_ext.rollout.actors import Actor, EagerActor
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, WithoutEntropyGradient
+from sb3_ppo_ext.update.epochs import Runner, Update
+from sb3_ppo_ext.update.prepare import collected_rows, entropy_follows, row_update
+
+
+class Costs(NamedTuple):
+    """Seconds on one type of device."""
+
+    saved_per_minibatch: float
+    saved_per_step: float  # of all environments together
+    compile_time: float  # on a machine that has never compiled before; on a CPU of one graph
+
+
+# What compile="auto" decides by, measured with MlpPolicy on an AMD EPYC and on an H100.
+COSTS = {"cpu": Costs(1.2e-3, 0.2e-3, 20.0), "cuda": Costs(3.5e-3, 0.5e-3, 40.0)}
+
+
+class EagerEngine:
+    """PyTorch's own operations, one by one."""
+
+    def prepare(self, run: Run) -> None:
+        """Nothing."""
+
+    def actor(self, run: Run) -> Actor:
+        """See ``Engine``."""
+        return EagerActor(run.policy)
+
+    def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
+        """See ``Engine``."""
+        if entropy_follows(run):
+            update = replace(update, adapter=WithoutEntropyGradient(update.adapter))
+        return EagerRunner(run, rollout, update, RowGradients(update))
+
+
+class RowFamily:
+    """See ``Family``."""
+
+    buffer_class: type[RolloutBuffer] | None = None
+    compilable = True
+
+    def __init__(self) -> None:
+        self.eager: Engine = EagerEngine()
+
+    def check(self, arguments: Any) -> None:
+        """There is no reference policy."""
+        if arguments.ref_kl_coef != 0:
+            raise ValueError(
+                f"ref_kl_coef={arguments.ref_kl_coef!r}: {arguments.policy_class.__name__} has no frozen reference "
+                "policy; 0 is needed (kl_coef penalises the distance to the previous policy)"
+            )
+
+    def rollout(self, run: Run) -> Rollout:
+        """See ``Family``."""
+        return collected_rows(run)
+
+    def update(self, run: Run, rollout: Rollout) -> Update:
+        """See ``Family``."""
+        return row_update(run, rollout)
+
+    def compiled(self, run: Run) -> Engine:
+        """See ``Family``."""
+        if run.device.type in RECORDERS:
+            return CudaEngine(run.device.type)
+        if run.device.type != "cpu":
+            raise CompileError(f"the device is {run.device}; the CPU and CUDA are supported")
+        return CpuEngine()
+
+    def on_device(self, device_type: str) -> bool:
+        """See ``Family``."""
+        return device_type in RECORDERS
+
+    def savings(self, run: Run, epochs: int, steps: int) -> tuple[float, float] | None:
+        """See ``Family``."""
+        costs = COSTS.get(run.device.type)
+        if costs is None:
+            return None
+        minibatches = epochs * math.ceil(run.settings.n_steps * run.n_envs / run.settings.batch_size)
+        return minibatches * costs.saved_per_minibatch + steps * costs.saved_per_step, costs.compile_time
+
+    def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
+        """None."""
+        return {}
+
+
+class EagerRowFamily(RowFamily):
+    """Policies whose computation depends on what they are given (lengths, caches): no graph fits all of it."""
+
+    compilable = False

@@ -1,0 +1,82 @@
+"""Language models trained token by token: what PPOX does differently for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_ppo_ext.engines.engine import Engine
+from sb3_ppo_ext.knobs.controllers import Controller
+from sb3_ppo_ext.language.arguments import check_algorithm
+from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
+from sb3_ppo_ext.language.monitoring.findings import Findings
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
+from sb3_ppo_ext.language.training.token_update import token_update
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.run import Run
+from sb3_ppo_ext.update.epochs import Update
+
+
+class Costs(NamedTuple):
+    """Seconds on one type of device."""
+
+    saved_per_state: float  # token, layer and channel trained on
+    saved_per_decoded_layer: float  # and token
+    compile_time_per_layer: float  # of one graph
+
+
+# By type of device: of a GPT-2 of 4 layers of width 128 on one thread, and of the shape of Qwen2-0.5B on an H200.
+COSTS = {"cpu": Costs(40e-9, 1e-3, 7.5), "cuda": Costs(1e-9, 1e-3, 1.6)}
+
+
+class TokenFamily:
+    """See ``Family``."""
+
+    buffer_class: type[RolloutBuffer] | None = SequenceRolloutBuffer
+    compilable = True
+
+    def __init__(self) -> None:
+        self.eager: Engine = EagerTokenEngine()
+        self._findings = Findings()
+
+    def check(self, arguments: Any) -> None:
+        """See ``Family``."""
+        check_algorithm(arguments)
+
+    def rollout(self, run: Run) -> Rollout:
+        """See ``Family``; its KL to the reference is known afterwards."""
+        return SequenceRollout(run, cast(SequenceRolloutBuffer, run.buffer), language_model(run))
+
+    def update(self, run: Run, rollout: Rollout) -> Update:
+        """See ``Family``."""
+        return token_update(run, cast(SequenceRollout, rollout))
+
+    def compiled(self, run: Run) -> Engine:
+        """See ``Family``; whether its device and types are compiled the engine itself finds out."""
+        return CompiledTokenEngine(run.device.type)
+
+    def on_device(self, device_type: str) -> bool:
+        """Never: responses are kept on the host."""
+        return False
+
+    def savings(self, run: Run, epochs: int, steps: int) -> tuple[float, float] | None:
+        """See ``Family``."""
+        costs = COSTS.get(run.device.type)
+        if costs is None:
+            return None
+        policy = language_model(run)
+        config, longest = policy.lm.plain.config.get_text_config(), policy.responses.max_new_tokens
+        layers = config.num_hidden_layers
+        slots = epochs * run.settings.n_steps * run.n_envs * (policy.prompt_length + longest)
+        saved = slots * layers * config.hidden_size * costs.saved_per_state
+        saved += steps * longest * layers * costs.saved_per_decoded_layer
+        return saved, 2 * layers * costs.compile_time_per_layer
+
+    def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
+        """See ``Findings``."""
+        controller = run.knobs.knobs["ref_kl_coef"]
+        target = controller.target if isinstance(controller, Controller) else None
+        return self._findings.of(records, ref_kl=rollout.measured.get("ref_kl"), ref_kl_target=target)

@@ -1,0 +1,110 @@
+"""What PPOX hands down: its settings, and the state of one training at one moment.
+
+PPOX makes a ``Run`` for every rollout and every update. Nothing below :mod:`sb3_ppo_ext.ppox` imports PPOX itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_ext.knobs.knob_set import KnobSet
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EARLY_STOP_FACTOR = 1.5  # of target_kl, as in Stable-Baselines3's PPO
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of PPOX of the same names, those that are no knobs."""
+
+    n_steps: int
+    batch_size: int
+    n_epochs: int
+    max_grad_norm: float
+    target_kl: float | None
+    normalize_advantage: bool
+    advantage_scope: str
+    surrogate: str
+    dual_clip: float | None
+    kl_estimator: str
+    value_clip: str
+    recompute_advantage: bool
+    normalize_value: bool
+    compile: bool | str
+    verbose: int
+
+    def normalizes_over(self, scope: str) -> bool:
+        """Whether advantages are normalised over each "minibatch", or over the whole "rollout"."""
+        return self.normalize_advantage and self.advantage_scope == scope
+
+    @property
+    def kl_limit(self) -> float:
+        """The sampled KL of a minibatch (nats per action) above which no further step is taken."""
+        return math.inf if self.target_kl is None else EARLY_STOP_FACTOR * self.target_kl
+
+
+class Monitor(Protocol):
+    """What an update reports while it runs."""
+
+    def checks_steps(self) -> bool:
+        """Whether the gradient's norm is read before every step; elsewhere than on a CPU that waits for the device."""
+        ...
+
+    def refuse_step(self, epoch: int, row: list[float], origin: Callable[[], str] | None = None) -> None:
+        """Raises ``DivergedError`` for a gradient that is not finite: ``row`` as in ``update.step.COLUMNS``.
+
+        ``origin`` says more about where the NaN came from.
+        """
+        ...
+
+    def after_epoch(self, epoch: int, table: np.ndarray) -> None:
+        """Checks the rows of an epoch whose steps were not checked one by one."""
+        ...
+
+
+@dataclass
+class Run:
+    """One model while it collects a rollout, or trains on it."""
+
+    settings: Settings
+    policy: ActorCriticPolicy
+    device: torch.device
+    action_space: spaces.Space[Any]
+    knobs: KnobSet
+    buffer: RolloutBuffer
+    env: VecEnv | None
+    n_envs: int
+    num_timesteps: int
+    n_updates: int  # epochs over all updates so far
+    last_observation: Any  # after the last step; None before the first
+    last_episode_starts: Any  # [N]
+    set_learning_rate: Callable[[float], None]
+    rate_ratios: list[float]  # of the optimizer's parameter groups to the learning rate
+    monitor: Monitor
+    seconds: dict[str, float]  # spent so far on parts of the work, by name; who reports them takes them out
+
+    @property
+    def penalized(self) -> bool:
+        """Whether a penalty on the KL to the policy that collected the rollout is part of the loss."""
+        return self.knobs.is_on("kl_coef")
+
+    @property
+    def needs_exact_kl(self) -> bool:
+        """Whether the loss or a controller needs the exact KL of every minibatch."""
+        steered = any(knob.measures == "kl" for knob in self.knobs.controllers.values())
+        return self.settings.kl_estimator == "exact" and (self.penalized or steered)
+
+    def apply_learning_rate(self) -> None:
+        """Brings the learning rate that is in force to the optimizer."""
+        self.set_learning_rate(float(self.knobs.values.learning_rate))

@@ -1,0 +1,144 @@
+"""The rule of a minibatch, written once for every engine, eager or traced: loss, statistics, and whether it steps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sb3_ppo_ext.knobs.laws import select
+from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
+from sb3_ppo_ext.objective.statistics import Measurement, Statistics, measurement_of, statistics
+from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
+from sb3_ppo_ext.policies.adapter import Evaluator
+
+# What is known of a minibatch afterwards, in the order of a row: its statistics, the gradient's norm before clipping
+# (NaN where no gradient was computed), and whether its step was taken (1 or 0).
+COLUMNS = (*Statistics._fields, "grad_norm", "stepped")
+KL_RESOLUTION = 1e-6  # nats; float32
+
+Number = TypeVar("Number", float, Tensor)
+
+
+class Evaluated(NamedTuple):
+    """A minibatch under the current parameters, with gradient."""
+
+    new: Evaluation
+    terms: Terms  # unweighted
+    loss: Tensor
+
+
+def evaluated(
+    adapter: Evaluator,
+    minibatch: Minibatch,
+    objective: Objective,
+    knobs: KnobValues,
+    *,
+    value_scale: Tensor | None = None,
+    share: Tensor | None = None,
+) -> Evaluated:
+    """The loss of a minibatch; times ``share`` where it is a micro-batch of one, so that the shares add up to it."""
+    new = adapter.evaluate(minibatch)
+    terms = ppo_terms(new, minibatch, objective, knobs, value_scale=value_scale)
+    loss = terms.weigh(knobs)
+    return Evaluated(new, terms, loss if share is None else loss * share)
+
+
+def loss_and_statistics(
+    adapter: Evaluator,
+    minibatch: Minibatch,
+    objective: Objective,
+    knobs: KnobValues,
+    *,
+    value_scale: Tensor | None = None,
+    share: Tensor | None = None,
+) -> tuple[Tensor, Statistics]:
+    """See ``evaluated``; the statistics are without gradient."""
+    new, terms, loss = evaluated(adapter, minibatch, objective, knobs, value_scale=value_scale, share=share)
+    return loss, statistics(new, minibatch, terms, loss, objective, knobs)
+
+
+def loss_and_measurement(
+    adapter: Evaluator,
+    minibatch: Minibatch,
+    objective: Objective,
+    knobs: KnobValues,
+    *,
+    value_scale: Tensor | None = None,
+) -> tuple[Tensor, Measurement]:
+    """As ``loss_and_statistics``, for statistics that are computed later, for many minibatches together."""
+    new, terms, loss = evaluated(adapter, minibatch, objective, knobs, value_scale=value_scale)
+    return loss, measurement_of(new, minibatch, terms, loss)
+
+
+def exceeds(approx_kl: Tensor, kl_limit: float | Tensor) -> Tensor:
+    """Whether the sampled KL of a minibatch (nats per action) ends the update; compared in the KL's own precision."""
+    return approx_kl > kl_limit
+
+
+def takes_step(approx_kl: Tensor, grad_norm: Tensor, kl_limit: float | Tensor) -> Tensor:
+    """Whether a minibatch takes its step: not above the limit of the KL, nor against a gradient that is not finite.
+
+    So the parameters stay usable in either case.
+    """
+    return grad_norm.isfinite() & ~exceeds(approx_kl, kl_limit)
+
+
+def controller_inputs(kl: Number, clip_fraction: Number) -> dict[str, Number]:
+    """What controllers answer to: the KL by ``kl_estimator``, and the fraction of ratios outside the clip range.
+
+    Rounding leaves a KL of some 1e-7 where old and new policy are the same; a law is to see that as exactly 0.
+    """
+    return {"kl": select(abs(kl) < KL_RESOLUTION, 0.0, kl, like=kl), "clip_fraction": clip_fraction}
+
+
+def row_of(found: Statistics, grad_norm: Tensor | None, stepped: bool | Tensor) -> Tensor:
+    """The row of one minibatch in the order of ``COLUMNS``."""
+    statistics_row = found.row()
+    norm = statistics_row.new_full((), torch.nan) if grad_norm is None else grad_norm.to(statistics_row.dtype)
+    took = torch.as_tensor(stepped, dtype=statistics_row.dtype, device=statistics_row.device)
+    return torch.cat((statistics_row, torch.stack((norm, took))))
+
+
+def decided(row: Tensor, kl_limit: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the minibatch of ``row`` takes its step, 0-d, and the row that says so."""
+    norm = row[COLUMNS.index("grad_norm")]
+    go = takes_step(Statistics.of_row(row).approx_kl, norm, kl_limit)
+    return go, torch.cat((row[:-1], go.to(row.dtype).reshape(1)))
+
+
+class EpochStatistics(NamedTuple):
+    """What an epoch showed: one row per minibatch, in the order of ``COLUMNS``."""
+
+    table: np.ndarray  # [M, K], float64
+    stopped: bool  # whether the last minibatch exceeded the limit of the KL, and so took no step
+
+    @classmethod
+    def of_rows(cls, rows: list[Tensor], *, stopped: bool) -> EpochStatistics:
+        """From the rows of its minibatches, in one transfer."""
+        return cls(torch.stack(rows).cpu().double().numpy(), stopped)
+
+    def column(self, name: str) -> np.ndarray:
+        """The values of one statistic, minibatch after minibatch."""
+        column: np.ndarray = self.table[:, COLUMNS.index(name)]
+        return column
+
+    def mean(self, name: str) -> float:
+        """The mean of one statistic over the minibatches."""
+        return float(self.column(name).mean())
+
+    @property
+    def to_step(self) -> np.ndarray:
+        """The rows of the minibatches that were to step; where a gradient was not finite, a graph took none."""
+        return self.table[:-1] if self.stopped else self.table
+
+    def grad_norms(self) -> np.ndarray:
+        """The gradients' norms, of the minibatches that took their step."""
+        norms: np.ndarray = self.column("grad_norm")[self.column("stepped") > 0]
+        return norms
+
+    def for_controllers(self) -> dict[str, float]:
+        """What controllers answer to, as means over the minibatches."""
+        return controller_inputs(self.mean("kl"), self.mean("clip_fraction_low") + self.mean("clip_fraction_high"))
