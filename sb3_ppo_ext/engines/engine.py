@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from sb3_ppo_ext.rollout.actors import Actor
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Runner, Update
+
+MakeActor = Callable[[Run], Actor]
+MakeRunner = Callable[[Run, Rollout, Update], Runner]
 
 
 class Engine(Protocol):
@@ -16,8 +20,11 @@ class Engine(Protocol):
     ``CompileError`` with the reason where it cannot run this one.
     """
 
-    def prepare(self, run: Run) -> None:
-        """Before the first rollout: compiles acting and update side by side, where both can be known by then."""
+    def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
+        """Before a rollout: compiles acting and update side by side, where both can be known by then.
+
+        ``actor`` and ``runner`` are this engine's, with what cannot be compiled left to the eager one.
+        """
         ...
 
     def actor(self, run: Run) -> Actor:

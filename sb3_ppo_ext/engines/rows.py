@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.cuda.engine import RECORDERS, CudaEngine
-from sb3_ppo_ext.engines.engine import Engine
+from sb3_ppo_ext.engines.engine import Engine, MakeActor, MakeRunner
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.minibatches import Rollout
@@ -36,7 +36,7 @@ COSTS = {"cpu": Costs(1.2e-3, 0.2e-3, 20.0), "cuda": Costs(3.5e-3, 0.5e-3, 40.0)
 class EagerEngine:
     """PyTorch's own operations, one by one."""
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
         """Nothing."""
 
     def actor(self, run: Run) -> Actor:

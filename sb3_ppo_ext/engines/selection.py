@@ -92,7 +92,7 @@ class EngineChoice:
         """What acts in the next rollout, to be asked for when that begins."""
         if self.engine is not None and self._wants(run) and not (self.update_refused and self.actor_refused):
             try:
-                self.engine.prepare(run)
+                self.engine.prepare(run, self._actor, self.runner)
             except CompileError as error:
                 self.update_refused = self.actor_refused = True
                 self._refuse(run, "the model", error)

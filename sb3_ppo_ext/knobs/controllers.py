@@ -98,7 +98,7 @@ class Controller(ABC):
     def moved(self, value: Number, measured: Number, samples: int) -> Number:
         """Where ``value`` moves against ``measured``: floats, or 0-d tensors of float64; nothing is remembered."""
         assert self.knob is not None and self.bounds is not None  # since bind()
-        pressure = self.law(self.excess(measured), samples)
+        pressure: Number = self.law(self.excess(measured), samples)
         return bounded(value * pressure if self.grows(self.knob) else value / pressure, *self.bounds)
 
     def excess(self, measured: Number) -> Number:

@@ -6,7 +6,7 @@ A number is a float, or a 0-d tensor where a controller is moved on the device t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,9 +31,12 @@ def bounded(number: Number, low: float, high: float) -> Number:
 
 
 class Law(Protocol):
-    """Maps measured / target to a pressure: above 1 when too much was measured, 1 when nothing should move."""
+    """Maps measured / target to a pressure: above 1 when too much was measured, 1 when nothing should move.
 
-    def __call__(self, excess: Number, samples: int) -> Number:
+    Ours take floats and 0-d tensors; one of a user's own may take floats alone, and is then asked on the host.
+    """
+
+    def __call__(self, excess: Any, samples: int) -> Any:
         """``excess`` is measured / target, ``samples`` the number of actions behind the measurement."""
         ...
 

@@ -5,12 +5,12 @@
     python -m tests.benchmarks.language_models --gpu
 
 FOLDER holds TRL 1.12 (tests/language/training/test_trl_parity.py says how), or several joined by ":", where datasets,
-which it imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512 tokens, 64
-prompts of 16 tokens, responses of 32, 4 epochs of 4 minibatches. Each side is a process of its own, one after the
-other, and all of them again in every round; figures are medians over rounds, and in each over the updates after the
-first, in which graphs are compiled. PPOX takes 16 optimizer steps per update; TRL takes 4, because it accumulates over
-the minibatches of an epoch (and 16 where its data end). "above imports" is the peak less what the process held before
-it trained. Run it on a quiet machine; it is not part of the test suite.
+which it imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512
+tokens, 64 prompts of 16 tokens, responses of 32, 4 epochs of 4 minibatches. Each side is a process of its own, one
+after the other, and all of them again in every round; figures are medians over rounds, and in each over the updates
+after the first, in which graphs are compiled. PPOX takes 16 optimizer steps per update; TRL takes 4, because it
+accumulates over the minibatches of an epoch (and 16 where its data end). "above imports" is the peak less what the
+process held before it trained. Run it on a quiet machine; it is not part of the test suite.
 
 ``--gpu`` is PPOX alone, eager and compiled, on a random model of Qwen2-0.5B's shape in bfloat16, 64 prompts of 128
 tokens and responses of 128, 16 responses at a time.

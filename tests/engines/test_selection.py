@@ -28,8 +28,8 @@ def model_of(**options: Any) -> PPOX:
 
 def planned(model: PPOX, total_timesteps: int, **options: Any) -> bool:
     model._setup_learn(total_timesteps, **options)
-    assert model._compilation.wanted is not None
-    return model._compilation.wanted
+    assert model._engines.compiles is not None
+    return model._engines.compiles
 
 
 def test_auto_compiles_long_trainings_and_not_short_ones() -> None:
@@ -49,9 +49,9 @@ def test_the_decision_is_the_same_however_the_work_is_cut_into_calls() -> None:
 def test_planned_work_counts_epochs_and_steps() -> None:
     model = model_of()
     # 100 timesteps: 4 rollouts of 32, of 2 epochs each.
-    assert planned_work(model, 100) == (8, 128)
+    assert planned_work(model._run(), 100) == (8, 128)
     model._n_updates = 6  # 3 rollouts behind it
-    assert planned_work(model, 100) == (14, 224)
+    assert planned_work(model._run(), 100) == (14, 224)
 
 
 def test_the_choice_is_said_in_one_line_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_auto_falls_back_once_with_the_reason() -> None:
     both = type("Both", (refusing("forward"), refusing("evaluate_actions")), {})
     eager = PPOX(both, Toy(), compile=False, **SMALL).learn(64).learn(64, reset_num_timesteps=False)
     model = PPOX(both, Toy(), **SMALL)
-    model._compilation.wanted = True  # as in a long training
+    model._engines.compiles = True  # as in a long training
     with pytest.warns(CompileWarning, match='compile="auto": acting is not compiled: the policy cannot be tr') as told:
         model.learn(64)
     assert len(told) == 1
@@ -107,7 +107,7 @@ def test_no_compiler_is_said_with_what_to_install(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setenv("SB3_PPO_EXT_CACHE_DIR", str(tmp_path))
     model = model_of()
-    model._compilation.wanted = True
+    model._engines.compiles = True
     with pytest.warns(CompileWarning, match=r"there is no C\+\+ compiler .*install one") as told:
         model.learn(64)
     assert len(told) == 1 and model.num_timesteps == 64

@@ -11,7 +11,7 @@ from torch import Tensor
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.distributions import Bernoulli
 from sb3_ppo_ext.objective.losses import clipped_surrogate, kl_k1
-from sb3_ppo_ext.objective.statistics import STATISTICS, Measurement, row_of, rows_of, statistics
+from sb3_ppo_ext.objective.statistics import OF_TOKENS, Measurement, statistics, statistics_of, statistics_of_all
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
 
 PLAIN = Objective(normalize_advantage=False)
@@ -82,8 +82,7 @@ def test_statistics_count_each_side_of_the_clip() -> None:
     new, batch = evaluation(), minibatch()
     knobs = KnobValues(0.2, clip_range_high=0.7)
     terms = ppo_terms(new, batch, PLAIN, knobs)
-    row = statistics(new, batch, terms, terms.weigh(knobs), PLAIN, knobs)
-    values = dict(zip(STATISTICS, row.tolist(), strict=True))
+    values = statistics(new, batch, terms, terms.weigh(knobs), PLAIN, knobs)._asdict()
     # ratios e^0.5 = 1.649, e^-0.5 = 0.607 and 1: none above 1.7, one below 0.8
     assert values["clip_fraction_low"] == pytest.approx(1 / 3)
     assert values["clip_fraction_high"] == 0.0
@@ -111,7 +110,7 @@ def test_tokens_under_a_mask_weigh_what_they_weigh_without_padding() -> None:
     for name in Terms._fields:
         torch.testing.assert_close(getattr(masked, name), getattr(plain, name), msg=name)
     rows = [
-        statistics(one, other, terms, terms.weigh(knobs), choices, knobs)
+        statistics(one, other, terms, terms.weigh(knobs), choices, knobs).row()[: -len(OF_TOKENS)]
         for one, other, terms in ((new, batch._replace(distribution=None), plain), (tokens, padded_batch, masked))
     ]
     torch.testing.assert_close(*rows, equal_nan=True)
@@ -131,5 +130,5 @@ def test_statistics_of_many_minibatches_are_those_of_each(estimator: str, masked
         for index in range(4)
     ]
     choices, knobs = Objective(kl_estimator=estimator), KnobValues(0.2, 0.3)
-    expected = torch.stack([row_of(one, choices, knobs) for one in kept])
-    torch.testing.assert_close(rows_of(kept, choices, knobs), expected, equal_nan=True)
+    expected = torch.stack([statistics_of(one, choices, knobs).row() for one in kept])
+    torch.testing.assert_close(statistics_of_all(kept, choices, knobs).row(), expected, equal_nan=True)

@@ -107,6 +107,9 @@ class Fixed:
         self.asked += [len(one) for one in observations]
         return [torch.full((1,), 8.0) for _ in observations]
 
+    def last_values(self, observation: Any, dones: np.ndarray) -> torch.Tensor:
+        return torch.full((len(dones), 1), 8.0)
+
 
 def test_another_actor_takes_the_place_of_the_policy() -> None:
     model = PPOX("MlpPolicy", environments(count=2), n_steps=8, batch_size=8, gamma=0.5, device="cpu")

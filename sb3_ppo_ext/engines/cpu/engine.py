@@ -7,6 +7,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_ppo_ext.engines.compile_progress import compile_progress
 from sb3_ppo_ext.engines.cpu.actor import CompiledActor
 from sb3_ppo_ext.engines.cpu.update import CompiledRunner, require_compilable
+from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions, unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
@@ -22,16 +23,16 @@ class CpuEngine:
         self.verbose = 0
         self.graphs = Graphs(lambda: compile_progress(self.verbose))
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
         """Before the first rollout: acting and update side by side take less time than one after the other."""
         if self.graphs.known:
             return
         with self.graphs.together(), unvalidated_distributions():
             run.policy.set_training_mode(False)
-            self.actor(run)
+            actor(run)
             run.policy.set_training_mode(True)  # as in train()
             rollout = Rollout(run.buffer, run.action_space, normalize_advantage=False)  # of zeros
-            self.runner(run, rollout, prepared_update(run, rollout))
+            runner(run, rollout, prepared_update(run, rollout))
 
     def actor(self, run: Run) -> CompiledActor:
         """See ``Engine``."""

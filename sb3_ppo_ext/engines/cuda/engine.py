@@ -14,6 +14,7 @@ from sb3_ppo_ext.engines.cuda.actor import DeviceActor
 from sb3_ppo_ext.engines.cuda.cuda_graphs import CudaGraphs, Recorder
 from sb3_ppo_ext.engines.cuda.epochs import Finish, as_traced, combined, fused
 from sb3_ppo_ext.engines.cuda.update import DeviceRecordings, RecordedRunner
+from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.rollout.device_buffers import ARRAYS, DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.minibatches import Rollout
@@ -33,7 +34,7 @@ class CudaEngine:
     def __init__(self, device_type: str) -> None:
         self.recordings = recordings_on(device_type, combined)
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
         """Nothing: the first rollout records acting, the first update itself."""
 
     def actor(self, run: Run) -> DeviceActor:

@@ -9,6 +9,7 @@ import torch
 from sb3_ppo_ext.engines.compile_progress import compile_progress
 from sb3_ppo_ext.engines.cuda.engine import RECORDERS
 from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
+from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines.compiled import (
     CompiledDecoder,
@@ -46,7 +47,7 @@ def language_model(run: Run) -> LanguageModelPolicy:
 class EagerTokenEngine:
     """PyTorch's own operations, one by one."""
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
         """Nothing."""
 
     def actor(self, run: Run) -> Actor:
@@ -70,7 +71,7 @@ class CompiledTokenEngine:
         else:
             self.graphs = Graphs(lambda: compile_progress(self.verbose))
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
         """Nothing: the lengths of responses tell the shapes, and those are known after a rollout."""
 
     def actor(self, run: Run) -> Actor:

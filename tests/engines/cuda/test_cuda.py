@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.engines.cuda import actor
-from sb3_ppo_ext.engines.selection import COSTS, Costs
+from sb3_ppo_ext.engines.rows import COSTS, Costs
 from sb3_ppo_ext.rollout.device_buffers import DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import Rollout
@@ -57,16 +57,16 @@ def assert_close(one: PPOX, other: PPOX) -> None:
 def test_graphs_learn_what_eager_training_does(name: str) -> None:
     eager = model_of(name, device="cuda", compile=False).learn(64)
     graphs = model_of(name, device="cuda", compile=True)
-    graphs._compilation.actor_refused = True  # acting draws its noise in another way
+    graphs._engines.actor_refused = True  # acting draws its noise in another way
     graphs.learn(64)
-    assert graphs._compilation.engine is not None and not graphs._compilation.update_refused
+    assert graphs._engines.engine is not None and not graphs._engines.update_refused
     assert_close(graphs, eager)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_acting_by_a_graph(name: str) -> None:
     model = model_of(name, device="cuda", compile=True).learn(128)
-    assert not model._compilation.actor_refused
+    assert not model._engines.actor_refused
     buffer = model.rollout_buffer
     assert isinstance(buffer.values, torch.Tensor) and buffer.values.is_cuda
     rows = DeviceRollout(buffer, model.action_space, normalize_advantage=False).rows
@@ -95,7 +95,7 @@ def test_values_and_log_probs_are_those_of_the_actions(name: str) -> None:
     model = model_of(name, device="cuda", compile=True, n_steps=steps)
     before = copy.deepcopy(model.policy)
     model.learn(2 * steps, callback=keep)  # one rollout
-    assert len(seen) == steps and not model._compilation.actor_refused
+    assert len(seen) == steps and not model._engines.actor_refused
     for obs, actions, values, log_probs in seen:
         with torch.no_grad():
             expected = before.evaluate_actions(obs, torch.as_tensor(actions, device="cuda"))
@@ -111,18 +111,18 @@ def test_auto_records_where_much_is_planned_and_goes_on_after_a_load(
 ) -> None:
     eager = model_of("box", device="cuda", compile=False).learn(192, Reseeding())
     model = model_of("box", device="cuda", compile="auto")
-    model._compilation.actor_refused = True  # as above
+    model._engines.actor_refused = True  # as above
     model.learn(64, Reseeding())
-    assert type(model.rollout_buffer) is RolloutBuffer and model._compilation.engine is None
+    assert type(model.rollout_buffer) is RolloutBuffer and model._engines.engine is None
     monkeypatch.setitem(COSTS, "cuda", Costs(1.0, 1.0, 0.0))
     model.learn(64, Reseeding(), reset_num_timesteps=False)
-    assert type(model.rollout_buffer) is DeviceRolloutBuffer and not model._compilation.update_refused
+    assert type(model.rollout_buffer) is DeviceRolloutBuffer and not model._engines.update_refused
     model.save(tmp_path / "model")
     again = PPOX.load(tmp_path / "model", env=model.env, device="cuda", force_reset=False)
     again._last_obs, again._last_episode_starts = model._last_obs, model._last_episode_starts
-    again._compilation.actor_refused = True
+    again._engines.actor_refused = True
     again.learn(64, Reseeding(), reset_num_timesteps=False)
-    assert type(again.rollout_buffer) is DeviceRolloutBuffer and not again._compilation.update_refused
+    assert type(again.rollout_buffer) is DeviceRolloutBuffer and not again._engines.update_refused
     assert_close(again, eager)
     on_cpu = PPOX.load(tmp_path / "model", env=model.env, device="cpu", compile=False).learn(64)
     assert type(on_cpu.rollout_buffer) is RolloutBuffer
@@ -133,7 +133,7 @@ def test_learning_in_pieces_is_learning_at_once() -> None:
     whole.learn(192, Reseeding())
     for _ in range(3):
         pieces.learn(64, Reseeding(), reset_num_timesteps=False)
-    assert not whole._compilation.actor_refused and not pieces._compilation.update_refused
+    assert not whole._engines.actor_refused and not pieces._engines.update_refused
     assert_close(pieces, whole)
 
 

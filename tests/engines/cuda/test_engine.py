@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.engines.cuda import actor, engine
+from sb3_ppo_ext.engines.cuda.engine import CudaEngine
 from sb3_ppo_ext.engines.errors import CompileError
-from sb3_ppo_ext.engines.selection import COSTS, CompileWarning, Costs
+from sb3_ppo_ext.engines.rows import COSTS, Costs
+from sb3_ppo_ext.engines.selection import CompileWarning
 from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from tests.engines.cuda.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
@@ -37,8 +39,8 @@ def test_it_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_is_recorded_twice() -> None:
     model = model_of("box", compile=True).learn(64)
-    engine_ = model._compilation.engine
-    assert engine_ is not None
+    engine_ = model._engines.engine
+    assert isinstance(engine_, CudaEngine)
     made, recorded = engine_.recordings.made, Rehearsed.recorded
     model.learn(128, reset_num_timesteps=False)
     assert (engine_.recordings.made, Rehearsed.recorded) == (made, recorded) and made == 2
@@ -86,8 +88,8 @@ def test_the_saved_file_is_one_for_ppo_too(tmp_path: Path) -> None:
 
 def test_a_buffer_the_user_names_is_kept() -> None:
     model = model_of("box", compile=True, rollout_buffer_class=RolloutBuffer).learn(64)
-    assert type(model.rollout_buffer) is RolloutBuffer and model._compilation.engine is not None
-    assert not model._compilation.update_refused
+    assert type(model.rollout_buffer) is RolloutBuffer and model._engines.engine is not None
+    assert not model._engines.update_refused
 
 
 def test_a_buffer_the_user_has_changed_is_kept() -> None:
@@ -107,7 +109,7 @@ def test_a_buffer_the_user_has_changed_is_kept() -> None:
 @pytest.mark.parametrize("compile", [False, "auto"])
 def test_the_engine_is_not_used_where_little_is_planned(compile: Any) -> None:
     model = model_of("box", compile=compile).learn(64)
-    assert type(model.rollout_buffer) is RolloutBuffer and model._compilation.engine is None
+    assert type(model.rollout_buffer) is RolloutBuffer and model._engines.engine is None
 
 
 COST_NOTHING = Costs(1.0, 1.0, 0.0)
@@ -121,7 +123,7 @@ def test_auto_uses_the_engine_where_much_is_planned(
     monkeypatch.setitem(COSTS, "cpu", COST_NOTHING)
     model.learn(64, reset_num_timesteps=False)
     assert "PPOX trains by CUDA graphs: 24 minibatches are planned, which saves about" in capsys.readouterr().out
-    assert type(model.rollout_buffer) is DeviceDictRolloutBuffer and not model._compilation.update_refused
+    assert type(model.rollout_buffer) is DeviceDictRolloutBuffer and not model._engines.update_refused
     model.save(tmp_path / "model")
     again = PPOX.load(tmp_path / "model", env=model.env)
     assert type(again.rollout_buffer) is again.rollout_buffer_class is DictRolloutBuffer
@@ -129,7 +131,7 @@ def test_auto_uses_the_engine_where_much_is_planned(
     assert type(again.rollout_buffer) is DeviceDictRolloutBuffer
     again.compile = False
     again.learn(64, reset_num_timesteps=False)
-    assert type(again.rollout_buffer) is DictRolloutBuffer and again._compilation.engine is None
+    assert type(again.rollout_buffer) is DictRolloutBuffer and not again._engines.compiles
 
 
 def test_what_is_learned_is_the_same_however_it_is_cut_into_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +160,8 @@ def test_no_noise_is_used_twice_and_values_use_none(monkeypatch: pytest.MonkeyPa
 
     def log_probs(*, values_between: bool) -> list[float]:
         torch.manual_seed(5)
-        assert model._compilation.engine is not None
-        acting = model._compilation.engine.actor(model)  # as at the start of a rollout
+        assert isinstance(model._engines.engine, CudaEngine)
+        acting = model._engines.engine.actor(model._run())  # as at the start of a rollout
         seen = []
         for _ in range(7):
             seen += acting.act(observation).log_probs.tolist()
@@ -192,7 +194,7 @@ def test_auto_goes_on_eagerly_where_recording_fails(monkeypatch: pytest.MonkeyPa
     eager, auto = model_of("box", compile=False).learn(64), model_of("box", compile="auto")
     with pytest.warns(CompileWarning, match=r'compile="auto": acting is not compiled: .*\(out of graphs\)') as told:
         auto.learn(64)
-    assert len(told) == 1 and auto._compilation.update_refused
+    assert len(told) == 1 and auto._engines.update_refused
     for name, tensor in eager.policy.state_dict().items():
         torch.testing.assert_close(auto.policy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_ppo_ext import AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
-from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers, pressure
+from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.epochs import MINIBATCHES, pieces
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.knob_set import KnobSet
@@ -96,9 +96,9 @@ LAWS = [Threshold(1.5, 2.0), Threshold(2.0, 1.5), Proportional(10_000), Proporti
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("excess", [0.0, 0.3, 0.5, 0.6, 2 / 3, 1.0, 1.4, 1.5, 1.9, 2.0, 3.0, 1e6])
-def test_pressure_is_the_laws_own(law: Threshold | Proportional, excess: float) -> None:
+def test_a_law_is_the_same_for_tensors_as_for_floats(law: Threshold | Proportional, excess: float) -> None:
     for samples in (1, 64, 20_000):
-        tensor = pressure(law, torch.tensor(excess, dtype=torch.float64), samples)
+        tensor = law(torch.tensor(excess, dtype=torch.float64), samples)
         assert tensor.item() == pytest.approx(law(excess, samples), rel=1e-15)
 
 

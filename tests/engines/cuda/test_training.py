@@ -10,8 +10,9 @@ import torch
 
 from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
 from sb3_ppo_ext.engines.cuda import engine
+from sb3_ppo_ext.engines.cuda.engine import CudaEngine
 from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, combined
-from sb3_ppo_ext.engines.cuda.update import DeviceUpdate
+from sb3_ppo_ext.engines.cuda.update import RecordedRunner
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
 from sb3_ppo_ext.update.kl_probe import KLProbe
 from tests import test_parity
@@ -66,8 +67,8 @@ def test_it_learns_what_eager_training_does(name: str) -> None:
     eager = model_of(name, compile=False).learn(128)
     device = model_of(name, compile=True).learn(128)
     assert isinstance(device.rollout_buffer, DeviceRollouts)
-    assert device._compilation.engine is not None
-    assert not (device._compilation.update_refused or device._compilation.actor_refused)
+    assert isinstance(device._engines.engine, CudaEngine)
+    assert not (device._engines.update_refused or device._engines.actor_refused)
     assert device._n_updates == eager._n_updates
     assert device.knobs.numbers() == pytest.approx(eager.knobs.numbers(), rel=1e-3)
     theirs = parameters_of(eager.policy)
@@ -88,7 +89,7 @@ def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     eager = model_of("box", compile=False).learn(128)
     monkeypatch.setattr(engine, "has_triton", lambda: True)  # on a CPU it is C++ that is compiled
     device = model_of("box", compile=True).learn(128)
-    assert device._compilation.engine is not None and device._compilation.engine.recordings.finish is combined
+    assert isinstance(device._engines.engine, CudaEngine) and device._engines.engine.recordings.finish is combined
     theirs = eager.policy.state_dict()
     for key, tensor in device.policy.state_dict().items():
         torch.testing.assert_close(tensor, theirs[key], rtol=1e-4, atol=1e-5, msg=key)
@@ -96,8 +97,8 @@ def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_images_lie_as_convolutions_read_them() -> None:
     model = model_of("image", compile=True).learn(64)
-    engine_ = model._compilation.engine
-    assert engine_ is not None
+    engine_ = model._engines.engine
+    assert isinstance(engine_, CudaEngine)
     (epochs,) = (one for one in engine_.recordings.known.values() if isinstance(one, EpochRecordings))
     images: Any = epochs.rows.observation
     assert images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
@@ -115,7 +116,7 @@ def test_the_exact_kl_of_the_log_is_computed_before_anybody_waits(monkeypatch: p
 
         monkeypatch.setattr(owner, name, call)
 
-    noted(KLProbe, "look")
-    noted(DeviceUpdate, "_read")
+    noted(KLProbe, "compute")
+    noted(RecordedRunner, "_read")
     model = model_of("box", compile=True).learn(64)
-    assert order == ["look", "_read"] and model.logger.name_to_value["train/kl_exact"] > 0
+    assert order == ["compute", "_read"] and model.logger.name_to_value["train/kl_exact"] > 0

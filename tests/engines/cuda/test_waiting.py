@@ -20,15 +20,16 @@ from sb3_ppo_ext.engines.cpu.actor import acting_inputs
 from sb3_ppo_ext.engines.cuda.actor import Forward
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.cuda_graphs import Plainly
-from sb3_ppo_ext.engines.cuda.epochs import WIDTH, EpochRecordings, as_traced
+from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, as_traced
 from sb3_ppo_ext.engines.cuda.update import DeviceRecordings
-from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import tensors_of
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.rollout.device_buffers import DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.prepare import prepare_update, steered_by_exact_kl
+from sb3_ppo_ext.update.prepare import prepared_update
+from sb3_ppo_ext.update.step import COLUMNS
 from tests.engines.cuda.test_training import CASES, model_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified")
@@ -68,17 +69,19 @@ def test_an_epoch_never_waits_for_the_gpu(name: str) -> None:
     rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
     model.policy.set_training_mode(True)
     with unvalidated_distributions():
-        eager = prepare_update(model, rollout, with_distribution=steered_by_exact_kl(model))
-        prepared = UpdateInputs(eager, model._rates.ratios)
-        parts = UpdateGraphs(model.policy, eager.adapter, prepared.plan)
+        run = model._run()
+        update = prepared_update(run, rollout)
+        prepared = UpdateInputs(run, update)
+        functions = UpdateFunctions(model.policy, update.adapter, prepared.plan)
         with FakeTensorMode():
             inputs, rows = elsewhere(prepared.inputs), elsewhere(rollout.rows)
-            controllers = DeviceControllers(eager.knobs, torch.device(ELSEWHERE))
-            epochs = EpochRecordings(parts, inputs, controllers, rows, noted)
+            controllers = DeviceControllers(run.knobs, torch.device(ELSEWHERE))
+            epochs = EpochRecordings(functions, inputs, controllers, rows, noted)
             epochs.load(inputs, rows)
             epochs.prepare(model.batch_size, Plainly())
-            table = epochs.epoch(torch.randperm(rollout.size, device=ELSEWHERE), model.batch_size)
-    assert table.shape == (-(-rollout.size // model.batch_size), WIDTH) and table.device.type == ELSEWHERE
+            table, counts = epochs.epoch(torch.randperm(rollout.size, device=ELSEWHERE), model.batch_size)
+    assert table.shape == (-(-rollout.size // model.batch_size), len(COLUMNS)) and counts.shape == table.shape[:1]
+    assert table.device.type == counts.device.type == ELSEWHERE
     assert seen
     for traced in seen:
         assert_stays_elsewhere(traced)

@@ -16,18 +16,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sb3_ppo_ext.engines.graph_cache import Graph, Graphs
-from sb3_ppo_ext.engines.selection import COSTS, CompileWarning
+from sb3_ppo_ext.engines.rows import COSTS
+from sb3_ppo_ext.engines.selection import CompileWarning
 from sb3_ppo_ext.language import LanguageModelPolicy
-from sb3_ppo_ext.language.engines import engine as compilable
+from sb3_ppo_ext.language.engines import family as token_family
 from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients
+from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine
 from sb3_ppo_ext.language.engines.traced_tokens import DTYPES, in_a_graph
 from sb3_ppo_ext.language.model.causal_lm import prepared_mask
 from sb3_ppo_ext.language.training.micro_batches import lengths_of
-from sb3_ppo_ext.language.training.token_update import EagerGradients, SequenceUpdate
+from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from sb3_ppo_ext.objective.batch import Minibatch
 from tests.engines.cuda.test_waiting import ELSEWHERE, elsewhere
 from tests.language import setups, tiny
-from tests.language.training.test_token_update import KNOBS, minibatch, updater
+from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
 
 CRITICS: list[dict[str, Any]] = [{}, {"lora": {"r": 2}, "value": "branch"}, {"value": "separate"}]
 LONG = 10_000_000
@@ -49,38 +51,48 @@ class Traced(Graphs):
         return list(graph(*tensors))
 
 
-def through_graphs(policy: LanguageModelPolicy, rows: int, batch: Minibatch) -> tuple[SequenceUpdate, Traced]:
-    update, graphs = updater(policy), Traced()
-    assert isinstance(update.gradients, EagerGradients)
-    update.gradients = CompiledGradients(update.gradients, graphs, rows)
-    update.gradients.prepare(batch, KNOBS)
-    return update, graphs
+def through_graphs(
+    policy: LanguageModelPolicy, rows: int, batch: Minibatch, **options: Any
+) -> tuple[CompiledGradients, Traced]:
+    graphs = Traced()
+    compiled = CompiledGradients(EagerGradients(updater(policy, **options)), graphs, rows)
+    compiled.prepare(batch, KNOBS)
+    return compiled, graphs
 
 
-def outcome(update: SequenceUpdate, batch: Minibatch) -> Tensor:
+def compiled_gradients(compiled: CompiledGradients, *, ratio_check: Any = None) -> TokenGradients:
+    return TokenGradients(compiled.update, compiled, ratio_check)
+
+
+def outcome(gradients: TokenGradients, batch: Minibatch) -> Tensor:
     """Statistics and all gradients in one vector."""
-    _, row = update.evaluate(batch, KNOBS)
-    gradients = [parameter.grad for parameter in update.parameters]
-    return torch.cat((row.nan_to_num(), *(one.flatten() for one in gradients if one is not None)))
+    found, _ = gradients.evaluate(batch, KNOBS)
+    tensors = [parameter.grad for parameter in gradients.update.parameters]
+    return torch.cat((found.row().nan_to_num(), *(tensor.flatten() for tensor in tensors if tensor is not None)))
 
 
 @pytest.mark.parametrize("policy_kwargs", [*CRITICS, {"model": partial(tiny.model, "llama")}])
 def test_the_gradient_is_that_of_autograd(policy_kwargs: dict[str, Any]) -> None:
     policy = setups.policy(**policy_kwargs)
     batch = minibatch(policy)
-    update, graphs = through_graphs(policy, 6, batch)
-    torch.testing.assert_close(outcome(update, batch), outcome(updater(policy), batch), rtol=1e-4, atol=1e-5)
+    compiled, graphs = through_graphs(policy, 6, batch)
+    eager = outcome(gradients_of(updater(policy)), batch)
+    torch.testing.assert_close(outcome(compiled_gradients(compiled), batch), eager, rtol=1e-4, atol=1e-5)
     assert graphs.calls == {"gradient of tokens": 1}
 
 
 def test_parts_of_a_fixed_size_add_up_to_the_minibatch() -> None:
     policy = setups.policy()
     batch = minibatch(policy, rows=7)  # one part of 4, and one of 3 filled up with a row of padding
-    update, graphs = through_graphs(policy, 4, batch)
+    compiled, graphs = through_graphs(policy, 4, batch)
     deviations: list[float] = []
-    update.ratio_check = lambda _, deviation: deviations.append(deviation)
-    eager = updater(policy, ratio_check=lambda _, deviation: deviations.append(deviation))
-    torch.testing.assert_close(outcome(update, batch), outcome(eager, batch), rtol=1e-4, atol=1e-5)
+
+    def check(_: Minibatch, deviation: float) -> None:
+        deviations.append(deviation)
+
+    eager = outcome(gradients_of(updater(policy), check), batch)
+    found = outcome(compiled_gradients(compiled, ratio_check=check), batch)
+    torch.testing.assert_close(found, eager, rtol=1e-4, atol=1e-5)
     assert graphs.calls == {"gradient of tokens": 2}
     assert deviations[0] == pytest.approx(deviations[1], abs=1e-4) and deviations[1] > 0.3
 
@@ -88,15 +100,16 @@ def test_parts_of_a_fixed_size_add_up_to_the_minibatch() -> None:
 def test_parts_are_made_without_waiting_for_the_device() -> None:
     policy = setups.policy()
     batch = minibatch(policy, rows=7)
-    update, _ = through_graphs(policy, 4, batch)
-    gradients = update.gradients
-    assert isinstance(gradients, CompiledGradients)
     lengths = lengths_of(batch)
+    everything = {
+        loss_mean: through_graphs(policy, 4, batch, loss_mean=loss_mean)[0]
+        for loss_mean in ("token", "response", "length")
+    }
     with FakeTensorMode(allow_non_fake_inputs=True):  # whose numbers nobody can read
         there = elsewhere(batch)._replace(lengths=lengths)
         for loss_mean in ("token", "response", "length"):
-            parts = list(gradients.parts(there, loss_mean=loss_mean, max_tokens=None))
-            given = [gradients._inputs(part, KNOBS) for part in parts]
+            compiled = everything[loss_mean]
+            given = [compiled._inputs(part, KNOBS) for part in compiled.parts(there)]
             assert len(given) == 2 and given[0]["share"].device.type == ELSEWHERE
         with pytest.raises(RuntimeError, match="numpy"):
             lengths_of(there._replace(lengths=None))
@@ -105,10 +118,11 @@ def test_parts_are_made_without_waiting_for_the_device() -> None:
 def test_mostly_padding_is_left_to_autograd() -> None:
     policy = setups.policy(prompt=6, response=5)
     batch = minibatch(policy)
-    update, graphs = through_graphs(policy, 6, batch)
+    compiled, graphs = through_graphs(policy, 6, batch)
     assert batch.mask is not None
     short = batch._replace(mask=batch.mask & (torch.arange(5) < 1))  # 6 + 1 slots a row, where the graph has 11
-    torch.testing.assert_close(outcome(update, short), outcome(updater(policy), short), rtol=0, atol=0)
+    eager = outcome(gradients_of(updater(policy)), short)
+    torch.testing.assert_close(outcome(compiled_gradients(compiled), short), eager, rtol=0, atol=0)
     assert not graphs.calls
 
 
@@ -117,10 +131,11 @@ def test_short_responses_have_a_graph_of_half_the_length() -> None:
     batch = minibatch(policy)
     assert batch.mask is not None
     short = batch._replace(mask=batch.mask & (torch.arange(5) < 3))
-    update, graphs = through_graphs(policy, 6, short)
-    torch.testing.assert_close(outcome(update, short), outcome(updater(policy), short), rtol=1e-4, atol=1e-5)
+    compiled, graphs = through_graphs(policy, 6, short)
+    eager = outcome(gradients_of(updater(policy)), short)
+    torch.testing.assert_close(outcome(compiled_gradients(compiled), short), eager, rtol=1e-4, atol=1e-5)
     assert graphs.calls == {"gradient of tokens": 1}
-    assert isinstance(update.gradients, CompiledGradients) and list(update.gradients.calls) == [3]
+    assert list(compiled.calls) == [3]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -175,7 +190,9 @@ def test_training_compiled_is_training_eagerly() -> None:
             model.policy.get_parameter("critic.head.bias").add_(1.0)
         model.learn(32, reset_num_timesteps=False)
         trained.append(torch.cat([parameter.flatten() for parameter in model.policy.parameters()]))
-        assert model._compilation.graphs.made == 2 * compiled  # gradient and decoder, once each
+        if compiled:
+            assert isinstance(model._engines.engine, CompiledTokenEngine)
+            assert model._engines.engine.graphs.made == 2  # gradient and decoder, once each
     # Adam turns rounding of tiny gradients into steps of up to the learning rate, 1e-3.
     torch.testing.assert_close(*trained, rtol=0, atol=2e-4)
 
@@ -187,7 +204,7 @@ def test_a_model_that_cannot_be_compiled_says_why(monkeypatch: pytest.MonkeyPatc
     ):
         setups.ppox(compile=True, policy_kwargs=half).learn(16)
     model = setups.ppox(policy_kwargs=half)
-    monkeypatch.setattr(model._compilation, "_saved", lambda *_: (1e9, 1.0))
+    monkeypatch.setattr(model._family, "savings", lambda *_: (1e9, 1.0))
     with pytest.warns(CompileWarning, match="is not compiled: GPT2LMHeadModel computes in bfloat16") as told:
         model.learn(48)
     assert len([one for one in told if one.category is CompileWarning]) == 1
@@ -202,4 +219,4 @@ def test_auto_compiles_long_trainings_and_says_so(capsys: pytest.CaptureFixture[
 
 
 def test_where_language_models_are_compiled_it_is_known_what_that_saves() -> None:
-    assert set(compilable.COSTS) == set(DTYPES) == set(COSTS)
+    assert set(token_family.COSTS) == set(DTYPES) == set(COSTS)

@@ -38,7 +38,7 @@ def parameters_of(model: PPOX) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_what_it_is_eagerly(kind: str) -> None:
     eager, graphs = (trained(compiled, 2, KINDS[kind]) for compiled in (False, True))
-    assert not (graphs._compilation.update_refused or graphs._compilation.actor_refused)
+    assert not (graphs._engines.update_refused or graphs._engines.actor_refused)
     assert graphs.rollout_buffer.actions.tolist() == eager.rollout_buffer.actions.tolist()
     # Adam turns rounding of tiny gradients into steps of up to the learning rate, 1e-3.
     torch.testing.assert_close(parameters_of(graphs), parameters_of(eager), rtol=0, atol=5e-4)
@@ -47,8 +47,8 @@ def test_training_is_what_it_is_eagerly(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision(kind: str) -> None:
     before, after = (trained(True, updates, {**KINDS[kind], "dtype": "bfloat16"}) for updates in (1, 3))
-    compilation = after._compilation
-    assert not (compilation.update_refused or compilation.actor_refused)
+    engines = after._engines
+    assert not (engines.update_refused or engines.actor_refused)
     assert parameters_of(after).isfinite().all() and not parameters_of(after).equal(parameters_of(before))
     assert after.logger.name_to_value["train/approx_kl"] >= 0
 

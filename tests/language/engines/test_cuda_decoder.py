@@ -17,11 +17,13 @@ from sb3_ppo_ext.engines.selection import CompileWarning
 from sb3_ppo_ext.language import LanguageModelPolicy
 from sb3_ppo_ext.language.engines.compiled import CompiledGradients
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
+from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine
 from sb3_ppo_ext.language.model import causal_lm as model_module
+from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from tests.engines.cuda.rehearsal import Rehearsed
 from tests.language import setups, tiny
 from tests.language.engines.test_compiled import outcome
-from tests.language.training.test_token_update import KNOBS, minibatch, updater
+from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +89,12 @@ def test_logits_are_computed_piece_by_piece_in_a_graph_too(
     monkeypatch.setattr(model_module, "LOGITS_AT_ONCE", 7 * tiny.VOCABULARY)
     policy = setups.policy(lora=lora)
     batch = minibatch(policy)
-    update, whole = updater(policy), outcome(updater(policy), batch)
-    gradients = CompiledGradients(update.gradients, graphs := DeviceGraphs("cpu"), 6)  # type: ignore[arg-type]  # eager
-    gradients.prepare(batch, KNOBS)
-    update.gradients = gradients
-    torch.testing.assert_close(outcome(update, batch), whole, rtol=1e-4, atol=1e-5)
+    whole = outcome(gradients_of(updater(policy)), batch)
+    compiled = CompiledGradients(EagerGradients(updater(policy)), graphs := DeviceGraphs("cpu"), 6)
+    compiled.prepare(batch, KNOBS)
+    torch.testing.assert_close(
+        outcome(TokenGradients(compiled.update, compiled, None), batch), whole, rtol=1e-4, atol=1e-5
+    )
     assert graphs.made == 1
 
 
@@ -110,8 +113,9 @@ def test_training_by_recordings_is_training_eagerly(policy_kwargs: dict[str, Any
         model.learn(32)
         model.learn(32, reset_num_timesteps=False)
         trained.append(torch.cat([parameter.flatten() for parameter in model.policy.parameters()]))
-    assert isinstance(model._compilation.graphs, DeviceGraphs) and Rehearsed.recorded == 1
-    assert not (model._compilation.update_refused or model._compilation.actor_refused)
+    compiled_engine = model._engines.engine
+    assert isinstance(compiled_engine, CompiledTokenEngine) and isinstance(compiled_engine.graphs, DeviceGraphs)
+    assert Rehearsed.recorded == 1 and not (model._engines.update_refused or model._engines.actor_refused)
     # Adam turns rounding of tiny gradients into steps of up to the learning rate, 1e-3.
     torch.testing.assert_close(*trained, rtol=0, atol=2e-4)
 
@@ -126,11 +130,12 @@ def test_what_cannot_be_recorded_is_said_and_done_eagerly(monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="compile=True: it cannot be recorded as a CUDA graph; pass compile=False"):
         setups.ppox(compile=True).learn(16)
     model = setups.ppox()
-    monkeypatch.setattr(model._compilation, "_saved", lambda *_: (1e9, 1.0))
+    monkeypatch.setattr(model._family, "savings", lambda *_: (1e9, 1.0))
     with pytest.warns(CompileWarning, match="acting is not compiled: it cannot be recorded") as told:
         model.learn(32)
     assert len([one for one in told if one.category is CompileWarning]) == 1
-    assert model._compilation.graphs.made == 1  # the gradient's
+    assert isinstance(model._engines.engine, CompiledTokenEngine)
+    assert model._engines.engine.graphs.made == 1  # the gradient's
 
 
 def test_a_model_in_half_precision_is_for_gpus() -> None:

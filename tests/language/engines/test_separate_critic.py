@@ -12,18 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.engines import selection as compilation
+from sb3_ppo_ext.engines import selection
 from sb3_ppo_ext.engines.cpu import libraries as artifacts
 from sb3_ppo_ext.engines.cpu.without_gil import UnlockedLibrary
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
-from sb3_ppo_ext.language.engines import engine as compilable
+from sb3_ppo_ext.language.engines import engine as token_engine
 from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients
-from sb3_ppo_ext.language.training.token_update import EagerGradients, SequenceUpdate
+from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
+from sb3_ppo_ext.objective.statistics import Statistics
 from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.language import setups, tiny
 from tests.language.engines.test_compiled import Traced, one_block
-from tests.language.training.test_token_update import KNOBS, minibatch, updater
+from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
 
 CLIPPED = KNOBS._replace(clip_range_vf=0.3, vf_coef=0.7)
 POLICIES: list[dict[str, Any]] = [
@@ -40,12 +41,10 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def in_halves(policy: Any, rows: int, batch: Any, graphs: Graphs) -> SequenceUpdate:
-    update = updater(policy)
-    assert isinstance(update.gradients, EagerGradients)
-    update.gradients = HalvedGradients(update.gradients, graphs, rows)
-    update.gradients.prepare(batch, CLIPPED)
-    return update
+def in_halves(policy: Any, rows: int, batch: Any, graphs: Graphs) -> HalvedGradients:
+    halves = HalvedGradients(EagerGradients(updater(policy)), graphs, rows)
+    halves.prepare(batch, CLIPPED)
+    return halves
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -54,14 +53,14 @@ def test_two_halves_are_the_whole(policy_kwargs: dict[str, Any]) -> None:
     policy = setups.policy(**policy_kwargs)
     batch = minibatch(policy, rows=7)  # in parts of 4 and of 3
     graphs = Traced()
-    halves, eager = in_halves(policy, 4, batch, graphs), updater(policy)
+    halves = in_halves(policy, 4, batch, graphs)
     found = []
-    for update in (halves, eager):
-        _, row = update.evaluate(batch, CLIPPED)
-        gradients = [parameter.grad for parameter in update.parameters]
-        found.append([row.nan_to_num(), *update.seen, *(one.flatten() for one in gradients if one is not None)])
+    for gradients in (TokenGradients(halves.update, halves, None), gradients_of(updater(policy))):
+        statistics, _ = gradients.evaluate(batch, CLIPPED)
+        tensors = [parameter.grad for parameter in gradients.update.parameters]
+        found.append([statistics.row().nan_to_num(), *(one.flatten() for one in tensors if one is not None)])
+        assert statistics.value_clipped > 0
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
-    assert found[0][1][-1] > 0  # tokens whose value loss is the clipped one
     assert graphs.calls == {"gradient of tokens": 2, "gradient of values": 2}
 
 
@@ -69,23 +68,22 @@ def test_two_halves_are_the_whole(policy_kwargs: dict[str, Any]) -> None:
 def test_each_half_has_a_thread_and_nothing_else_loses_its_own() -> None:
     policy = setups.policy(value="separate")
     batch = minibatch(policy)
-    update = in_halves(policy, 6, batch, Traced())
-    gradients = update.gradients
-    assert isinstance(gradients, HalvedGradients)
+    gradients = in_halves(policy, 6, batch, Traced())
     seen: dict[str, tuple[int, int]] = {}
 
     def noted(name: str, results: list[Tensor], _: list[Tensor]) -> list[Tensor]:
         seen[name] = (threading.get_ident(), torch.get_num_threads())
         return results
 
-    given = gradients._inputs(next(iter(gradients.parts(batch, loss_mean="token", max_tokens=None))), KNOBS)
+    given = gradients._inputs(next(iter(gradients.parts(batch))), KNOBS)
     names = list(given["parameters"])
     sizes = [len([name for name in names if name.startswith("critic.") == critic]) for critic in (False, True)]
-    ones = [torch.ones(()), torch.ones(10), torch.ones(4), torch.ones(())]
-    of_policy = partial(noted, "policy", [*ones, *[torch.zeros(())] * sizes[0]])
-    of_critic = partial(noted, "critic", [*[torch.full((), 2.0)] * 3, *[torch.ones(())] * sizes[1]])
-    loss, row, extra, _, *each = gradients._computed(of_policy, of_critic, given)
-    assert loss == 3 and row[2] == 2 and extra[3] == 2
+    of_policy = partial(noted, "policy", [torch.ones(len(Statistics._fields)), *[torch.zeros(())] * sizes[0]])
+    of_critic = partial(noted, "critic", [torch.full((3,), 2.0), *[torch.ones(())] * sizes[1]])
+    row, *each = gradients._computed(of_policy, of_critic, given)
+    found = Statistics.of_row(row)
+    measured = (found.loss, found.value_loss, found.value_clipped, found.approx_kl)
+    assert [number.item() for number in measured] == [3, 2, 2, 1]
     assert [bool(one) for one in each] == [name.startswith("critic.") for name in names]
     assert seen["policy"][0] == threading.get_ident() != seen["critic"][0]
     assert seen["policy"][1] == seen["critic"][1] == 1 and torch.get_num_threads() == 2
@@ -108,8 +106,8 @@ def test_training_in_halves_is_training_eagerly(monkeypatch: pytest.MonkeyPatch)
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(compilable, "HalvedGradients", Noted)
-    monkeypatch.setattr(compilation, "threads_for", lambda *_: 2)  # so small a model would get one
+    monkeypatch.setattr(token_engine, "HalvedGradients", Noted)
+    monkeypatch.setattr(selection, "threads_for", lambda *_: 2)  # so small a model would get one
     models = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -133,7 +133,7 @@ def test_in_the_reward_it_is_paid_by_each_token(lora: dict[str, Any] | None) -> 
     _, callback = model._setup_learn(16)
     assert model.env is not None
     model.collect_rollouts(model.env, callback, buffer, model.n_steps)
-    rollout = policy.rollout(model)
+    rollout = model._family.rollout(model._run())
     rows = rollout.rows
     assert rows.mask is not None
     with torch.no_grad():

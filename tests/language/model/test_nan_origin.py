@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.language import LanguageModelPolicy
+from sb3_ppo_ext.language.engines import engine as token_engine
+from sb3_ppo_ext.language.engines.family import TokenFamily
 from sb3_ppo_ext.language.model.nan_origin import origin
 from sb3_ppo_ext.monitoring.divergence import DivergedError
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.run import Run
 from tests.language import setups, tiny
 
 NAN = float("nan")
@@ -78,16 +81,15 @@ def test_a_nan_in_the_reference_is_found() -> None:
 
 def test_what_goes_wrong_in_an_update_is_found_before_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
-    update = LanguageModelPolicy.update
+    update = TokenFamily.update
 
-    def broken(self: LanguageModelPolicy, *args: Any) -> Any:
-        result: Any = update(self, *args)
-        result.ratio_check = None  # which would see it first
-        layer = self.get_submodule("lm.lm.model.layers.0.mlp.up_proj")
+    def broken(self: TokenFamily, run: Run, rollout: Rollout) -> Any:
+        layer = run.policy.get_submodule("lm.lm.model.layers.0.mlp.up_proj")
         layer.register_forward_hook(lambda _, __, output: output * torch.inf)
-        return result
+        return update(self, run, rollout)
 
-    monkeypatch.setattr(LanguageModelPolicy, "update", broken)
+    monkeypatch.setattr(TokenFamily, "update", broken)
+    monkeypatch.setattr(token_engine, "ratio_check_of", lambda _: None)  # which would see it first
     untrained(
         model, r"epoch 0: .* In this minibatch the first layer .* model.layers.0.mlp.up_proj \(Linear\), for row 0"
     )

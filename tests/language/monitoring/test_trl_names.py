@@ -12,9 +12,9 @@ from stable_baselines3.common.logger import configure
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import TRLNames
-from sb3_ppo_ext.language.training.trl_statistics import minibatch_statistics
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.terms import KnobValues
+from sb3_ppo_ext.objective.statistics import Statistics, statistics
+from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
 from tests.language import setups
 
 # What trl.experimental.ppo.PPOTrainer of TRL 1.12 logs, but for "epoch" and "step".
@@ -63,7 +63,15 @@ def test_fractions_are_of_the_tokens_whose_loss_is_the_clipped_one() -> None:
     zero, one, target = torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([[2.0, 0.0, 0.0, 0.0]])
     batch = Minibatch(zero, zero, zero, one, advantage, target, mask=mask)
     new = Evaluation(log_ratio, None, zero, mask=mask)
-    found = minibatch_statistics(new, batch, KnobValues(clip_range=0.2, clip_range_vf=0.2))
+
+    def found(knobs: KnobValues) -> Statistics:
+        terms = ppo_terms(new, batch, Objective(), knobs)
+        return statistics(new, batch, terms, terms.weigh(knobs), Objective(), knobs)
+
+    clipped = found(KnobValues(clip_range=0.2, clip_range_vf=0.2))
     expected = [4.5 / 3, math.log(2) ** 2 / 2, 2 / 3, 2 / 3]
-    torch.testing.assert_close(found, torch.tensor(expected))
-    assert minibatch_statistics(new, batch, KnobValues(clip_range=1.5))[2:].tolist() == [0, 0]
+    measured = (clipped.ratio_mean, clipped.kl_k2, clipped.policy_clipped, clipped.value_clipped)
+    torch.testing.assert_close(torch.stack(measured), torch.tensor(expected))
+    torch.testing.assert_close(clipped.log_ratio_max, torch.tensor(math.log(2)))
+    wide = found(KnobValues(clip_range=1.5))
+    assert wide.policy_clipped == wide.value_clipped == 0

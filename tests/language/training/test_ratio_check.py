@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import LanguageModelPolicy, RatioError
+from sb3_ppo_ext.language.engines.family import TokenFamily
 from sb3_ppo_ext.language.model import causal_lm as model_module
 from sb3_ppo_ext.language.model import generation
 from sb3_ppo_ext.language.training import ratio_check as ratio
@@ -80,30 +81,31 @@ def test_dropout_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = setups.ppox()
     policy = model.policy
     assert isinstance(policy, LanguageModelPolicy)
-    prepare = type(policy).update
+    prepare = TokenFamily.update
 
-    def with_dropout(self: LanguageModelPolicy, *args: Any) -> Any:
-        for part in self.modules():
+    def with_dropout(self: TokenFamily, *args: Any) -> Any:
+        for part in policy.modules():
             if isinstance(part, nn.Dropout):
                 part.p, part.training = 0.3, True
         return prepare(self, *args)
 
-    monkeypatch.setattr(LanguageModelPolicy, "update", with_dropout)
+    monkeypatch.setattr(TokenFamily, "update", with_dropout)
     with pytest.raises(RatioError, match="dropout is on"):
         model.learn(16)
 
 
 def test_parameters_that_changed_meanwhile_are_not_blamed_on_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     model = setups.ppox()
-    prepare = LanguageModelPolicy.update
+    policy, prepare = model.policy, TokenFamily.update
+    assert isinstance(policy, LanguageModelPolicy)
 
-    def moved(self: LanguageModelPolicy, *args: Any) -> Any:
+    def moved(self: TokenFamily, *args: Any) -> Any:
         with torch.no_grad():
-            for parameter in self.model_parameters():
+            for parameter in policy.model_parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
         return prepare(self, *args)
 
-    monkeypatch.setattr(LanguageModelPolicy, "update", moved)
+    monkeypatch.setattr(TokenFamily, "update", moved)
     with pytest.raises(RatioError, match="none of the usual mistakes"):
         model.learn(16)
 
@@ -114,7 +116,7 @@ def test_half_precision_only_warns() -> None:
     assert isinstance(policy, LanguageModelPolicy)
     check = ratio.RatioCheck(policy)
     model.learn(16)  # rounding alone stays below the tolerance
-    batch = next(iter(policy.rollout(model).minibatches(8)))
+    batch = next(iter(model._family.rollout(model._run()).minibatches(8)))
     with pytest.warns(TrainingWarning, match="differ by up to 0.5 nats"):
         check(batch, 0.5)
 
@@ -147,7 +149,7 @@ def test_half_precision_trains_and_saves(family: str, value: str, tmp_path: Path
     assert policy.critic.head.weight.dtype == torch.float32
     assert any(not one.equal(other) for one, other in zip(before, policy.model_parameters(), strict=True))
     # What is kept of the rollout is what was sampled with, in float32; the update's own differ by rounding.
-    batch = next(iter(policy.rollout(model).minibatches(16)))
+    batch = next(iter(model._family.rollout(model._run()).minibatches(16)))
     assert batch.action_log_prob.dtype == torch.float32
     model.save(tmp_path / "half")
     loaded = PPOX.load(tmp_path / "half", device="cpu")

@@ -22,7 +22,7 @@ def collected(seed: int = 0) -> tuple[PPOX, SequenceRolloutBuffer]:
     _, callback = model._setup_learn(24)
     assert model.env is not None and isinstance(model.policy, LanguageModelPolicy)
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    model.policy.rollout(model)
+    model._family.rollout(model._run())
     buffer = model.rollout_buffer
     assert isinstance(buffer, SequenceRolloutBuffer) and buffer.ref_log_probs is not None
     return model, buffer

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from sb3_ppo_ext.language import LanguageModelPolicy
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS
 from sb3_ppo_ext.language.training.micro_batches import micro_batches, row_groups, rows_of
-from sb3_ppo_ext.language.training.token_update import SequenceUpdate, TokenAdapter
+from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenAdapter, TokenGradients, TokenUpdate
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
 from tests.language import setups, tiny
@@ -39,24 +40,26 @@ def minibatch(policy: LanguageModelPolicy, *, drift: float = 0.3, rows: int = 6)
     )
 
 
-def updater(policy: LanguageModelPolicy, objective: Objective | None = None, **options: Any) -> SequenceUpdate:
-    return SequenceUpdate(
+def updater(policy: LanguageModelPolicy, objective: Objective | None = None, **options: Any) -> TokenUpdate:
+    return TokenUpdate(
         adapter=TokenAdapter(policy, entropy_grad=True, with_reference=True),
         objective=objective or Objective(kl_estimator="k3", normalize_advantage=False, ref_kl_estimator="k3"),
         optimizer=policy.optimizer,
         parameters=policy.model_parameters() + policy.value_parameters(),
-        max_grad_norm=1e9,
-        knobs=None,  # type: ignore[arg-type]  # for epoch() alone
-        set_learning_rate=lambda rate: None,
         **options,
     )
+
+
+def gradients_of(update: TokenUpdate, ratio_check: Callable[[Minibatch, float], None] | None = None) -> TokenGradients:
+    return TokenGradients(update, EagerGradients(update), ratio_check)
 
 
 def outcome(policy: LanguageModelPolicy, batch: Minibatch, **options: Any) -> tuple[Tensor, Tensor]:
     """All gradients in one vector, and the statistics."""
     update = updater(policy, **options)
-    _, row = update.evaluate(batch, KNOBS)
-    return torch.cat([parameter.grad.flatten() for parameter in update.parameters]), row  # type: ignore[union-attr]  # all have one
+    found, _ = gradients_of(update).evaluate(batch, KNOBS)
+    gradients = [parameter.grad.flatten() for parameter in update.parameters]  # type: ignore[union-attr]  # all have one
+    return torch.cat(gradients), found.row()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_the_first_minibatch_has_the_gradient_of_reinforce(double: LanguageModel
     batch = minibatch(double, drift=0.0)
     assert isinstance(batch.observation, dict) and batch.mask is not None
     update = updater(double, Objective(kl_estimator="k3", normalize_advantage=False))
-    update.evaluate(batch, KnobValues(clip_range=0.2, vf_coef=0.0))
+    gradients_of(update).evaluate(batch, KnobValues(clip_range=0.2, vf_coef=0.0))
     mine = [parameter.grad.clone() for parameter in double.model_parameters()]  # type: ignore[union-attr]  # all have one
     double.zero_grad()
     gain = torch.zeros((), dtype=torch.float64)
@@ -150,8 +153,8 @@ def test_means_count_tokens_or_responses_as_asked(double: LanguageModelPolicy) -
     for loss_mean, weight in expected.items():
         update = updater(double, Objective(kl_estimator="k3", normalize_advantage=False), loss_mean=loss_mean)
         zero = batch._replace(advantage=torch.zeros_like(target))
-        loss, _ = update.evaluate(zero, KnobValues(clip_range=0.2, vf_coef=1.0))
-        torch.testing.assert_close(loss, weight)
+        found, _ = gradients_of(update).evaluate(zero, KnobValues(clip_range=0.2, vf_coef=1.0))
+        torch.testing.assert_close(found.loss, weight)
 
 
 def test_shares_add_up_to_one_and_groups_keep_to_the_limit() -> None:
