@@ -192,7 +192,7 @@ class PPOX(PPO):
         self.policy.set_training_mode(True)
         rollout = self._family.rollout(run)
         trained = self._trained(run, rollout)
-        records = training_records(run, rollout, trained)
+        records = training_records(run, rollout, trained) | self._family.records(run, rollout)
         for name, value in records.items():
             self.logger.record(name, value)
         findings = self._family.findings(run, rollout, records)

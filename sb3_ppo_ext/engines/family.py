@@ -59,6 +59,10 @@ class Family(Protocol):
         """
         ...
 
+    def records(self, run: Run, rollout: Rollout) -> dict[str, float]:
+        """What the log says of the rollout itself, under full keys."""
+        ...
+
     def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
         """What to warn about, given the log's records of the update: subject -> text."""
         ...

@@ -95,6 +95,10 @@ class RowFamily:
         minibatches = epochs * math.ceil(run.settings.n_steps * run.n_envs / run.settings.batch_size)
         return minibatches * costs.saved_per_minibatch + steps * costs.saved_per_step, costs.compile_time
 
+    def records(self, run: Run, rollout: Rollout) -> dict[str, float]:
+        """None."""
+        return {}
+
     def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
         """None."""
         return {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from stable_baselines3.common.buffers import RolloutBuffer
+
 from sb3_ppo_ext.knobs.controllers import Controller
-from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 
 # Options of transformers' generate() that change the distribution sampled from.
 CUTTING = (
@@ -35,14 +36,15 @@ def check_options(
         raise TypeError(f"LanguageModelPolicy has no argument {name!r}")
 
 
-def check_algorithm(model: Any) -> None:
+def check_algorithm(model: Any, needed_buffer: type[RolloutBuffer]) -> None:
     """Those of PPOX, read as its attributes."""
     name = model.policy_class.__name__
     if model.normalize_value:
         raise ValueError(f"normalize_value=True: {name} has no PopArt head; scale the score, or pass False")
     buffer = model.rollout_buffer_class
-    if buffer is not None and not issubclass(buffer, SequenceRolloutBuffer):
-        raise ValueError(f"rollout_buffer_class={buffer.__name__}: {name} needs a SequenceRolloutBuffer; leave it None")
+    if buffer is not None and not issubclass(buffer, needed_buffer):
+        needed = needed_buffer.__name__
+        raise ValueError(f"rollout_buffer_class={buffer.__name__}: {name} needs a {needed}; leave it None")
     if model.env is not None and model.get_vec_normalize_env() is not None:
         raise ValueError(
             "the environment is wrapped in VecNormalize: token ids are names, not numbers, and the reward is to stay "

@@ -43,7 +43,7 @@ def training_records(run: Run, rollout: Rollout, trained: Trained) -> dict[str, 
     records.update(_policy_records(run))
     if (target := kl_target(run)) is not None:
         records["kl_target"] = target
-    return {f"train/{name}": float(value) for name, value in records.items()} | rollout.records()
+    return {f"train/{name}": float(value) for name, value in records.items()}
 
 
 def _policy_records(run: Run) -> dict[str, float]:

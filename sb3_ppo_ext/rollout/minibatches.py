@@ -65,10 +65,6 @@ class Rollout:
         """What controllers answer to besides what the minibatches show."""
         return {}
 
-    def records(self) -> dict[str, float]:
-        """What the log is to say of the rollout itself, under full keys."""
-        return {}
-
     def summary(self) -> object:
         """What callbacks may want of the rollout after its update, where there is something."""
         return None

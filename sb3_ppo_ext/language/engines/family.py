@@ -12,6 +12,7 @@ from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.arguments import check_algorithm
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
 from sb3_ppo_ext.language.monitoring.findings import Findings
+from sb3_ppo_ext.language.monitoring.records import response_records
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
 from sb3_ppo_ext.language.training.token_update import token_update
@@ -44,7 +45,7 @@ class TokenFamily:
 
     def check(self, arguments: Any) -> None:
         """See ``Family``."""
-        check_algorithm(arguments)
+        check_algorithm(arguments, SequenceRolloutBuffer)
 
     def rollout(self, run: Run) -> Rollout:
         """See ``Family``; its KL to the reference is known afterwards."""
@@ -74,6 +75,10 @@ class TokenFamily:
         saved = slots * layers * config.hidden_size * costs.saved_per_state
         saved += steps * longest * layers * costs.saved_per_decoded_layer
         return saved, 2 * layers * costs.compile_time_per_layer
+
+    def records(self, run: Run, rollout: Rollout) -> dict[str, float]:
+        """See ``response_records``."""
+        return response_records(cast(SequenceRollout, rollout))
 
     def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
         """See ``Findings``."""

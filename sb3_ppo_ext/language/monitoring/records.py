@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
-
-from sb3_ppo_ext.language.envs.prompt_env import PromptVecEnv
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
@@ -43,14 +40,6 @@ def speeds(tokens: int, seconds: Mapping[str, float]) -> dict[str, float]:
     """Response tokens per second of each part of the work, and of all of it: the reciprocals add up to that one's."""
     records = {f"time/{part}_tokens_per_second": tokens / max(spent, 1e-9) for part, spent in seconds.items()}
     return records | {"time/tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
-
-
-def take_scoring_seconds(env: VecEnv | None) -> float | None:
-    """How long the reward functions took since this was last asked; None where the environment does not say."""
-    if env is None or not env.has_attr("take_scoring_seconds"):
-        return None
-    each = env.env_method("take_scoring_seconds")
-    return float(each[0] if isinstance(env.unwrapped, PromptVecEnv) else sum(each))  # that one's is of all its rows
 
 
 def distinct_pairs(token: np.ndarray, mask: np.ndarray) -> float:

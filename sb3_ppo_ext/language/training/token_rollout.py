@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import explained_variance
 
+from sb3_ppo_ext.language.envs.scoring_time import take_scoring_seconds
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.model.causal_lm import scattered
 from sb3_ppo_ext.language.model.full_kl import full_kl
-from sb3_ppo_ext.language.monitoring.records import response_records, take_scoring_seconds
 from sb3_ppo_ext.language.training.micro_batches import on_device, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
@@ -103,10 +103,6 @@ class SequenceRollout(Rollout):
     def seconds(self) -> dict[str, float]:
         """How long each part of the work on this rollout took; the training up to now."""
         return {**self._seconds, "training": time.perf_counter() - self.began}
-
-    def records(self) -> dict[str, float]:
-        """See ``response_records``."""
-        return response_records(self)
 
     def explained_variance(self) -> float:
         """Over the tokens, as of any rollout."""
