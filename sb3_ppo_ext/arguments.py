@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sb3_ppo_ext.knobs.schedules import endpoints, finite_number
+from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
 from sb3_ppo_ext.policies.adapter import knows_distribution
 from sb3_ppo_ext.policies.family import EagerOnly, SequencePolicy
 from sb3_ppo_ext.rollout.minibatches import has_rows
@@ -38,7 +39,7 @@ def check_arguments(model: PPOX) -> None:
         raise ValueError(f'compile=True: {model.policy_class.__name__} is not compiled; pass compile="auto" or False')
     if issubclass(model.policy_class, SequencePolicy):
         model.policy_class.check_algorithm(model)
-    elif model.ref_kl_coef != 0:
+    elif is_on(model.ref_kl_coef):
         raise ValueError(
             f"ref_kl_coef={model.ref_kl_coef!r}: {model.policy_class.__name__} has no frozen reference policy; "
             "0 is needed (kl_coef penalises the distance to the previous policy)"
@@ -100,9 +101,21 @@ def check_buffer(model: PPOX) -> None:
 
 
 def joined_signature(host: Callable[..., Any], own: Callable[..., Any]) -> inspect.Signature:
-    """The host's parameters followed by the keyword-only ones of ``own``, which passes the host's on unnamed."""
+    """The host's parameters, the knobs that PPOX adds, and the keyword-only parameters of ``own``.
+
+    ``own`` takes the knobs and passes the host's parameters on unnamed.
+    """
+    knobs = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in ADDED.items()]
     keywords = [one for one in inspect.signature(own).parameters.values() if one.kind is one.KEYWORD_ONLY]
     taken = {one.name for one in keywords}
-    return inspect.Signature(
-        [*(one for name, one in inspect.signature(host).parameters.items() if name not in taken), *keywords]
-    )
+    hosts = [one for name, one in inspect.signature(host).parameters.items() if name not in taken]
+    return inspect.Signature([*hosts, *knobs, *keywords])
+
+
+def with_knobs(documentation: str | None) -> str | None:
+    """The class documentation with a line for each knob that PPOX adds, before those of its other arguments."""
+    if documentation is None:  # Python strips it under -OO
+        return None
+    lines = "".join(f":param {name}: {KNOBS[name].meaning}\n" for name in ADDED)
+    start, parameters, rest = inspect.cleandoc(documentation).partition(":param ")
+    return f"{start}{lines}{parameters}{rest}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss, PPOLoss
 
 from sb3_ppo_ext.arguments import CHOICES
+from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext.objective.terms import Objective
 
 # ClipPPOLoss passes what it does not name on to PPOLoss, which swallows what it does not know either.
@@ -24,6 +25,8 @@ ACCEPTED = {
 }
 REDUCTIONS = (None, "mean", "sum", "none")
 VALUE_ERRORS = ("l2", "l1", "smooth_l1")
+# The weights of ``PPOXLoss``'s own terms, under the names of PPOX's knobs; None: the loss has no such term.
+OWN_COEFFICIENTS = tuple(knob.name for knob in KNOBS.values() if knob.name in knob.torchrl)
 COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_ratio")
 
 
@@ -110,7 +113,8 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def joined_signature(own: Any) -> inspect.Signature:
-    """For ``help`` and editors: TorchRL's arguments in the place of ``**options``."""
+    """For ``help`` and editors: our coefficients and TorchRL's arguments in the place of ``**options``."""
     mine = [one for one in inspect.signature(own).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    mine += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_COEFFICIENTS]
     taken = {one.name for one in mine}
     return inspect.Signature([*mine, *(one for name, one in ACCEPTED.items() if name not in taken)])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_ppo_ext.knobs.controllers import Controller
-from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
+from sb3_ppo_ext.knobs.parsing import Knob, parse_knob
 from sb3_ppo_ext.knobs.schedules import ProgressSchedule
+from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext.objective.terms import KnobValues
 
 if TYPE_CHECKING:

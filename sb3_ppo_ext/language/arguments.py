@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from sb3_ppo_ext.knobs.controllers import Controller
+from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 
 if TYPE_CHECKING:
@@ -59,5 +60,5 @@ def check_algorithm(policy_class: type[ActorCriticPolicy], model: PPOX) -> None:
             f"ref_kl_coef={coefficient!r}: the KL to the reference is measured once per rollout; "
             'AdaptiveKL(..., every="rollout") is needed'
         )
-    if coefficient != 0 and model.policy_kwargs.get("reference") is False:
+    if is_on(coefficient) and model.policy_kwargs.get("reference") is False:
         raise ValueError(f"ref_kl_coef={coefficient!r} with reference=False: there is nothing to measure the KL to")

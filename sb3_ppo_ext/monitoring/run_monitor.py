@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from sb3_ppo_ext.knobs.parsing import KNOBS
+from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext.monitoring.checkpoints import checkpoint_path
 from sb3_ppo_ext.monitoring.diagnostics import Diagnostics
 from sb3_ppo_ext.monitoring.divergence import (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.language.model.causal_lm import scattered
 from sb3_ppo_ext.language.model.full_kl import full_kl
 from sb3_ppo_ext.language.model.nan_origin import origin
@@ -185,11 +186,11 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
     assert isinstance(buffer, SequenceRolloutBuffer)
     warming = model._n_updates < policy.value_warmup * model.n_epochs
     prefer_fused(policy.optimizer)
-    in_loss = buffer.ref_kl != "reward" and (callable(model.ref_kl_coef) or model.ref_kl_coef != 0)
+    in_loss = buffer.ref_kl != "reward" and is_on(model.ref_kl_coef)
     return SequenceUpdate(
         adapter=TokenAdapter(
             policy,
-            entropy_grad=callable(model.ent_coef) or model.ent_coef != 0,
+            entropy_grad=is_on(model.ent_coef),
             with_reference=in_loss,
             full_kl=buffer.ref_kl_estimator == "full",
         ),
