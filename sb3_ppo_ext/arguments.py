@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_ppo_ext.knobs.schedules import endpoints, finite_number
 from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
+from sb3_ppo_ext.objective.registry import SURROGATES
+from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import knows_distribution
 from sb3_ppo_ext.policies.family import EagerOnly, SequencePolicy
 from sb3_ppo_ext.rollout.minibatches import has_rows
@@ -15,26 +17,20 @@ from sb3_ppo_ext.rollout.minibatches import has_rows
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
-CHOICES = {
-    "surrogate": ("clip", "spo", "none"),
-    "kl_estimator": ("exact", "k1", "k2", "k3"),
-    "value_clip": ("sb3", "max"),
-    "advantage_scope": ("minibatch", "rollout"),
-}
+ADVANTAGE_SCOPES = ("minibatch", "rollout")
 
 
 def check_arguments(model: PPOX) -> None:
     """What can be said before the networks exist."""
-    for name, allowed in CHOICES.items():
-        value = getattr(model, name)
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
+    if model.advantage_scope not in ADVANTAGE_SCOPES:
+        allowed = " or ".join(map(repr, ADVANTAGE_SCOPES))
+        raise ValueError(f"advantage_scope={model.advantage_scope!r}: {allowed} is needed")
     for name in ("recompute_advantage", "normalize_value", "compile"):
         value = getattr(model, name)
         if not (isinstance(value, bool) or (name == "compile" and value == "auto")):
             choice = 'True, False or "auto"' if name == "compile" else "True or False"
             raise ValueError(f"{name}={value!r}: {choice} is needed")
-    _check_clipping(model)
+    _check_objective(model)
     if issubclass(model.policy_class, EagerOnly) and model.compile is True:
         raise ValueError(f'compile=True: {model.policy_class.__name__} is not compiled; pass compile="auto" or False')
     if issubclass(model.policy_class, SequencePolicy):
@@ -46,28 +42,40 @@ def check_arguments(model: PPOX) -> None:
         )
 
 
-def _check_clipping(model: PPOX) -> None:
-    if model.clip_range_high is not None and model.surrogate != "clip":
+def _check_objective(model: PPOX) -> None:
+    surrogate = SURROGATES[model.surrogate]
+    if model.clip_range_high is not None and "clip_range_high" not in surrogate.uses:
+        users = SURROGATES.users_of("clip_range_high")
         raise ValueError(
-            f'clip_range_high={model.clip_range_high!r}: only surrogate="clip" has an upper clip of its own, '
+            f"clip_range_high={model.clip_range_high!r}: only surrogate={users} has an upper clip of its own, "
             f'not "{model.surrogate}"; pass clip_range_high=None'
         )
     clips = endpoints(model.clip_range) if callable(model.clip_range) else (model.clip_range,)
-    if model.surrogate == "spo" and min(clips, default=1.0) <= 0:
+    if surrogate.divides_by_clip_range and min(clips, default=1.0) <= 0:
         raise ValueError(
-            f'clip_range={model.clip_range!r}: surrogate="spo" divides by it; '
+            f'clip_range={model.clip_range!r}: surrogate="{model.surrogate}" divides by it; '
             'let it end above 0, as in "linear:0.2:0.02"'
         )
-    if model.dual_clip is None:
-        return
-    if model.surrogate != "clip":
-        raise ValueError(f'dual_clip={model.dual_clip!r}: only for surrogate="clip", not "{model.surrogate}"')
+    model.dual_clip = _checked_dual_clip(model.dual_clip)
+    Objective(
+        surrogate=model.surrogate,
+        dual_clip=model.dual_clip,
+        kl_estimator=model.kl_estimator,
+        value_clip=model.value_clip,
+        value_error=model.value_error,
+    )
+
+
+def _checked_dual_clip(value: object) -> float | None:
+    if value is None:
+        return None
     try:
-        model.dual_clip = finite_number("dual_clip", "c", _as_number(model.dual_clip))
+        number = finite_number("dual_clip", "c", _as_number(value))
     except ValueError:
-        raise ValueError(f"dual_clip={model.dual_clip!r}: a number above 1, or None, is needed") from None
-    if model.dual_clip <= 1:
-        raise ValueError(f"dual_clip={model.dual_clip}: it must be above 1 (Ye et al. 2020 use 3), or None")
+        raise ValueError(f"dual_clip={value!r}: a number above 1, or None, is needed") from None
+    if number <= 1:
+        raise ValueError(f"dual_clip={value}: it must be above 1 (Ye et al. 2020 use 3), or None")
+    return number
 
 
 def _as_number(value: object) -> object:

@@ -47,11 +47,13 @@ class PPOX(PPO):
     (see :mod:`sb3_ppo_ext.knobs`).
 
     :param surrogate: "clip" (Schulman et al. 2017, eq. 7), "spo" (Xie et al. 2025; ``clip_range`` is its epsilon)
-        or "none" (the unclipped ratio, for use with ``kl_coef``)
+        or "none" (the unclipped ratio, for use with ``kl_coef``); or the name of one that you registered, as for
+        ``kl_estimator``, ``value_clip`` and ``value_error`` (see :mod:`sb3_ppo_ext.objective.registration`)
     :param dual_clip: c > 1 bounds the loss of a bad action whose ratio explodes (Ye et al. 2020), or None
     :param kl_estimator: "exact" (from the distributions, summed over the action's dimensions), "k1", "k2" or "k3"
         (sampled), for the penalty and for what steers the controllers
     :param value_clip: with ``clip_range_vf``: "sb3" (the clipped value only) or "max" (the larger of both errors)
+    :param value_error: of the value loss: "l2" (the mean square), "l1" or "smooth_l1"
     :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
@@ -74,6 +76,7 @@ class PPOX(PPO):
         dual_clip: float | None = None,
         kl_estimator: str = "exact",
         value_clip: str = "sb3",
+        value_error: str = "l2",
         advantage_scope: str = "minibatch",
         recompute_advantage: bool = False,
         normalize_value: bool = False,
@@ -90,6 +93,7 @@ class PPOX(PPO):
         self.dual_clip = dual_clip
         self.kl_estimator = kl_estimator
         self.value_clip = value_clip
+        self.value_error = value_error
         self.advantage_scope = advantage_scope
         self.recompute_advantage = recompute_advantage
         self.normalize_value = normalize_value

@@ -51,7 +51,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
 
     It never moves a coefficient: ``KnobScheduler`` does.
 
-    :param surrogate: "clip", "spo" (``clip_epsilon`` is its epsilon) or "none", as for PPOX
+    :param surrogate: "clip", "spo" (``clip_epsilon`` is its epsilon), "none" or one of your own, as for PPOX
     :param clip_epsilon: one number, or (low, high) for an asymmetric clip
     :param dual_clip: c > 1 bounds the loss of a bad action, or None
     :param kl_coef: weight of KL(old || new), nats per action, in ``loss_objective``; None: no such term
@@ -83,10 +83,8 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
     ) -> None:
         coefficients = {name: options.pop(name, None) for name in OWN_COEFFICIENTS}
         options = checked_options(options, critic_network)
-        choices = {"surrogate": surrogate, "dual_clip": dual_clip, "kl_estimator": kl_estimator}
-        objective = checked_objective(
-            options, penalized=coefficients["kl_coef"] is not None, value_clip=value_clip, **choices
-        )
+        choices = {"surrogate": surrogate, "kl_estimator": kl_estimator, "value_clip": value_clip}
+        objective = checked_objective(options, coefficients, dual_clip=dual_clip, **choices)
         super().__init__(actor_network, critic_network, **options)
         self.objective = objective
         device = self.entropy_coeff.device

@@ -35,7 +35,7 @@ def arguments_of(model: PPOX) -> dict[str, Any]:
         "clip_value": knobs.clip_range_vf,
         "entropy_coeff": knobs.ent_coef,
         "critic_coeff": knobs.vf_coef,
-        "loss_critic_type": "l2",
+        "loss_critic_type": model.value_error,
         "normalize_advantage": model.normalize_advantage and model.advantage_scope == "minibatch",
         # The modules stay the policy's own, as DDP needs them, and a call is a third cheaper.
         "functional": False,

@@ -1,4 +1,4 @@
-"""Everything that is known of one knob, in one entry: the parser, controllers, engines, charts and TorchRL read it here.
+"""Everything that is known of one knob, in one entry, which parser, controllers, engines, charts and TorchRL read.
 
 A new knob is an entry in ``KNOBS`` and, in ``objective/terms.py``, a field of ``KnobValues`` and its place in a term.
 """
@@ -20,8 +20,8 @@ class KnobEntry:
 
     ``double`` knobs are added or clamped and count in the precision of Python's numbers; the others are multiplied into
     a loss and rounded to its precision first: as torch does with a Python number in either place, so that the eager
-    update and a graph agree. ``chart`` is the title of its chart in TensorBoard. ``torchrl`` are TorchRL's names for it;
-    where ClipPPOLoss has no such coefficient, ``PPOXLoss`` takes it under the knob's own name.
+    update and a graph agree. ``chart`` is the title of its chart in TensorBoard. ``torchrl`` are TorchRL's names for
+    it; where ClipPPOLoss has no such coefficient, ``PPOXLoss`` takes it under the knob's own name.
 
     ``added`` knobs are PPOX's own: it takes them as keyword arguments with that ``default``, and ``meaning`` is their
     line in its documentation. The others are arguments of Stable-Baselines3's PPO.

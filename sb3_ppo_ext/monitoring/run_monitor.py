@@ -26,6 +26,7 @@ from sb3_ppo_ext.monitoring.divergence import (
 )
 from sb3_ppo_ext.monitoring.tensorboard import as_text, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.monitoring.update_log import kl_target
+from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.update.eager import NAMES, Measured
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 # Besides the knobs: what a person compares runs by.
 SETTINGS = (
     *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "max_grad_norm"),
-    *("surrogate", "kl_estimator", "value_clip", "advantage_scope", "recompute_advantage"),
+    *("surrogate", "kl_estimator", "value_clip", "value_error", "advantage_scope", "recompute_advantage"),
     *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
 )
 NUMBERS_OR_NONE = ("target_kl", "dual_clip", "seed")
@@ -113,7 +114,7 @@ class Watch:
     def after_update(self, model: PPOX) -> None:
         """When the update's scalars are recorded and not yet dumped."""
         values = dict(model.logger.name_to_value)
-        if model.surrogate != "clip":  # elsewhere a ratio outside the range keeps its gradient
+        if SURROGATES[model.surrogate].keeps_gradient:  # also of a ratio outside the range
             values.pop("train/clip_fraction", None)
         self.diagnostics.check(values, kl_target=kl_target(model))
         if not self.described:

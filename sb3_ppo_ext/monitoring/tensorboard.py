@@ -16,8 +16,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.knobs.table import KNOBS
 
-# Title -> scalars drawn together; three to a row on a wide screen, each row a subject. The table of knobs adds each knob
-# to the chart it names.
+# Title -> scalars drawn together; three to a row on a wide screen, each row a subject. The table of knobs adds each
+# knob to the chart it names.
 _CHARTS: dict[str, tuple[str, ...]] = {
     "Return of an episode": ("rollout/ep_rew_mean", "eval/mean_reward"),
     "Length of an episode (steps)": ("rollout/ep_len_mean", "eval/mean_ep_length"),

@@ -61,6 +61,7 @@ def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) ->
             penalized=model.penalized,
             kl_estimator=model.kl_estimator,
             value_clip=model.value_clip,
+            value_error=model.value_error,
             normalize_advantage=model.normalize_advantage and model.advantage_scope == "minibatch",
         ),
         optimizer=model.policy.optimizer,

@@ -200,6 +200,7 @@ def sequence_update(policy: LanguageModelPolicy, model: PPOX, rollout: Rollout) 
             penalized=model.penalized,
             kl_estimator=model.kl_estimator,
             value_clip=model.value_clip,
+            value_error=model.value_error,
             normalize_advantage=False,  # over the whole minibatch, before its split: see SequenceRollout
             ref_kl_estimator=buffer.ref_kl_estimator,
         ),
