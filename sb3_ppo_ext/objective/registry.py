@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -43,10 +44,14 @@ class Surrogate(Registered):
 
     @property
     def inputs(self) -> dict[str, bool]:
-        """Name -> whether it must be given, of the parameters after the two tensors but for mask and reduction."""
+        """Name -> whether it has no default, of the parameters after the two tensors, ``mask`` and ``reduce`` aside.
+
+        What ``functools.partial`` has bound is none of them.
+        """
+        bound = self.function.keywords if isinstance(self.function, partial) else {}
         further = list(self.parameters.values())[2:]
         named = [one for one in further if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-        return {one.name: one.default is one.empty for one in named if one.name not in ("mask", "reduce")}
+        return {one.name: one.default is one.empty for one in named if one.name not in {"mask", "reduce", *bound}}
 
     @property
     def uses(self) -> frozenset[str]:
@@ -119,8 +124,8 @@ class Registry(Generic[Entry]):
         if entry.name in self.besides or (known is not None and not replace):
             owner = "PPOX itself" if known is None else place_of(known.function)
             raise ValueError(
-                f"{self.argument} {entry.name!r} is already the name of another function ({owner}); choose another "
-                "name, or pass replace=True if this one is to take its place (as where a notebook's cell runs again)"
+                f"{self.argument} {entry.name!r} is registered already ({owner}); choose another name, or pass "
+                "replace=True if this function is to take its place (as where a notebook's cell runs again)"
             )
         self._entries[entry.name] = entry
 
