@@ -1,4 +1,4 @@
-"""An objective of one's own, registered by name: CISPO beside PPO's clipped ratio on CartPole-v1.
+"""An objective of one's own, registered by name: PPO with rollback beside the plain clip on CartPole-v1.
 
 It works under its name wherever PPOX's own do: in YAML, compiled, on tokens and in PPOXLoss.
 """
@@ -14,14 +14,18 @@ from torch import Tensor
 from sb3_ppo_ext import PPOX, surrogate
 
 
-@surrogate("cispo")
-def cispo(log_ratio: Tensor, advantage: Tensor, *, low: Any, high: Any, mask: Any, reduce: Any) -> Tensor:
-    """-E[w A log pi], w = clip(r, 1 - low, 1 + high) without gradient: no sample is dropped, but none weighs much.
+@surrogate("rollback")
+def rollback(
+    log_ratio: Tensor, advantage: Tensor, *, low: Any, high: Any, mask: Any, reduce: Any, slope: float = 0.3
+) -> Tensor:
+    """-E[min(r A, f(r) A)], where f is r within the clip range and falls back with a slope outside of it.
 
-    MiniMax-M1 (2025), eq. 4. log_ratio has the gradient of log pi.
+    Wang et al. 2019, "Truly Proximal Policy Optimization" (PPO-RB, with alpha = ``slope``).
     """
-    weight = log_ratio.exp().clamp(1 - low, 1 + high).detach()
-    loss: Tensor = -reduce(weight * advantage * log_ratio, mask)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - low, 1 + high)
+    pulled_back = clipped - slope * (ratio - clipped)
+    loss: Tensor = -reduce(torch.min(ratio * advantage, pulled_back * advantage), mask)
     return loss
 
 
@@ -30,9 +34,9 @@ parser.add_argument("--timesteps", type=int, default=50_000)
 options = parser.parse_args()
 torch.set_num_threads(1)  # faster for a network this small
 
-for name in ("clip", "cispo"):
+for name in ("clip", "rollback"):
     env = make_vec_env("CartPole-v1", n_envs=4, seed=1)
-    model = PPOX("MlpPolicy", env, surrogate=name, n_steps=128, clip_range_high=0.28, seed=1, device="cpu")
+    model = PPOX("MlpPolicy", env, surrogate=name, n_steps=128, seed=1, device="cpu")
     model.learn(options.timesteps)
     mean, _ = evaluate_policy(model, env, n_eval_episodes=20)
-    print(f"{name:<6} mean return {mean:.0f}")
+    print(f"{name:<8} mean return {mean:.0f}")

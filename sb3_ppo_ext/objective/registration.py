@@ -5,10 +5,12 @@ wherever an objective is named: in ``PPOX``, a YAML file and ``PPOXLoss``, eager
 knobs as numbers or as 0-d tensors, so it must not branch on their values. ``mask`` is None or says how much each slot
 counts; where it is False or 0, the tensors hold 0. ``reduce(tensor, mask)`` makes one number of one number per slot::
 
-    @surrogate("cispo")
-    def cispo(log_ratio, advantage, *, low, high, mask, reduce):
-        weight = log_ratio.exp().clamp(1 - low, 1 + high).detach()
-        return -reduce(weight * advantage * log_ratio, mask)
+    @surrogate("rollback")  # Wang et al. 2019, "Truly Proximal Policy Optimization"
+    def rollback(log_ratio, advantage, *, low, high, mask, reduce, slope=0.3):
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - low, 1 + high)
+        pulled_back = clipped - slope * (ratio - clipped)
+        return -reduce(torch.min(ratio * advantage, pulled_back * advantage), mask)
 """
 
 from __future__ import annotations
