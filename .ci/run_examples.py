@@ -17,6 +17,7 @@ RUNS: dict[str, list[list[str]]] = {
     "dashboard_picture.py": [["{}", "--timesteps", "4096", "--picture", "picture.png"]],
     "finetune_lm.py": [["{}", "--timesteps", "512", "--warm-up", "20"]],
     "demo.py": [["{}", "--timesteps", "512", "--at-least", "0"]],
+    "own_objective.py": [["{}", "--timesteps", "512"]],
     "reward_vs_kl.py": [["{}", "--timesteps", "256", "--pretraining-steps", "10", "--coefficients", "1", "0"]],
     "sb3_to_torchrl.py": [["{}", "--timesteps", "1024"]],
     "text_agent.py": [["{}", "--timesteps", "1024", "--pretraining-steps", "10"]],

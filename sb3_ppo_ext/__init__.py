@@ -3,6 +3,7 @@
 from sb3_ppo_ext.knobs.controllers import AdaptiveClipFraction, AdaptiveKL
 from sb3_ppo_ext.knobs.laws import Proportional, Threshold
 from sb3_ppo_ext.knobs.schedules import Cosine, Exponential, Linear, Piecewise, Warmup
+from sb3_ppo_ext.objective.registration import kl_estimator, surrogate, value_clip, value_error
 from sb3_ppo_ext.ppox import PPOX
 
 __all__ = [
@@ -16,4 +17,8 @@ __all__ = [
     "Proportional",
     "Threshold",
     "Warmup",
+    "kl_estimator",
+    "surrogate",
+    "value_clip",
+    "value_error",
 ]

@@ -10,29 +10,26 @@ from collections.abc import Callable
 from typing import Any
 
 from sb3_ppo_ext.knobs.schedules import endpoints, finite_number
+from sb3_ppo_ext.knobs.table import ADDED, KNOBS
+from sb3_ppo_ext.objective.registry import SURROGATES
+from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import knows_distribution
 from sb3_ppo_ext.rollout.minibatches import has_rows
 
-CHOICES = {
-    "surrogate": ("clip", "spo", "none"),
-    "kl_estimator": ("exact", "k1", "k2", "k3"),
-    "value_clip": ("sb3", "max"),
-    "advantage_scope": ("minibatch", "rollout"),
-}
+ADVANTAGE_SCOPES = ("minibatch", "rollout")
 
 
 def check_arguments(model: Any) -> None:
     """What can be said before the networks exist."""
-    for name, allowed in CHOICES.items():
-        value = getattr(model, name)
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
+    if model.advantage_scope not in ADVANTAGE_SCOPES:
+        allowed = " or ".join(map(repr, ADVANTAGE_SCOPES))
+        raise ValueError(f"advantage_scope={model.advantage_scope!r}: {allowed} is needed")
     for name in ("recompute_advantage", "normalize_value", "compile"):
         value = getattr(model, name)
         if not (isinstance(value, bool) or (name == "compile" and value == "auto")):
             choice = 'True, False or "auto"' if name == "compile" else "True or False"
             raise ValueError(f"{name}={value!r}: {choice} is needed")
-    _check_clipping(model)
+    _check_objective(model)
 
 
 def check_compilable(model: Any, compilable: bool) -> None:
@@ -41,28 +38,40 @@ def check_compilable(model: Any, compilable: bool) -> None:
         raise ValueError(f'compile=True: {model.policy_class.__name__} is not compiled; pass compile="auto" or False')
 
 
-def _check_clipping(model: Any) -> None:
-    if model.clip_range_high is not None and model.surrogate != "clip":
+def _check_objective(model: Any) -> None:
+    surrogate = SURROGATES[model.surrogate]
+    if model.clip_range_high is not None and "clip_range_high" not in surrogate.uses:
+        users = SURROGATES.users_of("clip_range_high")
         raise ValueError(
-            f'clip_range_high={model.clip_range_high!r}: only surrogate="clip" has an upper clip of its own, '
+            f"clip_range_high={model.clip_range_high!r}: only surrogate={users} has an upper clip of its own, "
             f'not "{model.surrogate}"; pass clip_range_high=None'
         )
     clips = endpoints(model.clip_range) if callable(model.clip_range) else (model.clip_range,)
-    if model.surrogate == "spo" and min(clips, default=1.0) <= 0:
+    if surrogate.divides_by_clip_range and min(clips, default=1.0) <= 0:
         raise ValueError(
-            f'clip_range={model.clip_range!r}: surrogate="spo" divides by it; '
+            f'clip_range={model.clip_range!r}: surrogate="{model.surrogate}" divides by it; '
             'let it end above 0, as in "linear:0.2:0.02"'
         )
-    if model.dual_clip is None:
-        return
-    if model.surrogate != "clip":
-        raise ValueError(f'dual_clip={model.dual_clip!r}: only for surrogate="clip", not "{model.surrogate}"')
+    model.dual_clip = _checked_dual_clip(model.dual_clip)
+    Objective(
+        surrogate=model.surrogate,
+        dual_clip=model.dual_clip,
+        kl_estimator=model.kl_estimator,
+        value_clip=model.value_clip,
+        value_error=model.value_error,
+    )
+
+
+def _checked_dual_clip(value: object) -> float | None:
+    if value is None:
+        return None
     try:
-        model.dual_clip = finite_number("dual_clip", "c", _as_number(model.dual_clip))
+        number = finite_number("dual_clip", "c", _as_number(value))
     except ValueError:
-        raise ValueError(f"dual_clip={model.dual_clip!r}: a number above 1, or None, is needed") from None
-    if model.dual_clip <= 1:
-        raise ValueError(f"dual_clip={model.dual_clip}: it must be above 1 (Ye et al. 2020 use 3), or None")
+        raise ValueError(f"dual_clip={value!r}: a number above 1, or None, is needed") from None
+    if number <= 1:
+        raise ValueError(f"dual_clip={value}: it must be above 1 (Ye et al. 2020 use 3), or None")
+    return number
 
 
 def _as_number(value: object) -> object:
@@ -96,9 +105,21 @@ def check_buffer(model: Any) -> None:
 
 
 def joined_signature(host: Callable[..., Any], own: Callable[..., Any]) -> inspect.Signature:
-    """The host's parameters followed by the keyword-only ones of ``own``, which passes the host's on unnamed."""
+    """The host's parameters, the knobs that PPOX adds, and the keyword-only parameters of ``own``.
+
+    ``own`` takes the knobs and passes the host's parameters on unnamed.
+    """
+    knobs = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in ADDED.items()]
     keywords = [one for one in inspect.signature(own).parameters.values() if one.kind is one.KEYWORD_ONLY]
     taken = {one.name for one in keywords}
-    return inspect.Signature(
-        [*(one for name, one in inspect.signature(host).parameters.items() if name not in taken), *keywords]
-    )
+    hosts = [one for name, one in inspect.signature(host).parameters.items() if name not in taken]
+    return inspect.Signature([*hosts, *knobs, *keywords])
+
+
+def with_knobs(documentation: str | None) -> str | None:
+    """The class documentation with a line for each knob that PPOX adds, before those of its other arguments."""
+    if documentation is None:  # Python strips it under -OO
+        return None
+    lines = "".join(f":param {name}: {KNOBS[name].meaning}\n" for name in ADDED)
+    start, parameters, rest = inspect.cleandoc(documentation).partition(":param ")
+    return f"{start}{lines}{parameters}{rest}"

@@ -17,14 +17,22 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_compilable, check_exact_kl, joined_signature
+from sb3_ppo_ext.arguments import (
+    check_arguments,
+    check_buffer,
+    check_compilable,
+    check_exact_kl,
+    joined_signature,
+    with_knobs,
+)
 from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
 from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
 from sb3_ppo_ext.engines.family import family_of
 from sb3_ppo_ext.engines.selection import EngineChoice
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of
-from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
+from sb3_ppo_ext.knobs.parsing import Knob, parse_knob
+from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
 from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
 from sb3_ppo_ext.monitoring.update_log import training_records
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
@@ -49,19 +57,18 @@ class PPOX(PPO):
     Takes every argument of :class:`stable_baselines3.PPO`, in the same order and with the same defaults, and the
     keyword arguments below. With those at their defaults it trains the same parameters as PPO, bit for bit.
 
-    ``learning_rate``, ``clip_range``, ``clip_range_high``, ``clip_range_vf``, ``ent_coef``, ``vf_coef``, ``kl_coef``
-    and ``ref_kl_coef`` are knobs: each takes a number, a schedule of the remaining progress, a controller, or the text
-    or dict form of one (see :mod:`sb3_ppo_ext.knobs`).
+    ``learning_rate``, ``clip_range``, ``clip_range_vf``, ``ent_coef``, ``vf_coef`` and the first of the arguments below
+    are knobs: each takes a number, a schedule of the remaining progress, a controller, or the text or dict form of one
+    (see :mod:`sb3_ppo_ext.knobs`).
 
     :param surrogate: "clip" (Schulman et al. 2017, eq. 7), "spo" (Xie et al. 2025; ``clip_range`` is its epsilon)
-        or "none" (the unclipped ratio, for use with ``kl_coef``)
-    :param clip_range_high: the upper clip range where it differs from the lower, or None
+        or "none" (the unclipped ratio, for use with ``kl_coef``); or the name of one that you registered, as for
+        ``kl_estimator``, ``value_clip`` and ``value_error`` (see :mod:`sb3_ppo_ext.objective.registration`)
     :param dual_clip: c > 1 bounds the loss of a bad action whose ratio explodes (Ye et al. 2020), or None
-    :param kl_coef: weight of KL(old || new), in nats per action, in the loss: PPO with a KL penalty, or clip + penalty
     :param kl_estimator: "exact" (from the distributions, summed over the action's dimensions), "k1", "k2" or "k3"
         (sampled), for the penalty and for what steers the controllers
-    :param ref_kl_coef: weight of the KL to a frozen reference policy; for policies that have one (language models)
     :param value_clip: with ``clip_range_vf``: "sb3" (the clipped value only) or "max" (the larger of both errors)
+    :param value_error: of the value loss: "l2" (the mean square), "l1" or "smooth_l1"
     :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
@@ -71,18 +78,20 @@ class PPOX(PPO):
         enough to repay that, else eager
     """
 
+    clip_range_high: Knob | None
+    kl_coef: Knob
+    ref_kl_coef: Knob
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         *args: Any,
         surrogate: str = "clip",
-        clip_range_high: Knob | str | dict[str, Any] | None = None,
         dual_clip: float | None = None,
-        kl_coef: Knob | str | dict[str, Any] = 0.0,
         kl_estimator: str = "exact",
-        ref_kl_coef: Knob | str | dict[str, Any] = 0.0,
         value_clip: str = "sb3",
+        value_error: str = "l2",
         advantage_scope: str = "minibatch",
         recompute_advantage: bool = False,
         normalize_value: bool = False,
@@ -90,15 +99,16 @@ class PPOX(PPO):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
+        knobs = {name: kwargs.pop(name, default) for name, default in ADDED.items()}
         kwargs["_init_setup_model"] = False  # own arguments first
         super().__init__(policy, env, *args, **kwargs)
+        for name, knob in knobs.items():
+            setattr(self, name, knob)
         self.surrogate = surrogate
-        self.clip_range_high = clip_range_high
         self.dual_clip = dual_clip
-        self.kl_coef = kl_coef
         self.kl_estimator = kl_estimator
-        self.ref_kl_coef = ref_kl_coef
         self.value_clip = value_clip
+        self.value_error = value_error
         self.advantage_scope = advantage_scope
         self.recompute_advantage = recompute_advantage
         self.normalize_value = normalize_value
@@ -138,7 +148,7 @@ class PPOX(PPO):
     @property
     def penalized(self) -> bool:
         """Whether a KL penalty is part of the loss."""
-        return callable(self.kl_coef) or self.kl_coef != 0
+        return is_on(self.kl_coef)
 
     @property
     def timesteps_of_all_learns(self) -> int:
@@ -294,3 +304,4 @@ class PPOX(PPO):
 
 # For ``help`` and editors: what ``*args`` and ``**kwargs`` are.
 PPOX.__init__.__signature__ = joined_signature(PPO.__init__, PPOX.__init__)  # type: ignore[attr-defined]
+PPOX.__doc__ = with_knobs(PPOX.__doc__)

@@ -39,6 +39,7 @@ class Settings:
     dual_clip: float | None
     kl_estimator: str
     value_clip: str
+    value_error: str
     recompute_advantage: bool
     normalize_value: bool
     compile: bool | str

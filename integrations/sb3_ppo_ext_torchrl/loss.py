@@ -18,7 +18,13 @@ from sb3_ppo_ext.objective.losses import fill_masked, masked_mean, masked_sum, n
 from sb3_ppo_ext.objective.terms import KnobValues, ppo_terms, value_term
 from sb3_ppo_ext_torchrl import loss_data as data
 from sb3_ppo_ext_torchrl.distributions import torch_parameters
-from sb3_ppo_ext_torchrl.loss_arguments import as_float, checked_objective, checked_options, joined_signature
+from sb3_ppo_ext_torchrl.loss_arguments import (
+    OWN_COEFFICIENTS,
+    as_float,
+    checked_objective,
+    checked_options,
+    joined_signature,
+)
 from sb3_ppo_ext_torchrl.loss_data import Read
 from sb3_ppo_ext_torchrl.loss_diagnostics import diagnostics, explained_variance, value_clip_fraction
 from sb3_ppo_ext_torchrl.ppox_model import arguments_of, modules_of, value_scale_of
@@ -27,7 +33,6 @@ if TYPE_CHECKING:
     from sb3_ppo_ext import PPOX
 
 REDUCE = {"mean": masked_mean, "sum": masked_sum, "none": fill_masked}
-OWN_COEFFICIENTS = ("kl_coef", "ref_kl_coef")
 PARAMETERS = tuple(f"{prefix}{name}_network_params" for prefix in ("", "target_") for name in ("actor", "critic"))
 
 
@@ -46,7 +51,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
 
     It never moves a coefficient: ``KnobScheduler`` does.
 
-    :param surrogate: "clip", "spo" (``clip_epsilon`` is its epsilon) or "none", as for PPOX
+    :param surrogate: "clip", "spo" (``clip_epsilon`` is its epsilon), "none" or one of your own, as for PPOX
     :param clip_epsilon: one number, or (low, high) for an asymmetric clip
     :param dual_clip: c > 1 bounds the loss of a bad action, or None
     :param kl_coef: weight of KL(old || new), nats per action, in ``loss_objective``; None: no such term
@@ -72,19 +77,18 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         *,
         surrogate: str = "clip",
         dual_clip: float | None = None,
-        kl_coef: float | None = None,
         kl_estimator: str = "exact",
-        ref_kl_coef: float | None = None,
         value_clip: str = "max",
         **options: Any,
     ) -> None:
+        coefficients = {name: options.pop(name, None) for name in OWN_COEFFICIENTS}
         options = checked_options(options, critic_network)
-        choices = {"surrogate": surrogate, "dual_clip": dual_clip, "kl_estimator": kl_estimator}
-        objective = checked_objective(options, penalized=kl_coef is not None, value_clip=value_clip, **choices)
+        choices = {"surrogate": surrogate, "kl_estimator": kl_estimator, "value_clip": value_clip}
+        objective = checked_objective(options, coefficients, dual_clip=dual_clip, **choices)
         super().__init__(actor_network, critic_network, **options)
         self.objective = objective
         device = self.entropy_coeff.device
-        for name, value in zip(OWN_COEFFICIENTS, (kl_coef, ref_kl_coef), strict=True):
+        for name, value in coefficients.items():
             self.register_coeff_buffer(name, as_float(name, value), device=device)
         self.value_scale: Tensor | None = None
         self._set_in_keys()
@@ -121,8 +125,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
             clip_range_vf=self.clip_value,
             ent_coef=self.entropy_coeff,
             vf_coef=self.critic_coeff if self._has_critic else 0.0,
-            kl_coef=self.kl_coef,
-            ref_kl_coef=self.ref_kl_coef,
+            **{name: getattr(self, name) for name in OWN_COEFFICIENTS},
         )
 
     @dispatch  # type: ignore[untyped-decorator]

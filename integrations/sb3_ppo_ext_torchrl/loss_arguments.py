@@ -12,7 +12,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss, PPOLoss
 
-from sb3_ppo_ext.arguments import CHOICES
+from sb3_ppo_ext.knobs.table import KNOBS
+from sb3_ppo_ext.objective.registry import SURROGATES, VALUE_ERRORS
 from sb3_ppo_ext.objective.terms import Objective
 
 # ClipPPOLoss passes what it does not name on to PPOLoss, which swallows what it does not know either.
@@ -23,7 +24,8 @@ ACCEPTED = {
     if parameter.kind is parameter.KEYWORD_ONLY
 }
 REDUCTIONS = (None, "mean", "sum", "none")
-VALUE_ERRORS = ("l2", "l1", "smooth_l1")
+# The weights of ``PPOXLoss``'s own terms, under the names of PPOX's knobs; None: the loss has no such term.
+OWN_COEFFICIENTS = tuple(knob.name for knob in KNOBS.values() if knob.name in knob.torchrl)
 COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_ratio")
 
 
@@ -40,7 +42,7 @@ def checked_options(options: Mapping[str, Any], critic: TensorDictModuleBase | N
             checked[name] = as_float(name, checked[name])
     checked["clip_epsilon"] = _clip_epsilon(checked.get("clip_epsilon", 0.2))
     _one_of("reduction", checked.get("reduction"), REDUCTIONS)
-    _one_of("loss_critic_type", checked.get("loss_critic_type", "smooth_l1"), VALUE_ERRORS)
+    VALUE_ERRORS.require(checked.get("loss_critic_type", "smooth_l1"), "loss_critic_type")
     critic = checked.get("critic", critic)
     if critic is not None and checked.get("critic_coeff") != 0 and not any(True for _ in critic.parameters()):
         raise ValueError(
@@ -50,32 +52,37 @@ def checked_options(options: Mapping[str, Any], critic: TensorDictModuleBase | N
     return checked
 
 
-def checked_objective(options: Mapping[str, Any], *, penalized: bool, **choices: Any) -> Objective:
+def checked_objective(
+    options: Mapping[str, Any],
+    coefficients: Mapping[str, Any],
+    *,
+    surrogate: str,
+    dual_clip: Any,
+    kl_estimator: str,
+    value_clip: str,
+) -> Objective:
     """Which of PPOX's alternatives is minimised."""
-    for name in ("surrogate", "kl_estimator", "value_clip"):
-        _one_of(name, choices[name], CHOICES[name])
-    dual_clip, surrogate = choices["dual_clip"], choices["surrogate"]
     if dual_clip is not None:
         dual_clip = as_float("dual_clip", dual_clip)
-        if surrogate != "clip" or dual_clip <= 1:
-            raise ValueError(
-                f'dual_clip={dual_clip!r}: a number above 1 (Ye et al. 2020 use 3) with surrogate="clip" is needed, '
-                "or None"
-            )
-    if isinstance(options["clip_epsilon"], tuple) and surrogate != "clip":
-        raise ValueError(
-            f'clip_epsilon={options["clip_epsilon"]}: only surrogate="clip" has an upper clip of its own, '
-            f'not "{surrogate}"; pass one number'
-        )
-    return Objective(
+        if dual_clip <= 1:
+            raise ValueError(f"dual_clip={dual_clip!r}: a number above 1 (Ye et al. 2020 use 3), or None, is needed")
+    objective = Objective(
         surrogate=surrogate,
         dual_clip=dual_clip,
-        penalized=penalized,
-        kl_estimator=choices["kl_estimator"],
-        value_clip=choices["value_clip"],
+        penalized=coefficients["kl_coef"] is not None,
+        kl_estimator=kl_estimator,
+        value_clip=value_clip,
         normalize_advantage=False,  # done before, where TorchRL's own ways to do it are at hand
         value_error=options.get("loss_critic_type", "smooth_l1"),
     )
+    clip = options["clip_epsilon"]
+    if isinstance(clip, tuple) and "clip_range_high" not in SURROGATES[surrogate].uses:
+        users = SURROGATES.users_of("clip_range_high")
+        raise ValueError(
+            f'clip_epsilon={clip}: only surrogate={users} has an upper clip of its own, not "{surrogate}"; '
+            "pass one number"
+        )
+    return objective
 
 
 def as_float(name: str, value: Any) -> Any:
@@ -110,7 +117,8 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def joined_signature(own: Any) -> inspect.Signature:
-    """For ``help`` and editors: TorchRL's arguments in the place of ``**options``."""
+    """For ``help`` and editors: our coefficients and TorchRL's arguments in the place of ``**options``."""
     mine = [one for one in inspect.signature(own).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    mine += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_COEFFICIENTS]
     taken = {one.name for one in mine}
     return inspect.Signature([*mine, *(one for name, one in ACCEPTED.items() if name not in taken)])

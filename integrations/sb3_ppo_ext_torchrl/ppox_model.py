@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
+from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.policies.adapter import unwrapped
+from sb3_ppo_ext_torchrl.loss_arguments import OWN_COEFFICIENTS
 from sb3_ppo_ext_torchrl.modules import actor_module, critic_module
 
 if TYPE_CHECKING:
@@ -27,13 +29,13 @@ def arguments_of(model: PPOX) -> dict[str, Any]:
         "surrogate": model.surrogate,
         "clip_epsilon": knobs.clip_range if high is None else (knobs.clip_range, high),
         "dual_clip": model.dual_clip,
-        "kl_coef": knobs.kl_coef if model.penalized else None,
+        **{name: getattr(knobs, name) if is_on(model.knobs.knobs[name]) else None for name in OWN_COEFFICIENTS},
         "kl_estimator": model.kl_estimator,
         "value_clip": model.value_clip,
         "clip_value": knobs.clip_range_vf,
         "entropy_coeff": knobs.ent_coef,
         "critic_coeff": knobs.vf_coef,
-        "loss_critic_type": "l2",
+        "loss_critic_type": model.value_error,
         "normalize_advantage": model.normalize_advantage and model.advantage_scope == "minibatch",
         # The modules stay the policy's own, as DDP needs them, and a call is a third cheaper.
         "functional": False,

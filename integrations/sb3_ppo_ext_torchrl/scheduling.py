@@ -10,7 +10,8 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from sb3_ppo_ext.knobs.knob_set import KnobSet
-from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
+from sb3_ppo_ext.knobs.parsing import Knob, parse_knob
+from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext.update.optimizers import GroupRates
 from sb3_ppo_ext.update.step import controller_inputs
 
@@ -18,17 +19,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext import PPOX
 
 # TorchRL's name of a coefficient -> PPOX's, by which a controller knows which way to move it.
-COEFFICIENTS = {
-    "lr": "learning_rate",
-    "clip_epsilon": "clip_range",
-    "clip_epsilon_low": "clip_range",
-    "clip_epsilon_high": "clip_range_high",
-    "clip_value": "clip_range_vf",
-    "entropy_coeff": "ent_coef",
-    "critic_coeff": "vf_coef",
-    "kl_coef": "kl_coef",
-    "ref_kl_coef": "ref_kl_coef",
-}
+COEFFICIENTS = {name: knob.name for knob in KNOBS.values() for name in knob.torchrl}
 
 
 class KnobScheduler:
@@ -63,7 +54,7 @@ class KnobScheduler:
         self.names = {COEFFICIENTS[name]: name for name in knobs}
         for name in knobs:
             self._require(name)
-        read: dict[str, Knob | None] = {**dict.fromkeys(KNOBS, 0.0), "clip_range_high": None, "clip_range_vf": None}
+        read: dict[str, Knob | None] = {name: None if knob.optional else 0.0 for name, knob in KNOBS.items()}
         self.set = KnobSet(
             {**read, **{COEFFICIENTS[name]: parse_knob(COEFFICIENTS[name], knobs[name]) for name in knobs}}
         )

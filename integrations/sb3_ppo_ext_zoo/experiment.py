@@ -10,7 +10,8 @@ from typing import Any
 import rl_zoo3.exp_manager
 import yaml
 
-from sb3_ppo_ext.knobs.parsing import KNOBS, parse_knob
+from sb3_ppo_ext.knobs.parsing import parse_knob
+from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext_zoo.registration import NAME
 from sb3_ppo_ext_zoo.vector_environments import Environments, VectorEnvironment, parse_vec_env
 

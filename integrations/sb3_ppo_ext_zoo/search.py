@@ -11,6 +11,8 @@ from typing import Any
 import optuna
 from rl_zoo3.hyperparams_opt import convert_onpolicy_params, sample_ppo_params
 
+from sb3_ppo_ext.objective.registry import SURROGATES
+
 LEARNING_RATE_CONTROLS = ("constant", "linear", "cosine", "adaptive_kl")
 CLIP_SCHEDULES = ("constant", "linear", "cosine")
 
@@ -23,7 +25,7 @@ def sample_ppox_params(
 ) -> dict[str, Any]:
     """The constructor arguments of one trial; ``convert_ppox_params(trial.params)`` gives the same again."""
     sample_ppo_params(trial, n_actions, n_envs, additional_args)
-    trial.suggest_categorical("surrogate", ["clip", "spo", "none"])
+    trial.suggest_categorical("surrogate", list(SURROGATES))
     trial.suggest_categorical("clip_ratio", CLIP_RATIOS)
     trial.suggest_categorical("clip_schedule", CLIP_SCHEDULES)
     trial.suggest_categorical("dual_clip", [None, 3.0])
@@ -48,15 +50,17 @@ def convert_ppox_params(sampled: dict[str, Any]) -> dict[str, Any]:
     clip, ratio = kwargs["clip_range"], kwargs.pop("clip_ratio")
     schedule, control = kwargs.pop("clip_schedule"), kwargs.pop("learning_rate_control")
     start, target, penalty = kwargs.pop("kl_coef"), kwargs.pop("kl_target"), kwargs.pop("kl_penalty")
-    clips = kwargs["surrogate"] == "clip"
+    uses = SURROGATES[kwargs["surrogate"]].uses
     # The clip range ends above 0: spo divides by it, and a search may end within the last rollout.
     kwargs["clip_range"] = _scheduled(schedule, clip, clip / 10)
     high = clip * ratio
-    kwargs["clip_range_high"] = _scheduled(schedule, high, high / 10) if clips and ratio != 1.0 else None
-    kwargs["dual_clip"] = kwargs["dual_clip"] if clips else None
+    kwargs["clip_range_high"] = (
+        _scheduled(schedule, high, high / 10) if "clip_range_high" in uses and ratio != 1.0 else None
+    )
+    kwargs["dual_clip"] = kwargs["dual_clip"] if "dual_clip" in uses else None
     kwargs["learning_rate"] = _learning_rate(control, kwargs["learning_rate"], target)
     # Without a surrogate that limits the step the penalty must (PPO-penalty, Schulman et al. 2017, section 4).
-    penalized = penalty or kwargs["surrogate"] == "none"
+    penalized = penalty or "clip_range" not in uses
     kwargs["kl_coef"] = {"adaptive_kl": {"start": start, "target": target}} if penalized else 0.0
     return kwargs
 

@@ -13,6 +13,7 @@ from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.cuda.engine import RECORDERS, CudaEngine
 from sb3_ppo_ext.engines.engine import Engine, MakeActor, MakeRunner
 from sb3_ppo_ext.engines.errors import CompileError
+from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
@@ -61,7 +62,7 @@ class RowFamily:
 
     def check(self, arguments: Any) -> None:
         """There is no reference policy."""
-        if arguments.ref_kl_coef != 0:
+        if is_on(arguments.ref_kl_coef):
             raise ValueError(
                 f"ref_kl_coef={arguments.ref_kl_coef!r}: {arguments.policy_class.__name__} has no frozen reference "
                 "policy; 0 is needed (kl_coef penalises the distance to the previous policy)"

@@ -8,14 +8,11 @@ from torch import Tensor
 from sb3_ppo_ext.engines.traced_adam import AdamState
 from sb3_ppo_ext.engines.traced_update import Plan
 from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.knobs.table import entry_of
 from sb3_ppo_ext.objective.terms import KnobValues
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Update
-
-# What is added or clamped counts in the precision of Python's numbers; what is multiplied into a loss is rounded to the
-# loss's own precision first: as torch does with a Python number in either place, so that eager and graph agree.
-WIDE = frozenset({"clip_range", "clip_range_high", "clip_range_vf", "learning_rate"})
 
 
 class UpdateInputs:
@@ -62,4 +59,4 @@ def knob_tensors(knobs: KnobValues, device: torch.device) -> dict[str, Tensor]:
 
 
 def _dtype(knob: str) -> torch.dtype:
-    return torch.float64 if knob in WIDE else torch.float32
+    return torch.float64 if entry_of(knob).double else torch.float32

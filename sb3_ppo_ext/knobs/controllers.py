@@ -10,20 +10,13 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from sb3_ppo_ext.knobs.laws import Law, Number, Threshold, bounded
 from sb3_ppo_ext.knobs.schedules import finite_number
+from sb3_ppo_ext.knobs.table import entry_of
 
 MOMENTS = ("rollout", "epoch", "minibatch")
-
-# Where a controller may take a knob unless told otherwise. The learning rate's are those of rsl_rl
-# (algorithms/ppo.py); the clip range's keep the lower bound 1 - clip well above 0. The others: see ``bind``.
-DEFAULT_BOUNDS = {
-    "learning_rate": (1e-5, 1e-2),
-    "clip_range": (0.01, 0.5),
-    "clip_range_high": (0.01, 0.5),
-}
 
 AnyController = TypeVar("AnyController", bound="Controller")
 
@@ -65,9 +58,9 @@ class Controller(ABC):
     def measures(self) -> str:
         """The name of the statistic that steers this controller."""
 
-    @abstractmethod
     def grows(self, knob: str) -> bool:
         """Whether ``knob`` must grow when too much is measured."""
+        return self.measures in entry_of(knob).grows_with
 
     def __call__(self, progress_remaining: float) -> float:
         """The current value, at any progress."""
@@ -81,7 +74,7 @@ class Controller(ABC):
         bound = copy.copy(self)
         bound.knob = knob
         if bound.bounds is None:
-            low, high = DEFAULT_BOUNDS.get(knob, (self.start / 1000, self.start * 1000))
+            low, high = entry_of(knob).bounds or (self.start / 1000, self.start * 1000)
             bound.bounds = (min(low, self.start), max(high, self.start))
         return bound
 
@@ -135,16 +128,10 @@ class AdaptiveKL(Controller):
     reference, per response): ``AdaptiveKL(0.15, 6.0, Proportional(10_000))``.
     """
 
-    GROWING: ClassVar[frozenset[str]] = frozenset({"kl_coef", "ref_kl_coef"})
-
     @property
     def measures(self) -> str:
         """The KL divergence by ``kl_estimator``; for ``ref_kl_coef`` that to the reference."""
-        return "ref_kl" if self.knob == "ref_kl_coef" else "kl"
-
-    def grows(self, knob: str) -> bool:
-        """Only a penalty on the KL lowers it by growing."""
-        return knob in self.GROWING
+        return "kl" if self.knob is None else entry_of(self.knob).kl
 
 
 @dataclass
@@ -155,8 +142,6 @@ class AdaptiveClipFraction(Controller):
     lets fewer of them out; so does a KL penalty. A learning rate shrinks.
     """
 
-    GROWING: ClassVar[frozenset[str]] = frozenset({"kl_coef", "ref_kl_coef", "clip_range", "clip_range_high"})
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target >= 1:
@@ -166,10 +151,6 @@ class AdaptiveClipFraction(Controller):
     def measures(self) -> str:
         """The fraction of clipped ratios."""
         return "clip_fraction"
-
-    def grows(self, knob: str) -> bool:
-        """A wider range or a stronger penalty clips less."""
-        return knob in self.GROWING
 
     def excess(self, measured: Number) -> Number:
         """Unlike a KL of 0, a whole rollout without a clipped ratio is a finding: far below the target."""

@@ -8,8 +8,9 @@ from typing import Any
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_ppo_ext.knobs.controllers import Controller
-from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
+from sb3_ppo_ext.knobs.parsing import Knob, parse_knob
 from sb3_ppo_ext.knobs.schedules import ProgressSchedule
+from sb3_ppo_ext.knobs.table import KNOBS, is_on
 from sb3_ppo_ext.objective.terms import KnobValues
 
 SavedControllers = dict[str, dict[str, dict[str, float] | str]]
@@ -42,8 +43,7 @@ class KnobSet:
 
     def is_on(self, name: str) -> bool:
         """Whether the coefficient ``name`` is another number than 0, now or later."""
-        knob = self.knobs[name]
-        return callable(knob) or knob != 0
+        return is_on(self.knobs[name])
 
     def any_at(self, moment: str) -> bool:
         """Whether some controller moves at ``moment``."""

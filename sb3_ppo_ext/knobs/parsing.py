@@ -24,21 +24,9 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_ppo_ext.knobs.controllers import AdaptiveClipFraction, AdaptiveKL, Controller
 from sb3_ppo_ext.knobs.laws import Law, Proportional, Threshold
 from sb3_ppo_ext.knobs.schedules import Cosine, Exponential, Linear, Piecewise, Warmup, endpoints
+from sb3_ppo_ext.knobs.table import entry_of
 
 Knob = float | Callable[[float], float]
-
-# Name -> smallest value allowed. An entropy bonus may be negative (a penalty), as in Stable-Baselines3.
-KNOBS = {
-    "learning_rate": 0.0,
-    "clip_range": 0.0,
-    "clip_range_high": 0.0,
-    "clip_range_vf": -math.inf,  # Stable-Baselines3 itself asserts that a number here is above 0
-    "ent_coef": -math.inf,
-    "vf_coef": 0.0,
-    "kl_coef": 0.0,
-    "ref_kl_coef": 0.0,
-}
-OPTIONAL = frozenset({"clip_range_high", "clip_range_vf"})
 
 FORMS: dict[str, type] = {
     "linear": Linear,
@@ -57,7 +45,7 @@ def parse_knob(name: str, value: object) -> Knob | None:
 
     Raises ``ValueError`` naming the argument, the value and what is allowed.
     """
-    if value is None and name in OPTIONAL:
+    if value is None and entry_of(name).optional:
         return None
     try:
         knob = _knob(value)
@@ -200,7 +188,7 @@ def _law(value: object) -> Law:
 
 
 def _check_range(name: str, knob: Knob) -> None:
-    smallest = KNOBS[name]
+    smallest = entry_of(name).smallest
     if isinstance(knob, Controller):
         return  # always above 0
     values = endpoints(knob) if callable(knob) else (knob,)

@@ -8,6 +8,7 @@ from typing import Any
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_ppo_ext.knobs.controllers import Controller
+from sb3_ppo_ext.knobs.table import is_on
 
 # Options of transformers' generate() that change the distribution sampled from.
 CUTTING = (
@@ -56,5 +57,5 @@ def check_algorithm(model: Any, needed_buffer: type[RolloutBuffer]) -> None:
             f"ref_kl_coef={coefficient!r}: the KL to the reference is measured once per rollout; "
             'AdaptiveKL(..., every="rollout") is needed'
         )
-    if coefficient != 0 and model.policy_kwargs.get("reference") is False:
+    if is_on(coefficient) and model.policy_kwargs.get("reference") is False:
         raise ValueError(f"ref_kl_coef={coefficient!r} with reference=False: there is nothing to measure the KL to")

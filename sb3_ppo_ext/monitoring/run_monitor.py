@@ -15,7 +15,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_ppo_ext.knobs.parsing import KNOBS
+from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext.monitoring.checkpoints import checkpoint_path
 from sb3_ppo_ext.monitoring.diagnostics import Diagnostics
 from sb3_ppo_ext.monitoring.divergence import (
@@ -27,6 +27,7 @@ from sb3_ppo_ext.monitoring.divergence import (
 )
 from sb3_ppo_ext.monitoring.tensorboard import as_text, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.monitoring.update_log import kl_target
+from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.objective.statistics import OF_TOKENS
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.step import COLUMNS
@@ -36,7 +37,7 @@ GRAD_NORM = COLUMNS.index("grad_norm")
 # Besides the knobs: what a person compares runs by.
 SETTINGS = (
     *("n_steps", "n_envs", "batch_size", "n_epochs", "gamma", "gae_lambda", "max_grad_norm"),
-    *("surrogate", "kl_estimator", "value_clip", "advantage_scope", "recompute_advantage"),
+    *("surrogate", "kl_estimator", "value_clip", "value_error", "advantage_scope", "recompute_advantage"),
     *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
 )
 NUMBERS_OR_NONE = ("target_kl", "dual_clip", "seed")
@@ -128,7 +129,7 @@ class RunMonitor:
         run, logger = self.current, model.logger
         self.diagnostics.report(findings)
         values = dict(logger.name_to_value)
-        if run.settings.surrogate != "clip":  # elsewhere a ratio outside the range keeps its gradient
+        if SURROGATES[run.settings.surrogate].keeps_gradient:  # also of a ratio outside the range
             values.pop("train/clip_fraction", None)
         self.diagnostics.check(values, kl_target=kl_target(run))
         if not self.described:

@@ -14,37 +14,33 @@ from stable_baselines3.common.logger import DISABLED, HParam, KVWriter, Logger, 
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 
 from sb3_ppo_ext.knobs.controllers import Controller
+from sb3_ppo_ext.knobs.table import KNOBS
 
-# Title -> scalars drawn together; three to a row on a wide screen, each row a subject. A chart is the same in every
-# run: TensorBoard merges the layouts of all runs and drops equal charts.
-CHARTS: dict[str, tuple[str, ...]] = {
+# Title -> scalars drawn together; three to a row on a wide screen, each row a subject. The table of knobs adds each
+# knob to the chart it names.
+_CHARTS: dict[str, tuple[str, ...]] = {
     "Return of an episode": ("rollout/ep_rew_mean", "eval/mean_reward"),
     "Length of an episode (steps)": ("rollout/ep_len_mean", "eval/mean_ep_length"),
     "Speed (steps per second)": ("time/fps",),
     "KL and its target (nats per action)": ("train/kl_exact", "train/approx_kl", "train/kl_target"),
-    "Clip range, and samples outside it": (
-        "train/clip_range",
-        "train/clip_range_high",
-        "train/clip_fraction_low",
-        "train/clip_fraction_high",
-    ),
+    "Clip range, and samples outside it": ("train/clip_fraction_low", "train/clip_fraction_high"),
     "Largest ratio, new / old probability": ("train/ratio_max",),
-    "Learning rate": ("train/learning_rate",),
+    "Learning rate": (),
     "Gradient norm (before clipping)": ("train/grad_norm",),
-    "Weight of the KL penalty": ("train/kl_coef", "train/ref_kl_coef"),
+    "Weight of the KL penalty": (),
     "Policy loss": ("train/policy_gradient_loss",),
     "Entropy loss (nats, negative)": ("train/entropy_loss",),
-    "Weight of the entropy": ("train/ent_coef",),
+    "Weight of the entropy": (),
     "Value loss": ("train/value_loss",),
     "Explained variance of returns (1: exact)": ("train/explained_variance",),
-    "Weight of the value loss": ("train/vf_coef",),
+    "Weight of the value loss": (),
 }
 
-# Charts of what only some runs record: they are left out where nothing of theirs is recorded yet.
-OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
+# Charts of what only some runs record.
+_OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
     "Standard deviation of actions": ("train/std",),
     "Value normaliser (reward units)": ("train/value_mean", "train/value_scale"),
-    "Clip range of the value": ("train/clip_range_vf",),
+    "Clip range of the value": (),
     "Epoch at which target_kl stopped": ("train/early_stop_epoch",),
     "Rate of success": ("rollout/success_rate", "eval/success_rate"),
     # Of language models.
@@ -62,6 +58,23 @@ OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
         "time/training_tokens_per_second",
     ),
 }
+
+
+def _with_knobs(
+    charts: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]], *, optional: bool
+) -> dict[str, tuple[str, ...]]:
+    """``charts`` with the knobs that name one of them first in it; a knob that names a chart of its own comes last."""
+    of_knobs: dict[str, tuple[str, ...]] = {}
+    for knob in KNOBS.values():
+        if knob.chart in charts or (knob.chart not in others and knob.optional is optional):
+            of_knobs[knob.chart] = (*of_knobs.get(knob.chart, ()), f"train/{knob.name}")
+    return {title: (*of_knobs.get(title, ()), *charts.get(title, ())) for title in (*charts, *of_knobs)}
+
+
+# A chart is the same in every run: TensorBoard merges the layouts of all runs and drops equal charts. The optional
+# charts are left out where nothing of theirs is recorded yet.
+CHARTS = _with_knobs(_CHARTS, _OPTIONAL_CHARTS, optional=False)
+OPTIONAL_CHARTS = _with_knobs(_OPTIONAL_CHARTS, _CHARTS, optional=True)
 
 # The columns of the HPARAMS tab that are results; TensorBoard fills them with the last value of the scalar.
 METRICS = (

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from sb3_ppo_ext.objective.registration import kl_estimator, surrogate, value_clip, value_error
+from sb3_ppo_ext.objective.registry import VALUE_ERRORS
 
 Scalar = float | Tensor
 
@@ -63,65 +65,56 @@ def normalized(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.where(count > 1, centred / (std + 1e-8), advantage)
 
 
+def _clamped(tensor: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    return torch.clamp(tensor, low, high)  # type: ignore[arg-type]  # takes numbers or tensors; typed for one at a time
+
+
+@surrogate("clip", keeps_gradient=False)
 def clipped_surrogate(
     log_ratio: Tensor,
     advantage: Tensor,
     *,
     low: Scalar,
     high: Scalar,
+    dual_clip: Scalar | None = None,
     mask: Tensor | None = None,
     reduce: Reduce = masked_mean,
 ) -> Tensor:
-    """Clipped policy loss, ``-E[min(r A, clip(r, 1 - low, 1 + high) A)]``.
+    """Clipped policy loss, ``-E[min(r A, clip(r, 1 - low, 1 + high) A)]``; with ``dual_clip`` = c > 1 the maximum of
+    that minimum and ``c A`` where A < 0, so that a huge ratio cannot make it arbitrarily bad.
 
-    Schulman et al. 2017, eq. 7 (low == high); Yu et al. 2025 (DAPO), eq. 8, for a higher upper bound.
+    Schulman et al. 2017, eq. 7 (low == high); Yu et al. 2025 (DAPO), eq. 8, for a higher upper bound; Ye et al. 2020,
+    eq. 5, for the dual clip.
     """
-    return -reduce(_clipped_gain(log_ratio, advantage, low, high, mask), mask)
+    _same_shape(log_ratio=log_ratio, advantage=advantage)
+    advantage = fill_masked(advantage, mask)
+    ratio = fill_masked(log_ratio, mask).exp()
+    gain = torch.min(advantage * ratio, advantage * _clamped(ratio, 1 - low, 1 + high))
+    if dual_clip is not None:
+        gain = torch.where(advantage < 0, torch.max(gain, dual_clip * advantage), gain)
+    return -reduce(gain, mask)
 
 
-def dual_clipped_surrogate(
+@surrogate("spo", divides_by_clip_range=True)
+def spo_surrogate(
     log_ratio: Tensor,
     advantage: Tensor,
     *,
-    low: Scalar,
-    high: Scalar,
-    dual_clip: Scalar,
+    clip_range: Scalar,
     mask: Tensor | None = None,
     reduce: Reduce = masked_mean,
 ) -> Tensor:
-    """The clipped loss with ``max(., c A)`` where A < 0, so that a huge ratio cannot make it arbitrarily bad.
+    """Simple policy optimization, ``-E[r A - |A| (r - 1)^2 / (2 eps)]``: best at r = 1 + sign(A) eps, without a kink.
 
-    Ye et al. 2020, eq. 5, with c = ``dual_clip`` > 1.
-    """
-    gain = _clipped_gain(log_ratio, advantage, low, high, mask)
-    advantage = fill_masked(advantage, mask)
-    return -reduce(torch.where(advantage < 0, torch.max(gain, dual_clip * advantage), gain), mask)
-
-
-def _clipped_gain(log_ratio: Tensor, advantage: Tensor, low: Scalar, high: Scalar, mask: Tensor | None) -> Tensor:
-    _same_shape(log_ratio=log_ratio, advantage=advantage)
-    advantage = fill_masked(advantage, mask)
-    ratio = fill_masked(log_ratio, mask).exp()
-    return torch.min(advantage * ratio, advantage * _clamped(ratio, 1 - low, 1 + high))
-
-
-def _clamped(tensor: Tensor, low: Scalar, high: Scalar) -> Tensor:
-    return torch.clamp(tensor, low, high)  # type: ignore[arg-type]  # takes numbers or tensors; typed for one at a time
-
-
-def spo_surrogate(
-    log_ratio: Tensor, advantage: Tensor, *, clip: Scalar, mask: Tensor | None = None, reduce: Reduce = masked_mean
-) -> Tensor:
-    """Simple policy optimization, ``-E[r A - |A| (r - 1)^2 / (2 clip)]``: best at r = 1 + sign(A) clip, without a kink.
-
-    Xie et al. 2025, eq. 11, where ``clip`` is their epsilon.
+    Xie et al. 2025, eq. 11, with eps = ``clip_range``.
     """
     _same_shape(log_ratio=log_ratio, advantage=advantage)
     advantage = fill_masked(advantage, mask)
     ratio = fill_masked(log_ratio, mask).exp()
-    return -reduce(ratio * advantage - advantage.abs() * (ratio - 1) ** 2 / (2 * clip), mask)
+    return -reduce(ratio * advantage - advantage.abs() * (ratio - 1) ** 2 / (2 * clip_range), mask)
 
 
+@surrogate("none")
 def unclipped_surrogate(
     log_ratio: Tensor, advantage: Tensor, *, mask: Tensor | None = None, reduce: Reduce = masked_mean
 ) -> Tensor:
@@ -130,16 +123,19 @@ def unclipped_surrogate(
     return -reduce(fill_masked(log_ratio, mask).exp() * fill_masked(advantage, mask), mask)
 
 
+@kl_estimator("k1")
 def kl_k1(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
     """``E_old[-log r]``, an unbiased estimate of KL(old || new) that can be negative."""
     return reduce(-log_ratio, mask)
 
 
+@kl_estimator("k2")
 def kl_k2(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
     """``E_old[(log r)^2 / 2]``, a biased estimate of KL(old || new) of low variance."""
     return reduce(fill_masked(log_ratio, mask) ** 2 / 2, mask)
 
 
+@kl_estimator("k3")
 def kl_k3(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
     """``E_old[(r - 1) - log r]``, unbiased and never negative: Stable-Baselines3's ``approx_kl``.
 
@@ -149,23 +145,10 @@ def kl_k3(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked
     return reduce((torch.exp(log_ratio) - 1) - log_ratio, mask)
 
 
-class KLEstimator(Protocol):
-    """What the three have in common."""
-
-    def __call__(self, log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
-        """KL(old || new) in nats per action."""
-        ...
-
-
-KL_ESTIMATORS: dict[str, KLEstimator] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
-
-
 # The error of a value, slot by slot, under TorchRL's names. Stable-Baselines3's is "l2" (no factor 1/2).
-VALUE_ERRORS: dict[str, Callable[..., Tensor]] = {
-    "l2": functional.mse_loss,
-    "l1": functional.l1_loss,
-    "smooth_l1": functional.smooth_l1_loss,
-}
+value_error("l2")(functional.mse_loss)
+value_error("l1")(functional.l1_loss)
+value_error("smooth_l1")(functional.smooth_l1_loss)
 
 
 def value_loss(
@@ -173,12 +156,13 @@ def value_loss(
 ) -> Tensor:
     """The error of the value; by default its mean square, ``E[(V - target)^2]``, as in Stable-Baselines3."""
     _same_shape(value=value, target=target)
-    if mask is None and reduce is masked_mean:
-        return VALUE_ERRORS[error](target, value)  # averages by itself, in one pass
-    errors = VALUE_ERRORS[error](fill_masked(target, mask), fill_masked(value, mask), reduction="none")
-    return reduce(errors, mask)
+    of_slots = VALUE_ERRORS[error]
+    if mask is None and reduce is masked_mean and of_slots.averages:
+        return of_slots.function(value, target)  # in one pass
+    return reduce(of_slots(fill_masked(value, mask), fill_masked(target, mask)), mask)
 
 
+@value_clip("sb3")
 def sb3_clipped_value_loss(
     value: Tensor,
     target: Tensor,
@@ -193,6 +177,7 @@ def sb3_clipped_value_loss(
     return value_loss(_clipped_value(value, old_value, clip), target, mask=mask, error=error, reduce=reduce)
 
 
+@value_clip("max")
 def max_clipped_value_loss(
     value: Tensor,
     target: Tensor,
@@ -206,19 +191,13 @@ def max_clipped_value_loss(
     """``E[max((V - target)^2, (V_clipped - target)^2)]``, as in the authors' code (openai/baselines ppo2/model.py)."""
     _same_shape(value=value, target=target, old_value=old_value)
     value, target, old_value = (fill_masked(tensor, mask) for tensor in (value, target, old_value))
-    errors = [
-        VALUE_ERRORS[error](target, estimate, reduction="none")
-        for estimate in (value, _clipped_value(value, old_value, clip))
-    ]
+    errors = [VALUE_ERRORS[error](estimate, target) for estimate in (value, _clipped_value(value, old_value, clip))]
     return reduce(torch.max(*errors), mask)
 
 
 def _clipped_value(value: Tensor, old_value: Tensor, clip: Scalar) -> Tensor:
     _same_shape(value=value, old_value=old_value)
     return old_value + _clamped(value - old_value, -clip, clip)
-
-
-VALUE_CLIPS = {"sb3": sb3_clipped_value_loss, "max": max_clipped_value_loss}
 
 
 def entropy_loss(

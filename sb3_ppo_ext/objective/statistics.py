@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.losses import KL_ESTIMATORS, fill_masked, kl_k2, kl_k3, masked_mean
+from sb3_ppo_ext.objective.losses import fill_masked, kl_k2, kl_k3, masked_mean
+from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, kl_divergence
 
 
@@ -117,7 +118,7 @@ def _of_ratio(
     k3 = kl_k3(log_ratio, mask)
     by_estimator = {"exact": exact, "k3": k3}.get(choices.kl_estimator)
     if by_estimator is None:
-        by_estimator = KL_ESTIMATORS[choices.kl_estimator](log_ratio, mask)
+        by_estimator = KL_ESTIMATORS[choices.kl_estimator](log_ratio, mask=mask, reduce=masked_mean)
     low = masked_mean((ratio < 1 - knobs.low).float(), mask)
     high = masked_mean((ratio > 1 + knobs.high).float(), mask)
     return (k3, exact, by_estimator, low, high, ratio.max())

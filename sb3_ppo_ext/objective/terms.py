@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from sb3_ppo_ext.objective import losses as objective
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.distributions import exact_kl
-from sb3_ppo_ext.objective.losses import KL_ESTIMATORS, VALUE_CLIPS, Reduce, Scalar, masked_mean
+from sb3_ppo_ext.objective.losses import Reduce, Scalar, fill_masked, masked_mean
+from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIPS, VALUE_ERRORS, Registered
 
 
 class KnobValues(NamedTuple):
@@ -38,7 +39,10 @@ class KnobValues(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Which of the alternatives is minimised; the arguments of PPOX of the same names."""
+    """Which of the alternatives is minimised; the arguments of PPOX of the same names.
+
+    ``ValueError`` for a name that is not registered, and for a ``dual_clip`` the surrogate has no use for.
+    """
 
     surrogate: str = "clip"
     dual_clip: float | None = None
@@ -48,11 +52,41 @@ class Objective:
     normalize_advantage: bool = True  # over each minibatch
     value_error: str = "l2"
     ref_kl_estimator: str | None = None  # of the KL to the reference; None: by kl_estimator
+    surrogate_inputs: tuple[str, ...] = field(init=False, repr=False)
+    # What the names stand for: a graph made for another function is another one.
+    functions: tuple[Registered, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        KL_ESTIMATORS.require(self.kl_estimator)
+        estimators = [name for name in (self.kl_estimator, self.ref_kl_estimator) if name in KL_ESTIMATORS]
+        functions: list[Registered] = [SURROGATES[self.surrogate], VALUE_CLIPS[self.value_clip]]
+        functions += [VALUE_ERRORS[self.value_error], *(KL_ESTIMATORS[name] for name in estimators if name)]
+        if self.dual_clip is not None and "dual_clip" not in SURROGATES[self.surrogate].uses:
+            users = SURROGATES.users_of("dual_clip")
+            raise ValueError(f'dual_clip={self.dual_clip!r}: only with surrogate={users}, not "{self.surrogate}"')
+        object.__setattr__(self, "functions", tuple(functions))
+        object.__setattr__(self, "surrogate_inputs", inputs_of(self.surrogate))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the names alone."""
+        return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.init)
 
     @property
     def uses_distributions(self) -> bool:
         """Whether the loss needs the old and the new distribution."""
         return self.penalized and self.kl_estimator == "exact"
+
+
+def inputs_of(surrogate: str) -> tuple[str, ...]:
+    """The parameters of a surrogate that it is given; ``ValueError`` for one that it needs and that is nothing here."""
+    known = {*KnobValues._fields, "low", "high", "dual_clip"}
+    inputs = SURROGATES[surrogate].inputs
+    if strange := [name for name, needed in inputs.items() if needed and name not in known]:
+        raise ValueError(
+            f"surrogate={surrogate!r} takes {', '.join(strange)}, which PPOX does not know; give it a default, or "
+            f"take one of {', '.join(sorted(known))}"
+        )
+    return tuple(name for name in inputs if name in known)
 
 
 def is_zero(coefficient: Scalar) -> bool:
@@ -116,16 +150,11 @@ def ppo_terms(
 def _policy_term(
     log_ratio: Tensor, advantage: Tensor, choices: Objective, knobs: KnobValues, mask: Tensor | None, reduce: Reduce
 ) -> Tensor:
-    if choices.surrogate == "spo":
-        return objective.spo_surrogate(log_ratio, advantage, clip=knobs.clip_range, mask=mask, reduce=reduce)
-    if choices.surrogate == "none":
-        return objective.unclipped_surrogate(log_ratio, advantage, mask=mask, reduce=reduce)
-    low, high = knobs.low, knobs.high
-    if choices.dual_clip is not None:
-        return objective.dual_clipped_surrogate(
-            log_ratio, advantage, low=low, high=high, dual_clip=choices.dual_clip, mask=mask, reduce=reduce
-        )
-    return objective.clipped_surrogate(log_ratio, advantage, low=low, high=high, mask=mask, reduce=reduce)
+    inputs = {
+        name: choices.dual_clip if name == "dual_clip" else getattr(knobs, name) for name in choices.surrogate_inputs
+    }
+    log_ratio, advantage = fill_masked(log_ratio, mask), fill_masked(advantage, mask)
+    return SURROGATES[choices.surrogate](log_ratio, advantage, **inputs, mask=mask, reduce=reduce)
 
 
 def value_term(
@@ -150,7 +179,8 @@ def value_term(
 def kl_divergence(new: Evaluation, minibatch: Minibatch, estimator: str, reduce: Reduce = masked_mean) -> Tensor:
     """KL(old || new) in nats per action: exact, or by a sampled estimator."""
     if estimator != "exact":
-        return KL_ESTIMATORS[estimator](new.log_prob - minibatch.action_log_prob, new.mask, reduce)
+        log_ratio = fill_masked(new.log_prob - minibatch.action_log_prob, new.mask)
+        return KL_ESTIMATORS[estimator](log_ratio, mask=new.mask, reduce=reduce)
     assert minibatch.distribution is not None and new.distribution is not None, "kept wherever it is asked for"
     return reduce(exact_kl(minibatch.distribution, new.distribution), new.mask)
 
@@ -164,4 +194,5 @@ def reference_kl(new: Evaluation, choices: Objective, reduce: Reduce = masked_me
         return reduce(new.ref_kl, new.mask)
     assert new.ref_log_prob is not None
     name = choices.ref_kl_estimator or choices.kl_estimator
-    return KL_ESTIMATORS["k3" if name == "exact" else name](new.ref_log_prob - new.log_prob, new.mask, reduce)
+    log_ratio = fill_masked(new.ref_log_prob - new.log_prob, new.mask)
+    return KL_ESTIMATORS["k3" if name == "exact" else name](log_ratio, mask=new.mask, reduce=reduce)

@@ -58,6 +58,7 @@ def objective_of(run: Run) -> Objective:
         penalized=run.penalized,
         kl_estimator=settings.kl_estimator,
         value_clip=settings.value_clip,
+        value_error=settings.value_error,
         normalize_advantage=settings.normalizes_over("minibatch"),
     )
 

@@ -6,7 +6,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 
 from sb3_ppo_ext import AdaptiveClipFraction, AdaptiveKL, Cosine, Exponential, Linear, Piecewise, Threshold, Warmup
 from sb3_ppo_ext.knobs.laws import Proportional
-from sb3_ppo_ext.knobs.parsing import KNOBS, parse_knob
+from sb3_ppo_ext.knobs.parsing import parse_knob
+from sb3_ppo_ext.knobs.table import KNOBS
 
 RSL_RL = {"start": "1e-3", "target": 0.01, "law": {"threshold": {"margin": 2, "factor": 1.5}}, "every": "minibatch"}
 

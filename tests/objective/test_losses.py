@@ -8,7 +8,6 @@ from torch import Tensor
 from sb3_ppo_ext.objective import losses as objective
 from sb3_ppo_ext.objective.losses import (
     clipped_surrogate,
-    dual_clipped_surrogate,
     entropy_loss,
     kl_k1,
     kl_k2,
@@ -50,7 +49,7 @@ def test_asymmetric_clip_moves_only_its_own_side() -> None:
 def test_dual_clip_bounds_a_bad_action_whose_ratio_explodes() -> None:
     # A = -1, r = 10: clip alone gives -10; dual clip c = 3 gives max(-10, -3) = -3. A = 1 is as without it.
     log_ratio = log(10.0, 10.0)
-    loss = dual_clipped_surrogate(log_ratio, torch.tensor([-1.0, 1.0]), low=0.2, high=0.2, dual_clip=3.0)
+    loss = clipped_surrogate(log_ratio, torch.tensor([-1.0, 1.0]), low=0.2, high=0.2, dual_clip=3.0)
     torch.testing.assert_close(loss, torch.tensor(-(-3.0 + 1.2) / 2))
     loss.backward()
     torch.testing.assert_close(log_ratio.grad, torch.zeros(2))
@@ -60,7 +59,7 @@ def test_spo_is_best_at_the_edge_of_the_range() -> None:
     # r A - |A| (r - 1)^2 / (2 eps) has slope A - |A| (r - 1) / eps: zero at r = 1 + sign(A) eps.
     for sign, best in ((1.0, 1.2), (-1.0, 0.8)):
         log_ratio = log(best)
-        loss = spo_surrogate(log_ratio, torch.tensor([sign]), clip=0.2)
+        loss = spo_surrogate(log_ratio, torch.tensor([sign]), clip_range=0.2)
         loss.backward()
         torch.testing.assert_close(log_ratio.grad, torch.zeros(1), atol=1e-6, rtol=0)
         # at the best ratio: r A - |A| eps / 2 = 1.2 - 0.1 or -0.8 - 0.1
@@ -75,8 +74,8 @@ def test_all_surrogates_have_the_policy_gradient_at_ratio_one() -> None:
     advantage = torch.tensor([0.3, -1.2, 2.0])
     surrogates: list[Callable[[Tensor], Tensor]] = [
         lambda r: clipped_surrogate(r, advantage, low=0.2, high=0.3),
-        lambda r: dual_clipped_surrogate(r, advantage, low=0.2, high=0.3, dual_clip=3.0),
-        lambda r: spo_surrogate(r, advantage, clip=0.2),
+        lambda r: clipped_surrogate(r, advantage, low=0.2, high=0.3, dual_clip=3.0),
+        lambda r: spo_surrogate(r, advantage, clip_range=0.2),
         lambda r: unclipped_surrogate(r, advantage),
     ]
     for surrogate in surrogates:
@@ -130,8 +129,8 @@ def test_normalized_has_mean_zero_and_unit_unbiased_std() -> None:
 
 MASKED: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "clip": lambda r, a, m: clipped_surrogate(r, a, low=0.2, high=0.2, mask=m),
-    "dual": lambda r, a, m: dual_clipped_surrogate(r, a, low=0.2, high=0.2, dual_clip=3.0, mask=m),
-    "spo": lambda r, a, m: spo_surrogate(r, a, clip=0.2, mask=m),
+    "dual": lambda r, a, m: clipped_surrogate(r, a, low=0.2, high=0.2, dual_clip=3.0, mask=m),
+    "spo": lambda r, a, m: spo_surrogate(r, a, clip_range=0.2, mask=m),
     "none": lambda r, a, m: unclipped_surrogate(r, a, mask=m),
     "k1": lambda r, a, m: kl_k1(r, m),
     "k2": lambda r, a, m: kl_k2(r, m),
@@ -173,7 +172,7 @@ def test_an_empty_mask_gives_zero() -> None:
 def test_shapes_that_would_broadcast_are_refused() -> None:
     calls: list[Callable[[], Tensor]] = [
         lambda: clipped_surrogate(torch.zeros(4), torch.zeros(4, 1), low=0.2, high=0.2),
-        lambda: spo_surrogate(torch.zeros(4, 1), torch.zeros(4), clip=0.2),
+        lambda: spo_surrogate(torch.zeros(4, 1), torch.zeros(4), clip_range=0.2),
         lambda: value_loss(torch.zeros(4), torch.zeros(4, 1)),
         lambda: sb3_clipped_value_loss(torch.zeros(4), torch.zeros(4), torch.zeros(4, 1), clip=0.1),
     ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 import yaml
 from sb3_ppo_ext_zoo.experiment import SETTINGS, Experiment, default_settings
 
-from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Exponential, Linear, Threshold, Warmup
+from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Exponential, Linear, Threshold, Warmup, surrogate
+from sb3_ppo_ext.objective.losses import clipped_surrogate
+from sb3_ppo_ext.objective.registry import SURROGATES
 
 Build = Callable[..., PPOX]
 
@@ -66,6 +69,12 @@ def test_numbers_in_yaml_arrive_as_numbers_also_where_yaml_reads_them_as_text(bu
 def test_a_bad_setting_is_a_value_error_that_names_it(line: str, complaint: str, build: Build) -> None:
     with pytest.raises(ValueError, match=complaint):
         build(line)
+
+
+def test_an_objective_of_one_s_own_is_named_in_yaml(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SURROGATES, "_entries", dict(SURROGATES._entries))
+    surrogate("twice the clip")(partial(clipped_surrogate, low=0.4, high=0.4))
+    assert build("surrogate: twice the clip\ndual_clip: 3.0").surrogate == "twice the clip"
 
 
 def test_the_zoo_s_linear_schedule_does_not_turn_negative_when_the_last_rollout_overshoots(build: Build) -> None:

@@ -7,7 +7,8 @@ import optuna
 import pytest
 from sb3_ppo_ext_zoo.search import convert_ppox_params, sample_ppox_params
 
-from sb3_ppo_ext import PPOX
+from sb3_ppo_ext import PPOX, surrogate
+from sb3_ppo_ext.objective.registry import SURROGATES
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -64,6 +65,19 @@ def test_the_upper_clip_range_is_the_ratio_times_the_lower_and_only_with_the_cli
     params |= {"clip_range": 0.2, "clip_ratio": 1.4, "clip_schedule": "constant"}
     assert convert_ppox_params({**params, "surrogate": "clip"})["clip_range_high"] == pytest.approx(0.28)
     assert convert_ppox_params({**params, "surrogate": "spo"})["clip_range_high"] is None
+
+
+def test_a_registered_surrogate_is_searched_with_the_arguments_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SURROGATES, "_entries", dict(SURROGATES._entries))
+    surrogate("upwards")(lambda log_ratio, advantage, *, high, mask, reduce: reduce(advantage * log_ratio * high, mask))
+    surrogate("free")(lambda log_ratio, advantage, *, mask, reduce: reduce(advantage * log_ratio, mask))
+    assert {sampled(seed)[0]["surrogate"] for seed in range(60)} == {"clip", "spo", "none", "upwards", "free"}
+    _, params = sampled(0)
+    params |= {"clip_range": 0.2, "clip_ratio": 1.4, "clip_schedule": "constant", "dual_clip": 3.0, "kl_penalty": False}
+    upwards = convert_ppox_params({**params, "surrogate": "upwards"})
+    assert (upwards["clip_range_high"], upwards["dual_clip"], upwards["kl_coef"]) == (pytest.approx(0.28), None, 0.0)
+    # Nothing limits its step, so the penalty does.
+    assert convert_ppox_params({**params, "surrogate": "free"})["kl_coef"] != 0.0
 
 
 def test_schedules_fall_the_learning_rate_to_0_and_the_clip_range_to_a_tenth() -> None:

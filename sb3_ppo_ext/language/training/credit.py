@@ -7,6 +7,10 @@ its last token; the tokens of prompts and observations are the environment's, no
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from sb3_ppo_ext.objective.losses import fill_masked
+from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 
 Array = np.ndarray
 
@@ -14,12 +18,11 @@ Array = np.ndarray
 def token_kl(log_prob: Array, ref_log_prob: Array, mask: Array, estimator: str) -> Array:
     """KL(policy || reference) of every token, in nats, estimated from the sampled token; 0 where there is none.
 
-    With d = log p - log p_ref: "k1" is d, "k2" is d^2 / 2, "k3" is exp(-d) - 1 + d (Schulman 2020).
+    By an estimator of the registry: with d = log p - log p_ref, "k1" is d, "k2" is d^2 / 2, "k3" is exp(-d) - 1 + d.
     """
-    d = np.where(mask, log_prob - ref_log_prob, 0.0)
-    if estimator == "k1":
-        return d
-    return d**2 / 2 if estimator == "k2" else np.exp(-d) - 1 + d
+    log_ratio = torch.from_numpy(np.where(mask, ref_log_prob - log_prob, 0.0))
+    kl: Array = KL_ESTIMATORS[estimator](log_ratio, mask=torch.from_numpy(mask), reduce=fill_masked).numpy()
+    return kl
 
 
 def token_rewards(score: Array, mask: Array, *, kl: Array | None = None, ref_kl_coef: float = 0.0) -> Array:

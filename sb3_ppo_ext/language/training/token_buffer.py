@@ -15,11 +15,11 @@ from torch import Tensor
 from sb3_ppo_ext.language.envs.spaces import require_spaces
 from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
+from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 
 CHOICES = {
     "ref_kl": ("reward", "loss", "both"),
-    "ref_kl_estimator": ("k1", "k2", "k3", "full"),
     "ref_kl_unit": ("response", "token"),
     "loss_mean": ("token", "response", "length"),
 }
@@ -33,11 +33,12 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
 
     :param ref_kl: where the penalty ``ref_kl_coef`` on the KL to the reference goes: into the "reward" of every token
         (Ziegler et al. 2019), the "loss" (as in GRPO), or "both"
-    :param ref_kl_estimator: per token: "k1", "k2" or "k3" from the log-probability of the sampled token; or "full", the
-        exact KL of the two distributions over the vocabulary, which has no noise and takes a second pass: over the
-        rollout for the reward, in every minibatch for the loss. As a reward it is k1 that pulls the policy back, with
-        the gradient of the KL on average; k2 and k3 have none near the reference, and full only where a token leads,
-        so that it belongs into "both". As a loss it is the others, and k1 has no gradient on average
+    :param ref_kl_estimator: per token: "k1", "k2", "k3", or one that you registered, from the log-probability of the
+        sampled token; or "full", the exact KL of the two distributions over the vocabulary, which has no noise and
+        takes a second pass: over the rollout for the reward, in every minibatch for the loss. As a reward it is k1 that
+        pulls the policy back, with the gradient of the KL on average; k2 and k3 have none near the reference, and full
+        only where a token leads, so that it belongs into "both". As a loss it is the others, and k1 has no gradient on
+        average
     :param ref_kl_unit: the KL a controller of ``ref_kl_coef`` is to steer: in nats per "response" or per "token"
     :param missing_eos_penalty: taken off the score of a response that was cut off before it ended, or None
     :param whiten_rewards: brings the tokens' rewards to unit variance over the rollout (their mean stays)
@@ -78,12 +79,13 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name}={getattr(self, name)!r}: one of {choices} is needed")
+        KL_ESTIMATORS.require(self.ref_kl_estimator, "ref_kl_estimator", besides=("full",))
         if self.ref_kl != "reward" and self.ref_kl_estimator == "k1":
             raise ValueError(
                 f'ref_kl_estimator="k1" with ref_kl="{self.ref_kl}": as a loss its gradient is 0 on average; '
                 'pass "k2", "k3" or "full"'
             )
-        if self.ref_kl == "reward" and self.ref_kl_estimator != "k1":
+        if self.ref_kl == "reward" and self.ref_kl_estimator in ("k2", "k3", "full"):
             other = "both" if self.ref_kl_estimator == "full" else "loss"
             warnings.warn(
                 f'ref_kl_estimator="{self.ref_kl_estimator}" with ref_kl="reward" hardly holds the policy near its '

@@ -5,7 +5,6 @@ Most of it is shown of the traced graphs, which are what is compiled; one traini
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sb3_ppo_ext.engines.graph_cache import Graph, Graphs
 from sb3_ppo_ext.engines.rows import COSTS
 from sb3_ppo_ext.engines.selection import CompileWarning
 from sb3_ppo_ext.language import LanguageModelPolicy
@@ -30,25 +28,10 @@ from sb3_ppo_ext.objective.batch import Minibatch
 from tests.engines.cuda.test_waiting import ELSEWHERE, elsewhere
 from tests.language import setups, tiny
 from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
+from tests.traced_graphs import Traced
 
 CRITICS: list[dict[str, Any]] = [{}, {"lora": {"r": 2}, "value": "branch"}, {"value": "separate"}]
 LONG = 10_000_000
-
-
-class Traced(Graphs):
-    """Runs the traced graphs as they are, and counts the calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def _finish(self) -> None:
-        for key, job, noise in self._awaited or []:
-            self.known[key] = Graph(partial(self._run, key[0], job.traced), noise)
-
-    def _run(self, kind: str, graph: torch.fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
-        self.calls[kind] += 1
-        return list(graph(*tensors))
 
 
 def through_graphs(

@@ -1,0 +1,139 @@
+"""Decorators that register an objective under a name, PPOX's own and a user's alike.
+
+A registered function is a pure function of tensors [B], or [B, L] with a mask for tokens. Under its name it works
+wherever an objective is named: in ``PPOX``, a YAML file and ``PPOXLoss``, eager and traced into a graph. It is given
+knobs as numbers or as 0-d tensors, so it must not branch on their values. ``mask`` is None or says how much each slot
+counts; where it is False or 0, the tensors hold 0. ``reduce(tensor, mask)`` makes one number of one number per slot::
+
+    @surrogate("rollback")  # Wang et al. 2019, "Truly Proximal Policy Optimization"
+    def rollback(log_ratio, advantage, *, low, high, mask, reduce, slope=0.3):
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - low, 1 + high)
+        pulled_back = clipped - slope * (ratio - clipped)
+        return -reduce(torch.min(ratio * advantage, pulled_back * advantage), mask)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sb3_ppo_ext.objective.registry import (
+    KL_ESTIMATORS,
+    SURROGATES,
+    VALUE_CLIPS,
+    VALUE_ERRORS,
+    ErrorOfValue,
+    Registered,
+    Surrogate,
+    place_of,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def surrogate(
+    name: str, *, keeps_gradient: bool = True, divides_by_clip_range: bool = False, replace: bool = False
+) -> Callable[[Function], Function]:
+    """Registers ``function(log_ratio, advantage, *, ..., mask, reduce)``, a policy loss to be minimised.
+
+    Among the further parameters may be any knob (None where it is switched off), ``dual_clip``, and ``low`` and
+    ``high``, the two sides of the clip range in force; PPOX then knows which arguments go with this surrogate. A
+    parameter of another name keeps its default. See ``Surrogate`` for the two flags.
+    """
+
+    def register(function: Function) -> Function:
+        entry = Surrogate(name, function, keeps_gradient, divides_by_clip_range)
+        _require_parameters(SURROGATES.argument, entry, 2, "mask", "reduce")
+        needed = {parameter: 0.2 for parameter, required in entry.inputs.items() if required}
+        _require_mask(SURROGATES.argument, entry, 2, needed)
+        SURROGATES.add(entry, replace=replace)
+        return function
+
+    return register
+
+
+def kl_estimator(name: str, *, replace: bool = False) -> Callable[[Function], Function]:
+    """Registers ``function(log_ratio, mask, reduce)``: KL(old || new) in nats per action."""
+
+    def register(function: Function) -> Function:
+        entry = Registered(name, function)
+        _require_parameters(KL_ESTIMATORS.argument, entry, 1, "mask", "reduce")
+        _require_mask(KL_ESTIMATORS.argument, entry, 1, {})
+        KL_ESTIMATORS.add(entry, replace=replace)
+        return function
+
+    return register
+
+
+def value_error(name: str, *, replace: bool = False) -> Callable[[Function], Function]:
+    """Registers ``function(value, target)``, one number >= 0 per slot, or a loss of torch, which takes a reduction."""
+
+    def register(function: Function) -> Function:
+        entry = ErrorOfValue(name, function)
+        _require_parameters(VALUE_ERRORS.argument, entry, 2)
+        errors = entry(torch.zeros(2, 3), torch.ones(2, 3))
+        if not isinstance(errors, Tensor) or errors.shape != (2, 3):
+            raise ValueError(f"{_named('value_error', entry)} does not return one number per slot; leave out its mean")
+        VALUE_ERRORS.add(entry, replace=replace)
+        return function
+
+    return register
+
+
+def value_clip(name: str, *, replace: bool = False) -> Callable[[Function], Function]:
+    """Registers ``function(value, target, old_value, *, clip, mask, error, reduce)``; ``error`` names a value error."""
+
+    def register(function: Function) -> Function:
+        entry = Registered(name, function)
+        _require_parameters(VALUE_CLIPS.argument, entry, 3, "clip", "mask", "error", "reduce")
+        VALUE_CLIPS.add(entry, replace=replace)
+        return function
+
+    return register
+
+
+def _require_parameters(kind: str, entry: Registered, tensors: int, *names: str) -> None:
+    """``ValueError`` unless the function takes so many tensors by position, and the parameters of these names."""
+    if not isinstance(entry.name, str) or not entry.name:
+        raise ValueError(f"{kind} {entry.name!r}: the name is a text that is not empty")
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = list(entry.parameters.values())[:tensors]
+    if [one.kind in by_position for one in first] != [True] * tensors:
+        raise ValueError(f"{_named(kind, entry)} takes too few tensors by position; {tensors} come first")
+    if missing := [name for name in names if name not in entry.parameters]:
+        raise ValueError(
+            f"{_named(kind, entry)} has no parameter {' and no parameter '.join(map(repr, missing))}; end it with "
+            '"return reduce(..., mask)" of one number per slot'
+        )
+
+
+def _require_mask(kind: str, entry: Registered, tensors: int, knobs: dict[str, float]) -> None:
+    """``ValueError`` if a slot of padding changes the result: padding would then be trained on."""
+    slots = torch.tensor([[0.1, -0.2, 0.0], [0.3, 0.2, 0.0]])
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    results = []
+    for width in (2, 3):
+        of_slots = [slots[:, :width] * scale for scale in (1.0, 2.0)[:tensors]]
+        try:
+            results.append(entry(*of_slots, **knobs, mask=mask[:, :width], reduce=_mean))
+        except Exception as error:  # of the user's own code
+            text = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{_named(kind, entry)} fails on tensors [2, {width}] and a mask ({text})") from error
+    if any(not isinstance(one, Tensor) or one.shape != () for one in results) or not torch.allclose(*results):
+        raise ValueError(
+            f"{_named(kind, entry)} counts slots that the mask excludes, or does not return one number; end it with "
+            '"return reduce(..., mask)" of one number per slot'
+        )
+
+
+def _mean(tensor: Tensor, mask: Tensor) -> Tensor:
+    return (tensor * mask).sum() / mask.sum()
+
+
+def _named(kind: str, entry: Registered) -> str:
+    return f"{kind} {entry.name!r} ({place_of(entry.function)})"
