@@ -27,6 +27,7 @@ from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomical
 from sb3_ppo_ext.sequences import default_buffer
 from sb3_ppo_ext.training import collected, step_controllers, train_on
 from sb3_ppo_ext.training_log import training_records
+from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
 from sb3_ppo_ext.value_norm import install_popart
 from sb3_ppo_ext.watching import Watch
 
@@ -81,6 +82,7 @@ class PPOX(PPO):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, kwargs, named_arguments(PPO.__init__, PPOX.__init__))
         kwargs["_init_setup_model"] = False  # own arguments first
         super().__init__(policy, env, *args, **kwargs)
         self.surrogate = surrogate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from torchrl.objectives import ClipPPOLoss, PPOLoss
 
 from sb3_ppo_ext.arguments import CHOICES
 from sb3_ppo_ext.terms import Objective
+from sb3_ppo_ext.unknown_arguments import refuse_unknown
 
 # ClipPPOLoss passes what it does not name on to PPOLoss, which swallows what it does not know either.
 ACCEPTED = {
@@ -29,11 +29,7 @@ COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_r
 
 def checked_options(options: Mapping[str, Any], critic: TensorDictModuleBase | None) -> dict[str, Any]:
     """ClipPPOLoss's own arguments, its numbers as floats: an int would become an int buffer, in which 0.3 is 0."""
-    for name in options:
-        if name not in ACCEPTED:
-            near = difflib.get_close_matches(name, ACCEPTED, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(ACCEPTED)}"
-            raise TypeError(f"PPOXLoss has no argument {name!r}{hint}")
+    refuse_unknown("PPOXLoss", options, ACCEPTED)
     checked = dict(options)
     for name in COEFFICIENTS:
         if name in checked:
