@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from sb3_ppo_ext.language.inputs import at_least, columns_of
 from sb3_ppo_ext.language.model import widened
 from sb3_ppo_ext.language.prompts import RewardFunction
 
@@ -54,8 +55,7 @@ class ClassifierReward:
         batch_size: int = 64,
         device: str | torch.device | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: at least 1 is needed")
+        batch_size = at_least(1, "batch_size", batch_size)
         for name, value, allowed in (("score", score, SCORES), ("long_texts", long_texts, LONG_TEXTS)):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
@@ -66,18 +66,20 @@ class ClassifierReward:
             torch.nn.Module.to(self.model, torch.device(device))
         self.tokenizer = _tokenizer(self.model, tokenizer)
         self.label, self.score, self.text = _label(self.model, label, score), score, text
-        self.max_length = _longest(self.model, self.tokenizer) if max_length is None else max_length
+        longest = _longest(self.model, self.tokenizer) if max_length is None else max_length
+        self.max_length = at_least(1, "max_length", longest)
         self.long_texts, self.batch_size = long_texts, batch_size
         self._check_padding()
         self.n_cut = 0
 
     def __call__(self, prompts: Sequence[Any], responses: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One score per response."""
+        listed = columns_of(columns, len(prompts))
         texts = []
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             if not isinstance(prompt, str) or not isinstance(response, str):
                 raise ValueError("a classifier reads text: give the environment the policy's tokenizer")
-            texts.append(self._text(prompt, response, {name: column[row] for name, column in columns.items()}))
+            texts.append(self._text(prompt, response, {name: column[row] for name, column in listed.items()}))
         rows = [self._ids(text, row) for row, text in enumerate(texts)]
         return self._scores(rows).tolist()
 

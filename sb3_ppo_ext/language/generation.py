@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from sb3_ppo_ext.language.end_tokens import EndTokens, end_tokens
 from sb3_ppo_ext.language.model import CausalLM
 
 SMALLEST = 2.0**-25  # half the step of uniform numbers in float32
@@ -51,7 +52,7 @@ def generate(
     prompt_mask: Tensor,
     *,
     max_new_tokens: int,
-    eos_token_id: int,
+    eos_token_id: EndTokens,
     pad_token_id: int,
     value_of: Callable[[Tensor], Tensor] | None = None,
     deterministic: bool = False,
@@ -63,6 +64,7 @@ def generate(
     cutting it (top-k, top-p) would sample from another distribution than the one that is trained. Stops as soon as
     every row has ended. ``value_of`` maps hidden states [B, D] to values [B].
     """
+    ends = end_tokens(eos_token_id)
     batch, longest = len(prompt), max(int(prompt_mask.sum(-1).max()), 1)
     prompt, prompt_mask = prompt[:, -longest:], prompt_mask[:, -longest:].bool()
     token = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=prompt.device)
@@ -79,7 +81,8 @@ def generate(
         mask[:, step] = going
         if drawn_value is not None:
             value[:, step] = drawn_value.masked_fill(~going, 0.0)
-        going = going & (drawn != eos_token_id)
+        for end in ends:
+            going = going & (drawn != end)
         if not going.any():
             break
         ids = drawn[:, None]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from sb3_ppo_ext.language.end_tokens import EndTokens, check_ends
 from sb3_ppo_ext.language.model import CausalLM, widened
 
 ModelSource = str | Path | Callable[[], PreTrainedModel] | PreTrainedModel
@@ -87,8 +88,8 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig | None) -> PreTrainedM
     return adapted
 
 
-def check_model(model: CausalLM, *, eos_token_id: int, sequence_length: int) -> None:
-    """``ValueError`` where model, tokenizer and lengths do not belong together."""
+def check_model(model: CausalLM, *, eos_token_id: EndTokens | None, sequence_length: int) -> None:
+    """``ValueError`` where model, tokenizer and lengths do not belong together; no end tokens where it only reads."""
     plain, name = model.plain, type(model.plain).__name__
     rows = int(cast(nn.Linear, plain.get_output_embeddings()).weight.shape[0])
     if model.vocab_size > rows:
@@ -96,8 +97,8 @@ def check_model(model: CausalLM, *, eos_token_id: int, sequence_length: int) -> 
             f"the tokenizer has {model.vocab_size} tokens, {name} only {rows}: they do not belong together. Load the "
             "model's own tokenizer, or call resize_token_embeddings on the model"
         )
-    if not 0 <= eos_token_id < model.vocab_size:
-        raise ValueError(f"eos_token_id={eos_token_id} is not among the {model.vocab_size} tokens of the vocabulary")
+    if eos_token_id is not None:
+        check_ends(plain, eos_token_id, model.vocab_size)
     longest = getattr(plain.config, "max_position_embeddings", None)
     if isinstance(longest, int) and sequence_length > longest:
         raise ValueError(

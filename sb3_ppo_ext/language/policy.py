@@ -87,7 +87,9 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
         use_sde: bool = False,
         **sampling: Any,
     ) -> None:
-        check_options(temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling)
+        temperature, value_lr_ratio, value_warmup = check_options(
+            temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling, owner=type(self)
+        )
         self.prompt_length, self.responses = require_spaces(observation_space, action_space)
         if optimizer_kwargs is None and issubclass(optimizer_class, torch.optim.Adam):
             optimizer_kwargs = {"eps": 1e-5}  # as ActorCriticPolicy
@@ -108,11 +110,8 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
         config = lora_config(lora, plain)
         trunk: Any = copy.deepcopy(plain.base_model) if value == "separate" else None
         self.lm = CausalLM(with_adapter(plain, config), vocab_size=size, temperature=temperature)
-        check_model(
-            self.lm,
-            eos_token_id=self.responses.eos_token_id,
-            sequence_length=self.prompt_length + self.responses.max_new_tokens,
-        )
+        length = self.prompt_length + self.responses.max_new_tokens
+        check_model(self.lm, eos_token_id=self.responses.eos_token_ids, sequence_length=length)
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
         self._generation_seconds = 0.0
@@ -158,7 +157,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
             observation[INPUT_IDS].long(),
             observation[ATTENTION_MASK].bool(),
             max_new_tokens=self.responses.max_new_tokens,
-            eos_token_id=self.responses.eos_token_id,
+            eos_token_id=self.responses.eos_token_ids,
             pad_token_id=self.responses.pad_token_id,
             value_of=self.critic.of_hidden if isinstance(self.critic, SharedCritic) else None,
             deterministic=deterministic,
