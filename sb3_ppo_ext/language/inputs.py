@@ -62,7 +62,9 @@ def whole_number_of(value: Any) -> int | None:
 
 def _scalar_of(value: Any) -> Any:
     """What an array, a tensor or a Series of one element holds; anything else as it is."""
-    if isinstance(value, (int, float)) or not hasattr(value, "item"):
+    if isinstance(value, (int, float)):
+        return value
+    if not hasattr(value, "item"):
         return value.as_py() if hasattr(value, "as_py") else value  # as_py: pyarrow's
     try:
         return value.item()

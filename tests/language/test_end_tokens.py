@@ -29,7 +29,7 @@ LENGTHS = [2, 1, 4, 4]  # up to the first 1 or 8; only the last response has non
 
 def model_that_ends(eos_token_id: Any, config: Any = 1) -> PreTrainedModel:
     built = tiny.model()
-    built.generation_config.eos_token_id = eos_token_id  # type: ignore[union-attr]  # it has one
+    built.generation_config.eos_token_id = eos_token_id
     built.config.eos_token_id = config
     return built
 
