@@ -28,6 +28,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
     """What rl_zoo3's training runs on, with ``ppox.yml`` as the default and every form of a knob allowed in YAML."""
 
     custom_hyperparams: dict[str, Any] | None
+    trial_id: int | None
     vec_env: VectorEnvironment | None = None
 
     def __init__(

@@ -15,8 +15,6 @@ from torchrl.objectives import ClipPPOLoss
 
 from tests.torchrl.rollouts import collected, moved, rows_of
 
-Batch = TensorDictBase
-
 
 class Mistake(NamedTuple):
     """What is done wrong, TorchRL's words for it, and the remedy that PPOXLoss adds."""
@@ -24,21 +22,21 @@ class Mistake(NamedTuple):
     words: str
     remedy: str
     arguments: dict[str, Any] = {}  # noqa: RUF012  # never changed
-    spoil: Callable[[Batch], Any] = lambda batch: None
+    spoil: Callable[[TensorDictBase], Any] = lambda batch: None
     after: Callable[[Any], Any] = lambda loss: None  # done to the loss once it is built
 
 
-def flat(*keys: str) -> Callable[[Batch], None]:
+def flat(*keys: str) -> Callable[[TensorDictBase], None]:
     """Takes the trailing dimension of one away."""
 
-    def spoil(batch: Batch) -> None:
+    def spoil(batch: TensorDictBase) -> None:
         for key in keys:
             batch[key] = batch[key][..., 0]
 
     return spoil
 
 
-def without(*keys: Any) -> Callable[[Batch], Batch]:
+def without(*keys: Any) -> Callable[[TensorDictBase], TensorDictBase]:
     return lambda batch: batch.exclude(*keys, inplace=True)
 
 
@@ -112,7 +110,7 @@ MISTAKES: dict[str, Mistake] = {
 }
 
 
-def raised(cls: type[Any], mistake: Mistake, batch: Batch, *modules: Any) -> Exception:
+def raised(cls: type[Any], mistake: Mistake, batch: TensorDictBase, *modules: Any) -> Exception:
     """What the mistake ends in, wherever between the construction and the end of a call."""
     batch = batch.clone()
     with pytest.raises(Exception) as caught:  # which one is what is compared
