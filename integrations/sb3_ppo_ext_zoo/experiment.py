@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         if algo == NAME and not config:
             config = str(default_settings(env_id, self.is_atari(env_id)))
         super().__init__(args, algo, env_id, *rest, config=config, **options)
+        self._creating = threading.Lock()
         if algo == NAME:
             self._require_what_is_done()
 
@@ -108,16 +110,18 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         """As rl_zoo3, with the VecEnv that ``vec_env`` names."""
-        if self.vec_env is not None:
-            environments = Environments(
-                env_id=self.env_name.gym_id,
-                env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
-                wrapper=self.env_wrapper,
-                seed=self.seed,
-                log_folder=None if eval_env or no_log else self.save_path,
-            )
+        if self.vec_env is None:
+            return super().create_envs(n_envs, eval_env, no_log)
+        environments = Environments(
+            env_id=self.env_name.gym_id,
+            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            wrapper=self.env_wrapper,
+            seed=self.seed,
+            log_folder=None if eval_env or no_log else self.save_path,
+        )
+        with self._creating:  # rl_zoo3 reads the class from self, and the trials of `--n-jobs 2` are threads
             self.vec_env_class = self.vec_env.maker(environments)
-        return super().create_envs(n_envs, eval_env, no_log)
+            return super().create_envs(n_envs, eval_env, no_log)
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
         """Checks the knobs and leaves them as they are written.
