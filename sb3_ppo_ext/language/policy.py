@@ -53,9 +53,9 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
     with settings of its own, is :class:`SequenceRolloutBuffer`.
 
     :param model: folder or hub name, a function that returns a model of transformers, or such a model (it is copied,
-        and saved inside the zip; the others are not)
-    :param lora: train only a low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear layers
-        unless ``target_modules`` says otherwise); None trains all of the model
+        and saved inside the zip; the others are not). A PEFT adapter in any of them is merged into its weights
+    :param lora: train only a fresh low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear
+        layers unless ``target_modules`` says otherwise); None trains all of the model
     :param value: where the values come from: a head on the model ("shared"), on a copy of its last block ("branch"), or
         on a model of its own ("separate")
     :param temperature: of sampling; the log-probabilities are those of the distribution at this temperature
