@@ -33,6 +33,7 @@ from sb3_ppo_ext.language.loading import (
     with_adapter,
 )
 from sb3_ppo_ext.language.model import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.progress import WithProgress
 from sb3_ppo_ext.language.reference import WithReference
 from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
-class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
+class LanguageModelPolicy(TrainedPartOnly, WithReference, WithProgress, Compilable):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -148,9 +149,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
         assert isinstance(observation, dict)
         return Tokens(observation[INPUT_IDS].long(), observation[ATTENTION_MASK].bool(), response.long(), mask.bool())
 
-    def generate(
-        self, observation: PyTorchObs, *, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
-    ) -> Response:
+    def generate(self, observation: PyTorchObs, *, deterministic: bool = False, **options: Any) -> Response:
         """Responses [B, L] to the prompts, with their values where the critic shares the model's states."""
         assert isinstance(observation, dict)
         return generate(
@@ -162,7 +161,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
             pad_token_id=self.responses.pad_token_id,
             value_of=self.critic.of_hidden if isinstance(self.critic, SharedCritic) else None,
             deterministic=deterministic,
-            decoder_of=decoder_of,
+            **options,
         )
 
     def forward(
@@ -170,7 +169,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Responses, and value and log-probability of every token, all [B, L] (0 after a response's end)."""
         started = time.perf_counter()
-        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of)
+        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of, progress=self.progress)
         value = response.value
         tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):
