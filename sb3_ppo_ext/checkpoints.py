@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 
 def checkpoint_path(callback: BaseCallback, num_timesteps: int) -> str | None:
     """The zip beside the run's checkpoints, or else beside its best model; None where neither is configured."""
-    callbacks = list(_with_children(callback, set()))
+    callbacks = list(with_children(callback))
     for one in callbacks:
         if isinstance(one, CheckpointCallback):
             return os.path.join(one.save_path, f"{one.name_prefix}_last_good_{num_timesteps}_steps.zip")
@@ -20,8 +20,12 @@ def checkpoint_path(callback: BaseCallback, num_timesteps: int) -> str | None:
     return None
 
 
-def _with_children(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
+def with_children(callback: BaseCallback) -> Iterator[BaseCallback]:
     """The callback and all below it: SB3's containers keep their children in attributes or in lists of them."""
+    return _with_children(callback, set())
+
+
+def _with_children(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
     if id(callback) in seen:  # each child knows its parent
         return
     seen.add(id(callback))

@@ -24,7 +24,7 @@ from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
 from sb3_ppo_ext.optimizers import GroupRates
 from sb3_ppo_ext.rollouts import collect_rollouts, is_replaced
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
-from sb3_ppo_ext.sequences import default_buffer
+from sb3_ppo_ext.sequences import default_buffer, reporting
 from sb3_ppo_ext.training import collected, step_controllers, train_on
 from sb3_ppo_ext.training_log import training_records
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
@@ -169,7 +169,7 @@ class PPOX(PPO):
     ) -> bool:
         """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
         inherited = super().collect_rollouts
-        with self._watch.collecting(self):
+        with self._watch.collecting(self), reporting(self, callback):
             if is_replaced(inherited):
                 return inherited(env, callback, rollout_buffer, n_rollout_steps)
             actor_of = self._compilation.actor_of(self)

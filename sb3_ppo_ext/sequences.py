@@ -7,11 +7,15 @@ models in :mod:`sb3_ppo_ext.language` are the ones there are.
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+
+from sb3_ppo_ext.policies import unwrapped
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.actors import Actor
@@ -44,6 +48,10 @@ class SequencePolicy(ActorCriticPolicy):
     def check_algorithm(cls, model: PPOX) -> None:
         """``ValueError`` for arguments of PPOX that do not go with it; before anything is built."""
 
+    def collecting(self, model: PPOX, callback: BaseCallback) -> AbstractContextManager[None]:
+        """Around the collection of a rollout: says how far it is, where that takes long and the user wants to know."""
+        return nullcontext()
+
     @abstractmethod
     def rollout(self, model: PPOX) -> Rollout:
         """What ``model.rollout_buffer`` has collected, ready for several epochs of minibatches."""
@@ -68,3 +76,9 @@ class SequencePolicy(ActorCriticPolicy):
 def default_buffer(policy_class: type[BasePolicy]) -> type[RolloutBuffer] | None:
     """The buffer a policy brings with it; None leaves the choice to Stable-Baselines3."""
     return policy_class.buffer_class if issubclass(policy_class, SequencePolicy) else None
+
+
+def reporting(model: PPOX, callback: BaseCallback) -> AbstractContextManager[None]:
+    """Around the collection of a rollout by ``model``; nothing where its policy is no ``SequencePolicy``."""
+    policy = unwrapped(model.policy)
+    return policy.collecting(model, callback) if isinstance(policy, SequencePolicy) else nullcontext()

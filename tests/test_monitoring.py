@@ -16,10 +16,9 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
+from sb3_ppo_ext.charts import CHARTS, OPTIONAL_CHARTS
 from sb3_ppo_ext.monitoring import (
-    CHARTS,
     METRICS,
-    OPTIONAL_CHARTS,
     as_text,
     write_dashboard,
     write_hyperparameters,

@@ -12,7 +12,8 @@ import pytest
 from stable_baselines3.common.logger import DISABLED, KVWriter, Logger
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.monitoring import CHARTS, write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.charts import CHARTS
+from sb3_ppo_ext.monitoring import write_dashboard, write_hyperparameters, write_pending
 from tests.test_monitoring import events, titles
 
 

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from sb3_ppo_ext.language.end_tokens import EndTokens, end_tokens
 from sb3_ppo_ext.language.model import CausalLM
+from sb3_ppo_ext.language.progress import RolloutProgress
 
 SMALLEST = 2.0**-25  # half the step of uniform numbers in float32
 
@@ -57,6 +58,7 @@ def generate(
     value_of: Callable[[Tensor], Tensor] | None = None,
     deterministic: bool = False,
     decoder_of: Callable[..., Decoder] = Decoder,
+    progress: RolloutProgress | None = None,
 ) -> Response:
     """Responses to prompts [B, P] padded on the left, token by token over a key-value cache.
 
@@ -83,9 +85,13 @@ def generate(
             value[:, step] = drawn_value.masked_fill(~going, 0.0)
         for end in ends:
             going = going & (drawn != end)
+        if progress is not None:
+            progress.after_token(mask, going)
         if not going.any():
             break
         ids = drawn[:, None]
+    if progress is not None:
+        progress.after_batch(mask)
     return Response(token, mask, log_prob, value)
 
 

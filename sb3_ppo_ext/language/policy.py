@@ -33,6 +33,7 @@ from sb3_ppo_ext.language.loading import (
     with_adapter,
 )
 from sb3_ppo_ext.language.model import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.progress import WithProgress
 from sb3_ppo_ext.language.reference import WithReference
 from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
-class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
+class LanguageModelPolicy(TrainedPartOnly, WithReference, WithProgress, Compilable):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -53,9 +54,9 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
     with settings of its own, is :class:`SequenceRolloutBuffer`.
 
     :param model: folder or hub name, a function that returns a model of transformers, or such a model (it is copied,
-        and saved inside the zip; the others are not)
-    :param lora: train only a low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear layers
-        unless ``target_modules`` says otherwise); None trains all of the model
+        and saved inside the zip; the others are not). A PEFT adapter in any of them is merged into its weights
+    :param lora: train only a fresh low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear
+        layers unless ``target_modules`` says otherwise); None trains all of the model
     :param value: where the values come from: a head on the model ("shared"), on a copy of its last block ("branch"), or
         on a model of its own ("separate")
     :param temperature: of sampling; the log-probabilities are those of the distribution at this temperature
@@ -147,9 +148,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
         assert isinstance(observation, dict)
         return Tokens(observation[INPUT_IDS].long(), observation[ATTENTION_MASK].bool(), response.long(), mask.bool())
 
-    def generate(
-        self, observation: PyTorchObs, *, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
-    ) -> Response:
+    def generate(self, observation: PyTorchObs, *, deterministic: bool = False, **options: Any) -> Response:
         """Responses [B, L] to the prompts, with their values where the critic shares the model's states."""
         assert isinstance(observation, dict)
         return generate(
@@ -161,7 +160,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
             pad_token_id=self.responses.pad_token_id,
             value_of=self.critic.of_hidden if isinstance(self.critic, SharedCritic) else None,
             deterministic=deterministic,
-            decoder_of=decoder_of,
+            **options,
         )
 
     def forward(
@@ -169,7 +168,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, Compilable):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Responses, and value and log-probability of every token, all [B, L] (0 after a response's end)."""
         started = time.perf_counter()
-        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of)
+        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of, progress=self.progress)
         value = response.value
         tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):
