@@ -20,17 +20,16 @@ from sb3_ppo_ext.envpool_env import EnvPoolVecEnv
 from sb3_ppo_ext.episodes import (
     Array,
     EpisodeVecEnv,
-    Info,
     Observation,
     Step,
     copied,
-    info_row,
     put,
     require_supported,
     rows,
     same,
     take,
 )
+from sb3_ppo_ext.infos import Info, copied_columns, info_row
 
 __all__ = ["EnvPoolVecEnv", "GymnasiumVecEnv"]
 
@@ -85,6 +84,8 @@ class GymnasiumVecEnv(EpisodeVecEnv):
     def _advance(self, actions: Array) -> Step:
         observation, reward, terminated, truncated, info = self.env.step(actions)
         observation = copied(observation, self.observation_space)
+        if info and not self._trusted:  # dicts are made of it later
+            info = copied_columns(info)
         return Step(observation, np.asarray(reward), np.asarray(terminated), np.asarray(truncated), info)
 
     def _restart(self, ended: Array, step: Step) -> tuple[list[Observation], Info]:
