@@ -56,7 +56,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         self._fresh = True
         observation_space = _unbounded(self.pool.single_observation_space)
         action_space = _as_gymnasium(self.pool.single_action_space)
-        require_supported(observation_space)
+        require_supported(observation_space, action_space)
         super().__init__(n_envs, observation_space, action_space, monitor_file=monitor_file, name=task)
 
     def _make_pool(self) -> Any:

@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from sb3_ppo_ext.environments import require_start_at_zero
 from sb3_ppo_ext.infos import Info, Infos, info_row, unmade_infos
 
 Array = npt.NDArray[Any]
@@ -144,8 +145,8 @@ class EpisodeVecEnv(VecEnv):
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
-def require_supported(space: spaces.Space[Any]) -> None:
-    """Refuses the observation spaces no policy of SB3 takes."""
+def require_supported(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Refuses the observation spaces no policy of SB3 takes, and discrete spaces that do not start at 0."""
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if not all(
         isinstance(part, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)) for part in parts
@@ -154,6 +155,7 @@ def require_supported(space: spaces.Space[Any]) -> None:
             f"observation_space={space}: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of these is needed; "
             "flatten the observation or leave the rest out with a wrapper"
         )
+    require_start_at_zero(space, action_space)
 
 
 def copied(observation: Any, space: spaces.Space[Any]) -> Observation:

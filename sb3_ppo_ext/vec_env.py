@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
@@ -36,7 +37,7 @@ __all__ = ["EnvPoolVecEnv", "GymnasiumVecEnv"]
 
 
 class GymnasiumVecEnv(EpisodeVecEnv):
-    """Any Gymnasium vector environment, or the id of one for ``gym.make_vec``, as a VecEnv.
+    """Any Gymnasium vector environment, or the id or EnvSpec of one for ``gym.make_vec``, as a VecEnv.
 
     Seeds are those of ``DummyVecEnv`` (``seed + i`` for environment ``i``) wherever the environment takes one each, and
     the spaces are the environment's own, so that models and VecNormalize statistics move between the two. An
@@ -46,7 +47,7 @@ class GymnasiumVecEnv(EpisodeVecEnv):
 
     def __init__(
         self,
-        env: AnyVectorEnv | str,
+        env: AnyVectorEnv | str | EnvSpec,
         n_envs: int | None = None,
         seed: int | None = None,
         *,
@@ -55,7 +56,7 @@ class GymnasiumVecEnv(EpisodeVecEnv):
     ) -> None:
         self.env: AnyVectorEnv = without_lists(vector_env(env, n_envs, make_vec_kwargs))
         self._mode = autoreset_mode(self.env)
-        require_supported(self.env.single_observation_space)
+        require_supported(self.env.single_observation_space, self.env.single_action_space)
         name = self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
         super().__init__(
             self.env.num_envs,

@@ -69,8 +69,8 @@ class WrapperWatch:
         else:
             with options_for_each(self.wrappers):
                 result = self.env.reset(options={"reset_mask": ended.copy()})
-        for wrapper, *states in zip(self.wrappers, before, self._states(), self._begun, strict=True):
-            name = lost_in_others(*states, ended) or end_in_next_step(states[1], states[2], ended)
+        for wrapper, old, new, begun in zip(self.wrappers, before, self._states(), self._begun, strict=True):
+            name = lost_in_others(old, new, begun, ended) or end_in_next_step(new, begun, ended)
             if name is not None:
                 raise ValueError(
                     f"{type(wrapper).__name__}.{name} is wrong for some environments after others were restarted: "
@@ -104,10 +104,10 @@ def options_for_each(wrappers: list[Any]) -> Iterator[None]:
 
 
 def _restart_of(env: Any) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    method = env.reset
+    method, is_cart_pole = env.reset, type(env) is CartPoleVectorEnv
 
     def reset(*args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        if type(env) is CartPoleVectorEnv and options is not None and "reset_mask" in options:
+        if is_cart_pole and options is not None and "reset_mask" in options:
             restart_cart_poles(env, np.flatnonzero(options["reset_mask"]))
             return np.asarray(env.state.T, np.float32), {}
         return method(*args, options=None if options is None else dict(options), **kwargs)  # type: ignore[no-any-return]
@@ -153,7 +153,7 @@ def end_in_next_step(after: State, begun: State, ended: Array) -> str | None:
     for name, flags in after.items():
         if isinstance(flags, np.ndarray) and flags.dtype == np.bool_ and flags.shape == ended.shape:
             marks = np.array_equal(flags, ended) or np.array_equal(flags, ~ended)
-            if marks and not np.array_equal(flags, begun.get(name)):
+            if marks and not (name in begun and np.array_equal(flags, begun[name])):
                 return name
     return None
 
@@ -166,12 +166,12 @@ class SameStepEnds:
 
     def __init__(self, env: AnyVectorEnv) -> None:
         self.env = env
-        self.base: Any = env.unwrapped
-        self._step = self.base.step
+        base: Any = env.unwrapped
+        self._step, self._space = base.step, base.single_observation_space
         self._names: frozenset[str] = frozenset()
         self._before: tuple[Any, dict[int, tuple[Any, Any]]] | None = None
         self._checked = False
-        self.base.step = self._noted_step
+        base.step = self._noted_step
 
     def _noted_step(self, actions: Any) -> Any:
         result = self._step(actions)
@@ -179,7 +179,7 @@ class SameStepEnds:
         if "final_obs" in info:
             self._names = frozenset(info)
             if not self._checked and "_final_obs" in info and isinstance(info["final_obs"], np.ndarray):
-                space, rows = self.base.single_observation_space, np.flatnonzero(info["_final_obs"]).tolist()
+                space, rows = self._space, np.flatnonzero(info["_final_obs"]).tolist()
                 last = {row: (info["final_obs"][row], copied(info["final_obs"][row], space)) for row in rows}
                 self._before = copied(result[0], space), last
         return result
