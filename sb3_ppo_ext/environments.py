@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
@@ -33,7 +34,7 @@ def require_environment(env: Any) -> None:
             f"env={env}: a vector environment of Gymnasium; wrap it, sb3_ppo_ext.vec_env.GymnasiumVecEnv(env), or make "
             'it there: GymnasiumVecEnv("<id>", n_envs)'
         )
-    if isinstance(env, (list, tuple)) or (callable(env) and not isinstance(env, gym.Env)):
+    if isinstance(env, (list, tuple, type, partial)) or inspect.isroutine(env):
         raise ValueError(
             f"env={env!r}: an environment or a VecEnv is needed; of functions that make environments, "
             "stable_baselines3.common.vec_env.DummyVecEnv(functions) is one, of a class "

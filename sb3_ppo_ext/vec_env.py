@@ -42,7 +42,8 @@ class GymnasiumVecEnv(EpisodeVecEnv):
     Seeds are those of ``DummyVecEnv`` (``seed + i`` for environment ``i``) wherever the environment takes one each, and
     the spaces are the environment's own, so that models and VecNormalize statistics move between the two. An
     environment whose episodes cannot be restarted one by one is refused: its row after an episode's end would be a
-    transition that never was.
+    transition that never was. So is, at the latest when the first episode ends, a vector wrapper whose numbers would be
+    wrong from then on (see ``vector_wrappers``).
     """
 
     def __init__(

@@ -34,6 +34,7 @@ GIVEN = [
     pytest.param(lambda: RecordEpisodeStatistics(envpool_cart_poles()), "EnvPoolVecEnv", marks=needs_envpool),
     (lambda: [Toy, Toy], r"DummyVecEnv\(functions\)"),
     (lambda: Toy, "make_vec_env"),
+    (lambda: lambda: Toy(), "make_vec_env"),
 ]
 
 
