@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
 from sb3_ppo_ext.compilation import Compilation
+from sb3_ppo_ext.environments import warn_of_start, wrapped_environment
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import SavedControllers, knobs_of
 from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
@@ -122,6 +123,8 @@ class PPOX(PPO):
         self._compilation = Compilation()
         if self.normalize_value:
             install_popart(self.policy)
+
+    _wrap_env = staticmethod(wrapped_environment)  # called by the constructor, set_env() and load()
 
     @property
     def penalized(self) -> bool:
@@ -233,6 +236,7 @@ class PPOX(PPO):
         Own arguments given here take effect; a controller given with the settings it was saved with continues.
         """
         model = super().load(path, *args, **kwargs)
+        warn_of_start(model.action_space)
         state, model._random_state = model._random_state, None
         if state is not None and state["seed"] == model.seed:
             restore_random_state(state)

@@ -24,6 +24,7 @@ from torch import Tensor
 from sb3_ppo_ext.actors import Actor, EagerActor
 from sb3_ppo_ext.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.device.buffers import DeviceRollouts
+from sb3_ppo_ext.infos import Infos
 from sb3_ppo_ext.minibatches import Observation
 from sb3_ppo_ext.policies import unwrapped
 from sb3_ppo_ext.sequences import SequencePolicy
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 OWN = OnPolicyAlgorithm.collect_rollouts
+OWN_COUNTING = OnPolicyAlgorithm._update_info_buffer
 OWN_ADDS = (RolloutBuffer.add, DictRolloutBuffer.add)
 
 
@@ -61,7 +63,7 @@ def collect_rollouts(
         callback.update_locals(locals())
         if not callback.on_step():
             return False
-        self._update_info_buffer(infos, dones)
+        count_episodes(self, infos, dones)
         n_steps += 1
         actions = actions.reshape(-1, 1) if isinstance(self.action_space, spaces.Discrete) else actions
         for idx, terminal_obs, terminal_value in cut_by_time_limit(self.policy, actor, dones, infos):  # noqa: B007
@@ -117,6 +119,16 @@ def as_tensor(observation: Any, device: torch.device) -> Observation:
 def is_replaced(inherited: Callable[..., bool]) -> bool:
     """Whether a bound ``collect_rollouts`` is another than Stable-Baselines3's: a mixin's, or patched in."""
     return getattr(inherited, "__func__", None) is not OWN
+
+
+def count_episodes(model: PPOX, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
+    """``_update_info_buffer``, which would have every info made where they are made when they are asked for."""
+    if type(infos) is Infos and getattr(model._update_info_buffer, "__func__", None) is OWN_COUNTING:
+        rows = infos.worth_counting(dones)
+        if rows:
+            model._update_info_buffer([infos[row] for row in rows], dones[rows])
+    else:
+        model._update_info_buffer(infos, dones)
 
 
 def within_bounds(model: PPOX, actions: np.ndarray) -> np.ndarray:
