@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, joined_signature
+from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, check_learn, joined_signature
 from sb3_ppo_ext.compilation import Compilation
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import SavedControllers, knobs_of
@@ -132,9 +132,9 @@ class PPOX(PPO):
         return self._earlier_timesteps + self.num_timesteps
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # The last rollout overshoots; a linear schedule to 0 would turn negative there.
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+        # The last rollout overshoots; a linear schedule to 0 would turn negative there. Numbers too large for a float
+        # are divided as they are.
+        self._current_progress_remaining = max(1.0 - num_timesteps / total_timesteps, 0.0)
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         self._set_learning_rate(float(self.knobs.values.learning_rate))
@@ -201,6 +201,7 @@ class PPOX(PPO):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
+        check_learn(self, total_timesteps)
         self._earlier_timesteps += self.num_timesteps if reset_num_timesteps else 0
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, *args, **kwargs

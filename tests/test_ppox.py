@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -131,6 +131,26 @@ def test_progress_never_goes_below_zero() -> None:
     model = model_with(learning_rate=lambda p: seen.append(p) or 1e-3)  # type: ignore[func-returns-value]
     model.learn(40)  # the second rollout of 32 overshoots
     assert min(seen) == 0.0
+
+
+@pytest.mark.parametrize("endless", [float("inf"), 10**400])
+def test_a_training_that_only_a_callback_ends_stays_at_the_start_of_its_schedules(endless: Any, tmp_path: Path) -> None:
+    model = model_with(learning_rate="linear:1e-3:0", compile=False)
+    for episodes in (6, 12):  # of 10 steps each
+        model.learn(endless, callback=StopTrainingOnMaxEpisodes(6), reset_num_timesteps=False)
+        assert (model.num_timesteps, model._current_progress_remaining) == (10 * episodes, 1.0)
+        assert model.logger.name_to_value["train/learning_rate"] == 1e-3
+    model.save(tmp_path / "model")
+    PPOX.load(tmp_path / "model", env=Toy(action="box")).learn(32)
+
+
+def test_no_number_of_timesteps_and_no_environment_are_refused(tmp_path: Path) -> None:
+    model = model_with()
+    with pytest.raises(ValueError, match=r'total_timesteps=nan: .*float\("inf"\)'):
+        model.learn(float("nan"))  # type: ignore[arg-type]
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"learn\(\): the model has no environment; call set_env"):
+        PPOX.load(tmp_path / "model").learn(32)
 
 
 def test_callbacks_may_assign_knobs_as_on_ppo() -> None:
