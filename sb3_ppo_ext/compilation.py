@@ -152,7 +152,7 @@ class Compilation:
             # One smaller minibatch an epoch; eager it costs little where there are many others.
             costs = COSTS[model.device.type]
             compile_last = self.epochs * costs.saved_per_minibatch >= WORTH * costs.compile_time
-            compiled = CompiledUpdate(eager, self.graphs, model._rates.ratios, compile_last=compile_last)
+            compiled = CompiledUpdate(eager, self.graphs, model._rates.ratios(), compile_last=compile_last)
             compiled.prepare(rollout, model.batch_size)
         except CompileError as error:
             self.update_refused = True

@@ -110,12 +110,12 @@ class PPOX(PPO):
         check_arguments(self)
         self.rollout_buffer_class = self.rollout_buffer_class or default_buffer(self.policy_class)
         super()._setup_model()
+        self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))  # as the policy has read it
         self.knobs = knobs_of(self)
         self.knobs.load_state_dict(self._controllers)
         self._controllers = {}
         check_exact_kl(self)
         check_buffer(self)
-        self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
         self._watch = Watch()
         self._compilation = Compilation()
         if self.normalize_value:
@@ -141,7 +141,7 @@ class PPOX(PPO):
 
     def _set_learning_rate(self, rate: float) -> None:
         if self._rates.optimizer is not self.policy.optimizer:  # replaced by the user since
-            self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
+            self._rates = GroupRates(self.policy.optimizer, self._rates.rate, self.lr_schedule(1.0))
         self._rates.apply(rate)
         self.logger.record("train/learning_rate", rate)
 

@@ -14,7 +14,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -194,30 +193,6 @@ def test_minibatch_controller_moves_the_learning_rate_within_an_epoch() -> None:
     # 2 epochs of 2 minibatches; before the first step the KL is exactly 0, so the rate stands; then it only falls
     assert rates[0] == 1e-3
     assert rates == pytest.approx([1e-3, 1e-3 / 1.5, 1e-3 / 1.5**2, 1e-3 / 1.5**3])
-
-
-class TwoRates(ActorCriticPolicy):
-    """The value head learns ten times as fast."""
-
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        head = list(self.value_net.parameters())
-        body = [p for p in self.parameters() if all(p is not q for q in head)]
-        rate = lr_schedule(1)
-        self.optimizer = torch.optim.Adam([{"params": body, "lr": rate}, {"params": head, "lr": 10 * rate}])
-
-
-def test_parameter_groups_keep_the_ratios_of_their_rates(tmp_path: Path) -> None:
-    model = PPOX(TwoRates, Toy(), learning_rate=Cosine(1e-3, 1e-4), **SETTINGS).learn(64)
-    assert [group["lr"] for group in model.policy.optimizer.param_groups] == pytest.approx([1e-4, 1e-3])
-    model.save(tmp_path / "model")
-    loaded = PPOX.load(tmp_path / "model", env=Toy(), learning_rate=2e-3).learn(64)
-    assert [group["lr"] for group in loaded.policy.optimizer.param_groups] == pytest.approx([2e-3, 2e-2])
-
-
-def test_ratios_that_cannot_be_read_are_refused_when_training_starts() -> None:
-    with pytest.raises(ValueError, match="starts at 0"):
-        PPOX(TwoRates, Toy(), learning_rate=Warmup(0.1, Cosine(1e-3)), **SETTINGS).learn(64)
 
 
 def test_early_stop_tells_the_epoch() -> None:

@@ -72,7 +72,8 @@ class KnobScheduler:
             {**read, **{COEFFICIENTS[name]: parse_knob(COEFFICIENTS[name], knobs[name]) for name in knobs}}
         )
         if optimizer is not None and "lr" in knobs:
-            self.rates = GroupRates(optimizer, float(self.set.values.learning_rate))
+            rate = float(self.set.values.learning_rate)
+            self.rates = GroupRates(optimizer, rate, rate)
         self._write()
 
     @classmethod
