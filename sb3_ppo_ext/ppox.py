@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pathlib
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -12,11 +13,14 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, check_learn, joined_signature
+from sb3_ppo_ext.by_hand import begin_collecting, require_rollout
 from sb3_ppo_ext.compilation import Compilation
 from sb3_ppo_ext.kl import Controller
 from sb3_ppo_ext.knob_set import SavedControllers, knobs_of
@@ -31,6 +35,8 @@ from sb3_ppo_ext.value_norm import install_popart
 from sb3_ppo_ext.watching import Watch
 
 SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
+
+OPTIMIZER, CONTROLLERS = "policy.optimizer", "controllers"  # keys of get_parameters(): torch ignores the second
 
 
 class PPOX(PPO):
@@ -110,6 +116,8 @@ class PPOX(PPO):
         check_arguments(self)
         self.rollout_buffer_class = self.rollout_buffer_class or default_buffer(self.policy_class)
         super()._setup_model()
+        if self.ep_info_buffer is None:  # learn() makes them too; collect_rollouts() and dump_logs() need them
+            self.ep_info_buffer, self.ep_success_buffer = (deque(maxlen=self._stats_window_size) for _ in range(2))
         self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))  # as the policy has read it
         self.knobs = knobs_of(self)
         self.knobs.load_state_dict(self._controllers)
@@ -120,6 +128,13 @@ class PPOX(PPO):
         self._compilation = Compilation()
         if self.normalize_value:
             install_popart(self.policy)
+
+    @property
+    def logger(self) -> Logger:
+        """As :attr:`PPO.logger`; one without outputs before ``learn()`` or ``set_logger`` has made another."""
+        if "_logger" not in vars(self):
+            self._logger = Logger(None, [])
+        return self._logger
 
     @property
     def penalized(self) -> bool:
@@ -147,6 +162,7 @@ class PPOX(PPO):
 
     def train(self) -> None:
         """Updates policy and value function from the rollout that was collected last."""
+        require_rollout(self)
         self._watch.before_update(self)
         self.policy.set_training_mode(True)
         self.knobs = knobs_of(self)
@@ -166,6 +182,7 @@ class PPOX(PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
+        callback = begin_collecting(self, env, callback)
         inherited = super().collect_rollouts
         with self._watch.collecting(self):
             if is_replaced(inherited):
@@ -209,6 +226,26 @@ class PPOX(PPO):
         self._watch.begin(callback)
         self._compilation.plan(self, total_timesteps)
         return total_timesteps, callback
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """As :meth:`PPO.get_parameters`; what controllers have reached stands in the optimizer's state."""
+        parameters = super().get_parameters()
+        if self.knobs.controllers:
+            parameters[OPTIMIZER] = {**parameters[OPTIMIZER], CONTROLLERS: self.knobs.state_dict()}
+        return parameters
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """As :meth:`PPO.set_parameters`; with the optimizer's state come controllers of the same settings."""
+        parameters: Any = load_path_or_dict
+        if not isinstance(load_path_or_dict, dict):
+            _, parameters, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        super().set_parameters(parameters, exact_match, device)
+        self.knobs.load_state_dict(parameters.get(OPTIMIZER, {}).get(CONTROLLERS, {}))
 
     def save(
         self,

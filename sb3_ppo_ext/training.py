@@ -7,11 +7,10 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 
+from sb3_ppo_ext.by_hand import what_follows
 from sb3_ppo_ext.compiled_update import CompiledUpdate
 from sb3_ppo_ext.device.buffers import DeviceRollouts
 from sb3_ppo_ext.device.rollout import DeviceRollout
@@ -31,7 +30,7 @@ from sb3_ppo_ext.policies import (
 from sb3_ppo_ext.sequences import SequencePolicy
 from sb3_ppo_ext.terms import Objective
 from sb3_ppo_ext.update import Measured, Update
-from sb3_ppo_ext.value_norm import PopArtLinear
+from sb3_ppo_ext.value_norm import PopArtLinear, install_popart
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
@@ -164,9 +163,7 @@ def popart_head(model: PPOX) -> PopArtLinear | None:
     """The layer that keeps the statistics of the return, with ``normalize_value``."""
     if not model.normalize_value:
         return None
-    head = unwrapped(model.policy).value_net
-    assert isinstance(head, PopArtLinear)
-    return head
+    return install_popart(unwrapped(model.policy))  # which does nothing, unless the user has exchanged the policy
 
 
 @contextmanager
@@ -193,9 +190,8 @@ def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> 
     """Values and GAE under the current value function, as Andrychowicz et al. 2021 recommend before every epoch."""
     with as_collected(model.policy), torch.no_grad():
         values = rollout.map_rows(adapter.values, max(CHUNK, model.batch_size))
-        assert model._last_obs is not None
-        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
-    rollout.refresh_advantage(values, last_values, np.asarray(model._last_episode_starts))
+        last_values, dones = what_follows(model)
+    rollout.refresh_advantage(values, last_values, dones)
 
 
 def step_controllers(model: PPOX, moment: str, measured: Measured, rollout: Rollout) -> None:

@@ -56,7 +56,10 @@ class SampleTable(BaseCallback):
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows, as text."""
         policy = self.model.policy
-        assert isinstance(policy, LanguageModelPolicy) and policy.trained_on is not None
+        if not isinstance(policy, LanguageModelPolicy):
+            raise ValueError(f"SampleTable is for a LanguageModelPolicy; this is a {type(policy).__name__}")
+        if policy.trained_on is None:
+            return []  # the first rollout is not trained on yet
         score, kl = policy.trained_on
         texts = [pair for step in self.texts for pair in step]
         middle = self.generator.choice(len(score), min(self.random_rows, len(score)), replace=False).tolist()
