@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,13 @@ from sb3_ppo_ext.minibatches import has_rows
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
+
+
+def prepare_logs(model: PPOX) -> None:
+    """The buffers of episodes, which ``collect_rollouts`` and ``dump_logs`` need."""
+    if model.ep_info_buffer is None:
+        model.ep_info_buffer = deque(maxlen=model._stats_window_size)
+        model.ep_success_buffer = deque(maxlen=model._stats_window_size)
 
 
 def begin_collecting(model: PPOX, env: VecEnv, callback: MaybeCallback) -> BaseCallback:

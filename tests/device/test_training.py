@@ -17,8 +17,8 @@ from sb3_ppo_ext.training import KLProbe
 from tests import test_compiled, test_parity
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.test_compiled import compiler  # noqa: F401  # a fixture
+from tests.test_group_rates import TwoRates
 from tests.test_parity import environments
-from tests.test_ppox import TwoRates
 
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
