@@ -18,7 +18,7 @@ from sb3_ppo_ext.checkpoints import checkpoint_path
 from sb3_ppo_ext.diagnostics import Diagnostics
 from sb3_ppo_ext.divergence import DivergedError, check_rollout, check_update, explain_policy_failure, first_bad
 from sb3_ppo_ext.knobs import KNOBS
-from sb3_ppo_ext.monitoring import as_text, write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.monitoring import as_text, forget_written, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.training_log import kl_target
 from sb3_ppo_ext.update import NAMES, Measured
 
@@ -65,6 +65,7 @@ class Watch:
     @contextmanager
     def collecting(self, model: PPOX) -> Iterator[None]:
         """Around ``collect_rollouts()``: a distribution that refuses a NaN does not say where the NaN is from."""
+        forget_written(model.logger)  # by an earlier learn(), which has left it there to be read
         try:
             yield
         # RuntimeError: multinomial's, where the distributions do not check (torch.compile switches that off for good).
