@@ -174,7 +174,7 @@ class PPOX(PPO):
         with self._watch.collecting(self):
             if is_replaced(inherited):
                 return inherited(env, callback, rollout_buffer, n_rollout_steps)
-            actor_of = self._compilation.actor_of(self)
+            actor_of = self._watch.acted.noting(self._compilation.actor_of(self))
             return collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps, actor_of)
 
     def learn(

@@ -18,6 +18,7 @@ from sb3_ppo_ext.checkpoints import Normalization, checkpoint_path
 from sb3_ppo_ext.diagnostics import Diagnostics
 from sb3_ppo_ext.divergence import DivergedError, check_rollout, check_update, explain_policy_failure, first_bad
 from sb3_ppo_ext.knobs import KNOBS
+from sb3_ppo_ext.logged_kl import ActedDistributions
 from sb3_ppo_ext.monitoring import as_text, forget_written, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.training_log import kl_target
 from sb3_ppo_ext.update import NAMES, Measured
@@ -42,6 +43,7 @@ class Watch:
     callback: BaseCallback | None = None  # of the learn() that runs
     described: bool = False  # in this learn()'s logger
     rollouts: int = 0
+    acted: ActedDistributions = field(default_factory=ActedDistributions)
     normalization: Normalization | None = None  # at the beginning of the rollout, if it may have to be saved
 
     def begin(self, callback: BaseCallback) -> None:
