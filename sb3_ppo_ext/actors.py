@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
+from sb3_ppo_ext.effects import without_trace
 from sb3_ppo_ext.minibatches import Observation
 from sb3_ppo_ext.plain_forward import PlainNetworks
 from sb3_ppo_ext.policies import unvalidated_distributions
@@ -125,8 +126,8 @@ def refuse_nan(policy: ActorCriticPolicy, observation: Observation, log_probs: T
 
 
 def check_distribution(policy: ActorCriticPolicy, observation: Observation) -> None:
-    """Distribution, draw and log-probability once more, under their checks; torch's generator stays where it is."""
+    """Distribution, draw and log-probability once more, under their checks; all generators stay where they are."""
     devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), without_trace(policy), torch.no_grad():
         distribution = policy.get_distribution(observation)
         distribution.log_prob(distribution.get_actions())

@@ -99,6 +99,17 @@ def check_buffer(model: PPOX) -> None:
         )
 
 
+def check_learn(model: PPOX, total_timesteps: float) -> None:
+    """What ``learn()`` needs before it changes anything."""
+    if total_timesteps != total_timesteps:
+        raise ValueError(
+            f"total_timesteps={total_timesteps}: a number of steps is needed, or "
+            'float("inf") where a callback ends the training'
+        )
+    if model.env is None:
+        raise ValueError("learn(): the model has no environment; call set_env(env), or pass env=... to load()")
+
+
 def joined_signature(host: Callable[..., Any], own: Callable[..., Any]) -> inspect.Signature:
     """The host's parameters followed by the keyword-only ones of ``own``, which passes the host's on unnamed."""
     keywords = [one for one in inspect.signature(own).parameters.values() if one.kind is one.KEYWORD_ONLY]

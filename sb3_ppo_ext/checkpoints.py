@@ -1,23 +1,58 @@
-"""Where a model is saved that was still good when training had to stop."""
+"""Where a model is saved that was still good when training had to stop, and the statistics it was trained with."""
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from collections.abc import Iterator
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_ppo_ext.saving import save_atomically
 
 
-def checkpoint_path(callback: BaseCallback, num_timesteps: int) -> str | None:
-    """The zip beside the run's checkpoints, or else beside its best model; None where neither is configured."""
+def checkpoint_path(callback: BaseCallback, num_timesteps: int, kind: str = "", extension: str = "zip") -> str | None:
+    """The file beside the run's checkpoints, or else beside its best model; None where neither is configured."""
     callbacks = list(with_children(callback))
+    name = f"last_good_{kind}{num_timesteps}_steps.{extension}"
     for one in callbacks:
         if isinstance(one, CheckpointCallback):
-            return os.path.join(one.save_path, f"{one.name_prefix}_last_good_{num_timesteps}_steps.zip")
+            return os.path.join(one.save_path, f"{one.name_prefix}_{name}")
     for one in callbacks:
         if isinstance(one, EvalCallback) and one.best_model_save_path is not None:
-            return os.path.join(one.best_model_save_path, f"model_last_good_{num_timesteps}_steps.zip")
+            return os.path.join(one.best_model_save_path, f"model_{name}")
     return None
+
+
+class Normalization:
+    """The statistics of a ``VecNormalize`` as they are now: what it sees later may not be finite, and stays in them."""
+
+    def __init__(self, env: VecNormalize) -> None:
+        self.env = env
+        self.statistics = {
+            name: copy.deepcopy(getattr(env, name)) for name in ("obs_rms", "ret_rms") if name in vars(env)
+        }
+
+    def is_finite(self) -> bool:
+        """Whether they can be used."""
+        of_keys = [
+            one
+            for value in self.statistics.values()
+            for one in (value.values() if isinstance(value, dict) else [value])
+        ]
+        return all(np.isfinite(one.mean).all() and np.isfinite(one.var).all() for one in of_keys)
+
+    def save(self, path: str) -> None:
+        """A file for ``VecNormalize.load``."""
+        now = {name: getattr(self.env, name) for name in self.statistics}
+        vars(self.env).update(self.statistics)
+        try:
+            save_atomically(path, lambda file: pickle.dump(self.env, file))
+        finally:
+            vars(self.env).update(now)
 
 
 def with_children(callback: BaseCallback) -> Iterator[BaseCallback]:

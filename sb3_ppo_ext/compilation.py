@@ -49,6 +49,7 @@ class Costs(NamedTuple):
 # What "auto" decides by; on a device that is not here it trains eagerly.
 COSTS = {"cpu": Costs(1.2e-3, 0.2e-3, 20.0), "cuda": Costs(3.5e-3, 0.5e-3, 40.0)}  # an AMD EPYC; an H100
 WORTH = 2.0  # how many times over the time has to be saved
+ENDLESS = 2**62  # timesteps; learn(float("inf")) plans as many
 
 
 class CompileWarning(UserWarning):
@@ -68,7 +69,7 @@ class Compilation:
         self._said: bool | None = None
         self._reasons: set[str] = set()
 
-    def plan(self, model: PPOX, total_timesteps: int) -> None:
+    def plan(self, model: PPOX, total_timesteps: float) -> None:
         """At the start of ``learn()``, whose last timestep is ``total_timesteps``: decides, and says so."""
         self.verbose = model.verbose
         self.epochs, steps = planned_work(model, total_timesteps)
@@ -93,6 +94,8 @@ class Compilation:
         saved, takes = self._saved(model, minibatches, steps)
         wanted = bool(self.wanted) or saved >= WORTH * takes
         pays = f"saves about {saved:,.0f} s" if wanted else "would not repay the time it takes to compile"
+        if steps * model.n_envs >= ENDLESS:
+            return wanted, "learn() is to end by a callback alone"
         return wanted, f"{minibatches:,} minibatches are planned, which {pays}"
 
     def _saved(self, model: PPOX, minibatches: int, steps: int) -> tuple[float, float]:
@@ -149,7 +152,7 @@ class Compilation:
             # One smaller minibatch an epoch; eager it costs little where there are many others.
             costs = COSTS[model.device.type]
             compile_last = self.epochs * costs.saved_per_minibatch >= WORTH * costs.compile_time
-            compiled = CompiledUpdate(eager, self.graphs, model._rates.ratios, compile_last=compile_last)
+            compiled = CompiledUpdate(eager, self.graphs, model._rates.ratios(), compile_last=compile_last)
             compiled.prepare(rollout, model.batch_size)
         except CompileError as error:
             self.update_refused = True
@@ -201,9 +204,10 @@ def require_cpu(model: PPOX) -> None:
         raise CompileError(f"the device is {model.device}; the CPU and CUDA are supported")
 
 
-def planned_work(model: PPOX, total_timesteps: int) -> tuple[int, int]:
+def planned_work(model: PPOX, total_timesteps: float) -> tuple[int, int]:
     """Epochs and steps of all environments, those behind the model included: short calls of ``learn()`` add up."""
-    rollouts = math.ceil(max(total_timesteps - model.num_timesteps, 0) / (model.n_steps * model.n_envs))
+    ahead = min(max(total_timesteps - model.num_timesteps, 0), ENDLESS)
+    rollouts = math.ceil(ahead / (model.n_steps * model.n_envs))
     done = model._n_updates // max(model.n_epochs, 1)
     return model._n_updates + rollouts * model.n_epochs, (done + rollouts) * model.n_steps
 

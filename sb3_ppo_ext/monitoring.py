@@ -97,6 +97,14 @@ def write_pending(logger: Logger, step: int) -> None:
     _written[logger] = pending
 
 
+def forget_written(logger: Logger) -> None:
+    """Drops what ``write_pending`` wrote last and nothing has replaced: the next dump would write it a second time."""
+    for name, value in _written.pop(logger, {}).items():
+        if name in logger.name_to_value and logger.name_to_value[name] is value:
+            for records in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
+                records.pop(name, None)  # type: ignore[attr-defined]  # all three are dicts
+
+
 def _tensorboards(logger: Logger) -> Iterator[TensorBoardOutputFormat]:
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat) and _is_open(output):

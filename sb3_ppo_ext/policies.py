@@ -105,3 +105,13 @@ def unvalidated_distributions() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def as_collected(policy: torch.nn.Module) -> Iterator[None]:
+    """The policy in evaluation mode, as it collects rollouts, until the end of the block of its training."""
+    unwrapped(policy).set_training_mode(False)
+    try:
+        yield
+    finally:
+        unwrapped(policy).set_training_mode(True)

@@ -95,7 +95,6 @@ def last_values(model: PPOX, observation: Any, dones: np.ndarray) -> Tensor:
 
 def begin(model: PPOX, env: VecEnv, buffer: RolloutBuffer) -> None:
     """An empty buffer, a policy in evaluation mode, and fresh noise where it explores by parameters."""
-    assert model._last_obs is not None, "No previous observation was provided"
     model.policy.set_training_mode(False)
     buffer.reset()
     if model.use_sde:

@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
+File = str | pathlib.Path | io.BufferedIOBase
 
-def save_atomically(path: str | pathlib.Path, write: Callable[[io.BufferedIOBase], None]) -> None:
+
+def save_atomically(path: File, write: Callable[[io.BufferedIOBase], None]) -> None:
     """Calls ``write`` on a file beside ``path`` and moves it there when it is complete and on disk.
 
     ``path`` gets the suffix .zip if it has none, and missing folders are made, as ``BaseAlgorithm.save`` does.
+    Into an open file it is written as it comes.
     """
+    if not isinstance(path, (str, pathlib.Path)):
+        write(path)
+        return
     target = pathlib.Path(path)
     if target.suffix == "":
         target = pathlib.Path(f"{target}.zip")

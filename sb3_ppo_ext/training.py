@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from stable_baselines3.common.utils import obs_as_tensor
-from torch import Tensor, nn
 
+from sb3_ppo_ext.by_hand import what_follows
 from sb3_ppo_ext.compiled_update import CompiledUpdate
 from sb3_ppo_ext.device.buffers import DeviceRollouts
 from sb3_ppo_ext.device.rollout import DeviceRollout
 from sb3_ppo_ext.device.update import DeviceUpdate
-from sb3_ppo_ext.distributions import ActionDistribution, exact_kl
+from sb3_ppo_ext.distributions import ActionDistribution
+from sb3_ppo_ext.effects import without_trace
+from sb3_ppo_ext.logged_kl import CHUNK, KLOfPasses, KLProbe, probe_of
 from sb3_ppo_ext.memory import keeping_freed_memory
-from sb3_ppo_ext.minibatches import Rollout, observation_rows
+from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.optimizers import prefer_foreach
 from sb3_ppo_ext.policies import (
     PolicyAdapter,
     SB3Adapter,
+    as_collected,
     evaluates_as_sb3,
     knows_distribution,
     unvalidated_distributions,
@@ -31,15 +32,13 @@ from sb3_ppo_ext.policies import (
 from sb3_ppo_ext.sequences import SequencePolicy
 from sb3_ppo_ext.terms import Objective
 from sb3_ppo_ext.update import Measured, Update
-from sb3_ppo_ext.value_norm import PopArtLinear
+from sb3_ppo_ext.value_norm import PopArtLinear, install_popart
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 Runner = Update | CompiledUpdate | DeviceUpdate
-
-# Rows per forward pass outside of the minibatches: enough to amortise the call, small beside a rollout of images.
-CHUNK = 256
+Probe = KLProbe | KLOfPasses
 
 
 def collected(model: PPOX) -> Rollout:
@@ -59,15 +58,17 @@ def train_on(model: PPOX, rollout: Rollout) -> tuple[list[Measured], float]:
         steered = steered_by_exact_kl(model)
         if (head := popart_head(model)) is not None:
             head.update(rollout.value_target)
-        update = prepare_update(model, rollout, with_distribution=steered)
-        probe = None if steered or not _can_be_probed(model, rollout) else KLProbe(model, rollout, update.adapter)
+        acted = model._watch.acted.take(rollout)
+        update = prepare_update(model, rollout, with_distribution=steered, acted=acted)
         runner = model._compilation.update(model, rollout, update)
+        eager = isinstance(runner, Update)
+        probe = None if steered else probe_of(model, rollout, update.adapter, acted, eager=eager)
         epochs = list(run_epochs(model, rollout, update, runner, probe))
-        return epochs, epochs[-1].mean("kl_exact") if probe is None else probe.measure()
+        return epochs, epochs[-1].mean("kl_exact") if probe is None else probe.measure(epochs)
 
 
 def run_epochs(
-    model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: KLProbe | None
+    model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: Probe | None
 ) -> Iterator[Measured]:
     """What each epoch showed, until ``target_kl`` stops them."""
     for epoch, measured in enumerate(_measured(model, rollout, update, runner, probe)):
@@ -82,12 +83,10 @@ def run_epochs(
             return
 
 
-def _measured(
-    model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: KLProbe | None
-) -> Iterator[Measured]:
+def _measured(model: PPOX, rollout: Rollout, update: Update, runner: Runner, probe: Probe | None) -> Iterator[Measured]:
     refresh = partial(refresh_advantage, model, rollout, update.adapter) if model.recompute_advantage else None
     if isinstance(runner, DeviceUpdate):
-        look: Callable[[], object] = (lambda: None) if probe is None else probe.look
+        look: Callable[[], object] = probe.look if isinstance(probe, KLProbe) else lambda: None
         yield from runner.epochs(rollout, model.batch_size, model.n_epochs, refresh, look)
         model._set_learning_rate(float(model.knobs.values.learning_rate))
         return
@@ -98,44 +97,18 @@ def _measured(
         yield runner.epoch(rollout, model.batch_size)
 
 
-class KLProbe:
-    """The exact KL of an update where only the log wants it: over some states of the rollout, before and after.
-
-    Where the loss or a controller needs it, every minibatch measures it; for the log alone that would cost too much.
-    """
-
-    def __init__(self, model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
-        self.model = model
-        self.adapter = adapter
-        # At most a 190th of the update's own work, which sees each state in every epoch, three passes at a time.
-        count = min(rollout.size, CHUNK, max(rollout.size * model.n_epochs // 128, 1))
-        rows = torch.linspace(0, rollout.size - 1, count, device=model.device).long()
-        self.observation = observation_rows(rollout.rows.observation, rows)
-        self.before = self._distribution()
-        self.found: Tensor | None = None
-
-    def _distribution(self) -> ActionDistribution:
-        with as_collected(self.model.policy), torch.no_grad():
-            return self.adapter.distribution(self.observation)
-
-    def look(self) -> Tensor:
-        """Computes what ``measure`` tells, without waiting for a device."""
-        self.found = exact_kl(self.before, self._distribution()).mean()
-        return self.found
-
-    def measure(self) -> float:
-        """KL(before || after), the mean over the states; now is after, unless one has looked."""
-        return (self.look() if self.found is None else self.found).item()
-
-
-def prepare_update(model: PPOX, rollout: Rollout, *, with_distribution: bool) -> Update:
-    """What stays the same over the rollout's minibatches."""
+def prepare_update(
+    model: PPOX, rollout: Rollout, *, with_distribution: bool, acted: ActionDistribution | None = None
+) -> Update:
+    """What stays the same over the rollout's minibatches; ``acted`` are the distributions it was collected by."""
     policy = unwrapped(model.policy)
     if isinstance(policy, SequencePolicy):
         return policy.update(model, rollout)
     adapter = SB3Adapter(model.policy, with_distribution=with_distribution)
-    if with_distribution:
-        with as_collected(model.policy):
+    if with_distribution and acted is not None:
+        rollout.rows = rollout.rows._replace(distribution=acted)
+    elif with_distribution:
+        with as_collected(policy), without_trace(policy):
             rollout.remember_distributions(adapter.distribution, max(CHUNK, model.batch_size))
     prefer_foreach(model.policy.optimizer)
     head = popart_head(model)
@@ -164,19 +137,7 @@ def popart_head(model: PPOX) -> PopArtLinear | None:
     """The layer that keeps the statistics of the return, with ``normalize_value``."""
     if not model.normalize_value:
         return None
-    head = unwrapped(model.policy).value_net
-    assert isinstance(head, PopArtLinear)
-    return head
-
-
-@contextmanager
-def as_collected(policy: nn.Module) -> Iterator[None]:
-    """The policy in evaluation mode, as it collects rollouts, until the end of the block of its training."""
-    unwrapped(policy).set_training_mode(False)
-    try:
-        yield
-    finally:
-        unwrapped(policy).set_training_mode(True)
+    return install_popart(unwrapped(model.policy))  # which does nothing, unless the user has exchanged the policy
 
 
 def steered_by_exact_kl(model: PPOX) -> bool:
@@ -185,17 +146,13 @@ def steered_by_exact_kl(model: PPOX) -> bool:
     return model.kl_estimator == "exact" and (model.penalized or steered)
 
 
-def _can_be_probed(model: PPOX, rollout: Rollout) -> bool:
-    return knows_distribution(model.policy) and rollout.has_rows
-
-
 def refresh_advantage(model: PPOX, rollout: Rollout, adapter: PolicyAdapter) -> None:
     """Values and GAE under the current value function, as Andrychowicz et al. 2021 recommend before every epoch."""
-    with as_collected(model.policy), torch.no_grad():
+    policy = unwrapped(model.policy)
+    with as_collected(policy), without_trace(policy), torch.no_grad():
         values = rollout.map_rows(adapter.values, max(CHUNK, model.batch_size))
-        assert model._last_obs is not None
-        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
-    rollout.refresh_advantage(values, last_values, np.asarray(model._last_episode_starts))
+        last_values, dones = what_follows(model)
+    rollout.refresh_advantage(values, last_values, dones)
 
 
 def step_controllers(model: PPOX, moment: str, measured: Measured, rollout: Rollout) -> None:

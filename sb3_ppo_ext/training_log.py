@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX
 
 
+def record_update(model: PPOX, rollout: Rollout, epochs: list[Measured], exact_kl: float) -> dict[str, float]:
+    """Leaves the records of an update in the model's logger, and returns them."""
+    records = training_records(model, rollout, epochs, exact_kl)
+    for name, value in records.items():
+        model.logger.record(name, value)
+    model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+    return records
+
+
 def training_records(model: PPOX, rollout: Rollout, epochs: list[Measured], exact_kl: float) -> dict[str, float]:
     """Key -> value. Means are over all minibatches, but the KL's over the last epoch and "loss" is the last one's."""
     last = epochs[-1]

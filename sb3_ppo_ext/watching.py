@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from sb3_ppo_ext.checkpoints import checkpoint_path
+from sb3_ppo_ext.checkpoints import Normalization, checkpoint_path
 from sb3_ppo_ext.diagnostics import Diagnostics
 from sb3_ppo_ext.divergence import DivergedError, check_rollout, check_update, explain_policy_failure, first_bad
 from sb3_ppo_ext.knobs import KNOBS
-from sb3_ppo_ext.monitoring import as_text, write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.logged_kl import ActedDistributions
+from sb3_ppo_ext.monitoring import as_text, forget_written, write_dashboard, write_hyperparameters, write_pending
 from sb3_ppo_ext.training_log import kl_target
 from sb3_ppo_ext.update import NAMES, Measured
 
@@ -42,6 +43,8 @@ class Watch:
     callback: BaseCallback | None = None  # of the learn() that runs
     described: bool = False  # in this learn()'s logger
     rollouts: int = 0
+    acted: ActedDistributions = field(default_factory=ActedDistributions)
+    normalization: Normalization | None = None  # at the beginning of the rollout, if it may have to be saved
 
     def begin(self, callback: BaseCallback) -> None:
         """At the start of ``learn()``, which may have made a new logger."""
@@ -54,9 +57,9 @@ class Watch:
         try:
             yield
         except DivergedError as error:
-            if (path := self._save_last_good(model)) is None:
+            if (saved := self._save_last_good(model)) is None:
                 raise
-            raise DivergedError(f"{error} The model as it was before that is saved as {path}.") from error
+            raise DivergedError(f"{error} {saved}") from error
         finally:
             # Where learn() fails before it has a logger, that error is the one to show.
             if logged and "_logger" in vars(model):
@@ -65,6 +68,9 @@ class Watch:
     @contextmanager
     def collecting(self, model: PPOX) -> Iterator[None]:
         """Around ``collect_rollouts()``: a distribution that refuses a NaN does not say where the NaN is from."""
+        forget_written(model.logger)  # by an earlier learn(), which has left it there to be read
+        env = model.get_vec_normalize_env()
+        self.normalization = None if env is None or self._last_good_path(model) is None else Normalization(env)
         try:
             yield
         # RuntimeError: multinomial's, where the distributions do not check (torch.compile switches that off for good).
@@ -123,12 +129,18 @@ class Watch:
         knobs = model.knobs.numbers()
         check_update(values, iteration=self.rollouts, epoch=epoch, knobs=knobs, buffer=model.rollout_buffer)
 
-    def _last_good_path(self, model: PPOX) -> str | None:
-        return None if self.callback is None else checkpoint_path(self.callback, model.num_timesteps)
+    def _last_good_path(self, model: PPOX, *kind: str) -> str | None:
+        return None if self.callback is None else checkpoint_path(self.callback, model.num_timesteps, *kind)
 
     def _save_last_good(self, model: PPOX) -> str | None:
+        """What has been saved, in words; None where there is nothing good or no place for it."""
         path = self._last_good_path(model)
         if path is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
             return None
         model.save(path)
-        return path
+        said = f"The model as it was before that is saved as {path}"
+        statistics = self._last_good_path(model, "vecnormalize_", "pkl")
+        if statistics is None or self.normalization is None or not self.normalization.is_finite():
+            return f"{said}."
+        self.normalization.save(statistics)
+        return f"{said}, and the statistics of its VecNormalize as {statistics} (VecNormalize.load takes them)."

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.adam import adam_step, groups_of
 from tests.environments import Toy
+from tests.test_group_rates import TwoRates
 from tests.test_parity import Doubling
-from tests.test_ppox import TwoRates
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning")
 

@@ -38,7 +38,7 @@ class DeviceEngine:
     def update(self, model: PPOX, rollout: Rollout, eager: Update) -> DeviceUpdate:
         """All epochs of ``train()``; ``CompileError`` with the reason where they cannot be recorded."""
         require_compilable(model.policy, rollout, model.policy.optimizer)
-        update = DeviceUpdate(eager, self.recordings, model._rates.ratios, rollout)
+        update = DeviceUpdate(eager, self.recordings, model._rates.ratios(), rollout)
         update.prepare(rollout, model.batch_size)
         return update
 

@@ -39,6 +39,7 @@ from sb3_ppo_ext.language.rollout import SequenceRollout
 from sb3_ppo_ext.language.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
 from sb3_ppo_ext.language.statistics import MINIBATCH_STATISTICS
 from sb3_ppo_ext.language.update import sequence_update
+from sb3_ppo_ext.optimizers import RATIO
 from sb3_ppo_ext.update import Update
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, WithProgress, Compilab
         groups: list[dict[str, Any]] = [{"params": self.model_parameters() + self.value_parameters()}]
         if self.value_lr_ratio != 1:
             groups = [
-                {"params": self.model_parameters()},
-                {"params": self.value_parameters(), "lr": rate * self.value_lr_ratio},
+                {"params": self.model_parameters(), RATIO: 1.0},
+                {"params": self.value_parameters(), "lr": rate * self.value_lr_ratio, RATIO: self.value_lr_ratio},
             ]
         return self.optimizer_class(groups, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]  # all take lr
 

@@ -61,7 +61,10 @@ class SampleTable(BaseCallback):
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows, as text."""
         policy = self.model.policy
-        assert isinstance(policy, LanguageModelPolicy) and policy.trained_on is not None
+        if not isinstance(policy, LanguageModelPolicy):
+            raise ValueError(f"SampleTable is for a LanguageModelPolicy; this is a {type(policy).__name__}")
+        if policy.trained_on is None:
+            return []  # the first rollout is not trained on yet
         score, kl = policy.trained_on
         prompts, responses = zip(*(pair for step in self.texts for pair in step), strict=True)
         texts = list(zip(what_differs(prompts), responses, strict=True))

@@ -13,12 +13,12 @@ from sb3_ppo_ext.device import engine
 from sb3_ppo_ext.device.buffers import DeviceRollouts
 from sb3_ppo_ext.device.epochs import EpochRecordings, combined
 from sb3_ppo_ext.device.update import DeviceUpdate
-from sb3_ppo_ext.training import KLProbe
+from sb3_ppo_ext.logged_kl import KLProbe
 from tests import test_compiled, test_parity
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.test_compiled import compiler  # noqa: F401  # a fixture
+from tests.test_group_rates import TwoRates
 from tests.test_parity import environments
-from tests.test_ppox import TwoRates
 
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
