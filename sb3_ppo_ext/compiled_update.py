@@ -16,7 +16,7 @@ from sb3_ppo_ext.artifacts import Call, CompileError
 from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.convolutions import convolves, images_channels_last
 from sb3_ppo_ext.graphs import Graphs
-from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
+from sb3_ppo_ext.measurements import STATISTICS
 from sb3_ppo_ext.minibatches import Minibatch, Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
 from sb3_ppo_ext.tracing import Inputs, tensors_of
@@ -125,9 +125,10 @@ class CompiledUpdate:
         def update(rows: Tensor) -> Tensor:
             tensors[-1] = rows
             row, *gradients = call(tensors)
-            self.eager.step_controllers(row[:-1], len(rows))
-            self._fill_knobs()
-            step([*self._fixed, row, *gradients])
+            if not self.eager.too_far(row):
+                self.eager.step_controllers(row[:-1], len(rows))
+                self._fill_knobs()
+                step([*self._fixed, row, *gradients])
             return row
 
         return update
@@ -148,7 +149,7 @@ class CompiledUpdate:
     def _eagerly(self, rollout: Rollout, order: Tensor) -> Tensor:
         with torch.enable_grad():
             loss, row = self.eager.evaluate(gathered_rows(rollout.rows, order), self.eager.knobs.values)
-            if row[APPROX_KL] > self.inputs["kl_limit"]:
+            if self.eager.too_far(row):
                 return torch.cat((row, row.new_full((1,), math.nan)))
             self.eager.step_controllers(row, len(order))
             row = self.eager.step(loss, row)
