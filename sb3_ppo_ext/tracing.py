@@ -6,6 +6,7 @@ the order in which the policy itself would draw it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from sb3_ppo_ext.artifacts import CompileError, first_line
 
 Inputs = dict[str, Any]
 aten = torch.ops.aten
+
+# Tracing and compiling replace methods of torch's classes until they end, for the whole process.
+ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -62,7 +66,8 @@ def trace(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> f
         return function(pytree.tree_unflatten(filled, structure))
 
     try:
-        traced = make_fx(flat, DECOMPOSED, tracing_mode="fake")(*(leaves[place] for place in places))
+        with ONE_AT_A_TIME:
+            traced = make_fx(flat, DECOMPOSED, tracing_mode="fake")(*(leaves[place] for place in places))
     except Exception as error:  # whatever a policy's own code may raise where its numbers are not known
         raise CompileError(f"the policy cannot be traced ({type(error).__name__}: {first_line(error)})") from error
     return traced
