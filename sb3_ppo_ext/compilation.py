@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
@@ -30,7 +29,7 @@ from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.policies import unvalidated_distributions, unwrapped
 from sb3_ppo_ext.sequences import EagerOnly, SequencePolicy
-from sb3_ppo_ext.threads import computing_with, threads_for
+from sb3_ppo_ext.threads import available_threads, computing_with, threads_for
 from sb3_ppo_ext.training import prepare_update, steered_by_exact_kl
 from sb3_ppo_ext.update import Update
 
@@ -110,9 +109,12 @@ class Compilation:
         """The threads torch computes with in ``learn()``; with ``compile=False`` all, as PPO: their number shows in the
         last bits.
         """
-        if model.compile is False or model.device.type != "cpu":
+        if model.device.type != "cpu":
             return nullcontext()
-        return computing_with(threads_for(model.policy, model.batch_size, torch.get_num_threads()))
+        available = available_threads()
+        if model.compile is False:
+            return computing_with(available)
+        return computing_with(threads_for(model.policy, model.batch_size, available))
 
     def actor_of(self, model: PPOX) -> Callable[[ActorCriticPolicy], Actor]:
         """Who acts in the next rollout, to be asked for when that begins."""

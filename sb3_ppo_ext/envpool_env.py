@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from sb3_ppo_ext.episodes import Array, EpisodeVecEnv, Observation, Step, put, require_supported, rows
 from sb3_ppo_ext.infos import Info, info_row
+from sb3_ppo_ext.process_wide import ignoring_warnings
 
 INSTALL = 'pip install "sb3_ppo_ext[envpool]"'
 
 NUMBERING = ("env_id", "players")  # of rows, EnvPool's own
+
+# It writes the bounds of float32 spaces in float64, when first asked for them.
+ROUNDED_BOUNDS = ignoring_warnings(".*precision lowered by casting to float32")
 
 # Their limit does nothing but end the episode. Elsewhere it may enter the reward (MiniGrid) or the observation.
 PLAIN_LIMIT = ("envpool.classic_control", "envpool.mujoco.gym", "envpool.box2d")
@@ -63,8 +66,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         import envpool
 
         pool: Any = envpool.make(self.task, env_type="gymnasium", seed=self._seed, **self._config)
-        with warnings.catch_warnings():  # it writes the bounds of float32 spaces in float64, when first asked for them
-            warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
+        with ROUNDED_BOUNDS:
             _ = pool.observation_space, pool.action_space
         return pool
 

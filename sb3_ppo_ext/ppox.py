@@ -211,8 +211,11 @@ class PPOX(PPO):
             total_timesteps, callback, reset_num_timesteps, *args, **kwargs
         )
         self._watch.begin(callback)
-        self._compilation.plan(self, total_timesteps)
         return total_timesteps, callback
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._compilation.plan(self, self._total_timesteps)  # callbacks are to find the buffer that will be filled
+        return super()._init_callback(callback, progress_bar)
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """As :meth:`PPO.get_parameters`; what controllers have reached stands in the optimizer's state."""

@@ -176,7 +176,7 @@ def store(
     ``on_device`` are observation and action where the policy has them, for buffers that are there too.
     """
     if isinstance(buffer, DeviceRollouts):
-        buffer.add(*on_device, reward, episode_start, value, log_prob)  # type: ignore[arg-type]  # its own kind
+        buffer.add(*on_device, reward, episode_start, value, log_prob)
         return
     if type(buffer).add not in OWN_ADDS or "add" in vars(buffer) or log_prob.dim() == 0:
         buffer.add(obs, action, reward, episode_start, value, log_prob)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +135,7 @@ class Update:
         if self.target_kl is None:
             return False
         self.early_stop_kl = row[APPROX_KL].item()
-        return self.early_stop_kl > self.kl_limit
+        return self.early_stop_kl > in_precision(self.kl_limit, row.dtype)
 
     def step_controllers(self, row: Tensor, samples: int) -> None:
         """Before the step, so that a learning rate already answers to the KL of this minibatch, as in rsl_rl."""
@@ -143,6 +144,16 @@ class Update:
         measured = dict(zip(STATISTICS, row.tolist(), strict=True))
         self.knobs.step("minibatch", steering(measured), samples)
         self.set_learning_rate(float(self.knobs.values.learning_rate))
+
+
+@cache
+def in_precision(number: float, dtype: torch.dtype) -> float:
+    """The number as a tensor of that type holds it: a KL within rounding of its limit stops every engine, or none.
+
+    NumPy compares so too where Stable-Baselines3 asks.
+    """
+    rounded: float = torch.tensor(number, dtype=dtype).item()
+    return rounded
 
 
 def steering(measured: dict[str, float]) -> dict[str, float]:

@@ -39,7 +39,8 @@ class UpdateInputs:
             knobs=tuple(name for name, value in eager.knobs.values._asdict().items() if value is not None),
             value_scaled=eager.value_scale is not None,
         )
-        device = next(iter(trained.values())).device
+        first = next(iter(trained.values()))
+        device = first.device
         self.inputs: Inputs = {
             "parameters": {name: parameter.detach() for name, parameter in trained.items()},
             "constants": {**frozen, **dict(policy.named_buffers())},
@@ -47,7 +48,7 @@ class UpdateInputs:
             "second": self.state.second,
             "powers": self.state.powers,
             "knobs": {name: torch.zeros((), dtype=_dtype(name), device=device) for name in self.plan.knobs},
-            "kl_limit": torch.tensor(eager.kl_limit, device=device),
+            "kl_limit": torch.tensor(eager.kl_limit, dtype=first.dtype, device=device),
         }
 
 

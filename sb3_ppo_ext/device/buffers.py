@@ -32,8 +32,11 @@ class Collected:
         buffer.arrays[self.name] = array
 
 
-class DeviceRollouts:
-    """What both buffers below do differently from Stable-Baselines3's. Arrays are [T, N, ...], as there."""
+class DeviceRollouts(RolloutBuffer):
+    """What both buffers below do differently from Stable-Baselines3's. Arrays are [T, N, ...], as there.
+
+    A subclass, no mixin: only so can an object move from one class to the other, see ``exchange_buffer``.
+    """
 
     buffer_size: int
     n_envs: int
@@ -119,14 +122,18 @@ class DeviceRollouts:
         assert self.full, "the buffer is not full"
         order = torch.randperm(self.buffer_size * self.n_envs, device=self.device)
         for rows in torch.split(order, batch_size or len(order)):
-            yield self._get_samples(rows)  # type: ignore[attr-defined]  # of the buffer it is mixed into
+            yield self._get_samples(rows)  # type: ignore[arg-type]  # tensors here
 
     def flat(self, array: Tensor) -> Tensor:
         """[T, N, ...] as [N * T, ...], in the order of ``swap_and_flatten``."""
         return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
 
-class DeviceRolloutBuffer(DeviceRollouts, RolloutBuffer):
+# Attributes of a buffer that are of another kind where its arrays are of another.
+ARRAYS = (*(name for name, value in vars(DeviceRollouts).items() if isinstance(value, Collected)), "arrays", "_steps")
+
+
+class DeviceRolloutBuffer(DeviceRollouts):
     """``RolloutBuffer`` on the device."""
 
     def _get_samples(self, rows: Any, env: Any = None) -> Any:

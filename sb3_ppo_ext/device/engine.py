@@ -11,7 +11,7 @@ from torch.utils._triton import has_triton
 
 from sb3_ppo_ext.compiled_update import require_compilable
 from sb3_ppo_ext.device.actor import DeviceActor
-from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
+from sb3_ppo_ext.device.buffers import ARRAYS, DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.device.capture import CudaGraphs, Recorder
 from sb3_ppo_ext.device.epochs import Finish, as_traced, combined, fused
 from sb3_ppo_ext.device.update import DeviceRecordings, DeviceUpdate
@@ -54,17 +54,17 @@ def recordings_on(device_type: str, compiled: Finish = fused) -> DeviceRecording
 
 
 def exchange_buffer(model: PPOX, *, on_device: bool) -> None:
-    """An empty rollout buffer on the model's device in the place of Stable-Baselines3's own, or the other way round.
+    """Stable-Baselines3's own rollout buffer moves to the model's device, or back, and is empty then.
 
-    One that the user named, made or changed stays, and so does the name: saved files are for Stable-Baselines3 too, and
-    for machines without such a device.
+    The object stays: a callback may hold it since before ``learn()``. One that the user named or changed does not move,
+    and the name stays: saved files are for Stable-Baselines3 too, and for machines without such a device.
     """
     kinds = ON_DEVICE if on_device else {device: host for host, device in ON_DEVICE.items()}
     old: Any = model.rollout_buffer
     # A method among its attributes has been put there.
     if type(old) not in kinds or model._buffer_is_named or any(callable(value) for value in vars(old).values()):
         return
-    model.rollout_buffer = kinds[type(old)](
-        *(old.buffer_size, old.observation_space, old.action_space),
-        **{name: getattr(old, name) for name in ("device", "gae_lambda", "gamma", "n_envs")},
-    )
+    for name in ARRAYS:
+        vars(old).pop(name, None)
+    old.__class__ = kinds[type(old)]
+    old.reset()

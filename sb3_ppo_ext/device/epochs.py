@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +16,16 @@ from sb3_ppo_ext.device.capture import Recorder, Run
 from sb3_ppo_ext.device.control import DeviceControllers, steering
 from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
 from sb3_ppo_ext.minibatches import Minibatch
-from sb3_ppo_ext.tracing import Inputs, tensors_of, trace
+from sb3_ppo_ext.process_wide import ignoring_warnings
+from sb3_ppo_ext.substitution import refuse_writes
+from sb3_ppo_ext.tracing import ONE_AT_A_TIME, Inputs, tensors_of, trace
 
 MINIBATCHES = 256  # in one recording at most: its nodes take memory
 WIDTH = len(STATISTICS) + 2  # of a row: the statistics, the gradient's norm, and whether the minibatch still counted
+
+# What compilers say of the code they are given is no user's business; and how exact products of float32 are to be is
+# his to say: torch.set_float32_matmul_precision.
+SILENT_COMPILERS = ignoring_warnings()
 
 Traced = Callable[..., Any]
 Finish = Callable[[Traced, list[Tensor]], Traced]  # of a traced function and its inputs: as it is, or compiled
@@ -36,10 +41,7 @@ def fused(traced: Traced, tensors: list[Tensor], options: dict[str, Any] | None 
     from torch._inductor import compile as compile_fused
 
     try:
-        with warnings.catch_warnings():
-            # What compilers say of the code they are given is no user's business; and how exact products of float32
-            # are to be is his to say: torch.set_float32_matmul_precision.
-            warnings.simplefilter("ignore")
+        with ONE_AT_A_TIME, SILENT_COMPILERS:
             compiled: Traced = compile_fused(traced, tensors, options)  # type: ignore[arg-type]  # a function, as it is
     except Exception as error:  # also Triton's, and for want of the C compiler that its launchers are made by
         raise CompileError(f"TorchInductor fails on it ({type(error).__name__}: {first_line(error)})") from error
@@ -126,7 +128,8 @@ class EpochRecordings:
         if key not in self._calls:
             function = {"whole": self.parts.whole, "gradient": self.parts.gradient, "step": self.parts.step}[part]
             with torch.enable_grad():
-                traced = trace(function, inputs)
+                traced = trace(function, inputs, self.parts.policy)
+            refuse_writes(traced, inputs)
             self._calls[key] = self.finish(traced, tensors)
         results = self._calls[key](*tensors)
         return results if whole else results[0]

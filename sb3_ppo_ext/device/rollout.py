@@ -20,7 +20,7 @@ class DeviceRollout(Rollout):
 
     def __init__(self, buffer: Any, action_space: spaces.Space[Any], *, normalize_advantage: bool) -> None:
         assert isinstance(buffer, DeviceRollouts)
-        super().__init__(buffer, action_space, normalize_advantage=normalize_advantage)  # type: ignore[arg-type]  # one
+        super().__init__(buffer, action_space, normalize_advantage=normalize_advantage)
 
     def _flat(self, array: Any) -> Tensor:
         flat: Tensor = self.buffer.flat(array)  # type: ignore[attr-defined]  # see __init__

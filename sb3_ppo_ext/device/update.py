@@ -14,11 +14,12 @@ from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder
 from sb3_ppo_ext.device.control import DeviceControllers
 from sb3_ppo_ext.device.epochs import EpochRecordings, Finish
-from sb3_ppo_ext.graphs import make_room
+from sb3_ppo_ext.fingerprints import fingerprint, signature
+from sb3_ppo_ext.graphs import make_room, refuse_restless
 from sb3_ppo_ext.measurements import APPROX_KL
 from sb3_ppo_ext.minibatches import Rollout
-from sb3_ppo_ext.tracing import fingerprint, signature, tensors_of
-from sb3_ppo_ext.update import Measured, Update
+from sb3_ppo_ext.tracing import tensors_of
+from sb3_ppo_ext.update import Measured, Update, in_precision
 from sb3_ppo_ext.update_inputs import UpdateInputs
 
 
@@ -34,6 +35,7 @@ class DeviceRecordings:
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made for ``key``, made now where it is not known."""
         if key not in self.known:
+            refuse_restless(self.known, key)
             make_room(self.known, key)
             self.known[key] = make()
             self.made += 1
@@ -97,20 +99,20 @@ class DeviceUpdate:
 
     def _read(self, tables: list[Tensor]) -> list[Measured]:
         """The one moment of waiting."""
-        measured = self._measured(torch.stack(tables).cpu().double().numpy())
+        limit = in_precision(self.eager.kl_limit, tables[0].dtype)
+        measured = self._measured(torch.stack(tables).cpu().double().numpy(), limit)
         self.epochs_of.controllers.hand_back(self.eager.knobs)
         taken = sum(int(np.isfinite(one.table[:, -1]).sum()) for one in measured)
         self.state.advance(taken)
         return measured
 
-    def _measured(self, tables: np.ndarray) -> list[Measured]:
+    def _measured(self, tables: np.ndarray, kl_limit: float) -> list[Measured]:
         measured: list[Measured] = []
         for table in tables:
             counted = table[table[:, -1] > 0, :-1]
             if not len(counted):  # an earlier epoch was the last
                 break
-            # In the precision of the device: a KL within rounding of the limit is to stop both or neither.
-            stopped = bool(counted[-1, APPROX_KL] > np.float32(self.eager.kl_limit))
+            stopped = bool(counted[-1, APPROX_KL] > kl_limit)
             if stopped:
                 self.early_stop_kl = float(counted[-1, APPROX_KL])
                 counted[-1, -1] = math.nan  # no step was taken, so no norm

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
@@ -225,3 +227,36 @@ def test_a_nan_stops_the_training() -> None:
     model._setup_lr_schedule()
     with pytest.raises(DivergedError):
         model.learn(640, reset_num_timesteps=False)
+
+
+class Holding(BaseCallback):
+    """Takes the buffer where callbacks do, and compares it with the one that is filled."""
+
+    def _init_callback(self) -> None:
+        self.held = [self.model.rollout_buffer]  # type: ignore[attr-defined]  # of an on-policy algorithm
+        self.arrays = [type(self.held[0].observations)]
+
+    def _on_training_start(self) -> None:
+        self.held.append(self.model.rollout_buffer)  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.held.append(self.locals["rollout_buffer"])
+        self.arrays.append(type(self.held[0].observations))
+        assert self.held[0].full and self.held[0].returns.any()
+
+
+def test_what_callbacks_hold_is_what_is_filled_wherever_it_is() -> None:
+    model = model_of("box", compile=True)
+    before = model.rollout_buffer
+    # By graphs, eagerly, again by graphs in a second environment: "auto" decides so from one learn() to the next.
+    for compile, kind in ((True, torch.Tensor), (False, np.ndarray), (True, torch.Tensor)):
+        model.compile = compile
+        callback = Holding()
+        model.learn(64, callback, reset_num_timesteps=False)
+        assert all(held is before is model.rollout_buffer for held in callback.held) and len(callback.held) == 3
+        assert callback.arrays == [kind, kind]
+        model.set_env(model_of("box").env)  # type: ignore[arg-type]  # it has one
+    assert type(before) is DeviceRolloutBuffer
