@@ -251,7 +251,8 @@ def test_an_adapter_that_is_no_fixed_change_of_weights_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_merged_and_kept(dtype: torch.dtype) -> None:
-    model = tuned(torch.nn.Module.to(base_model(), dtype), LoraConfig(**EVERYWHERE))  # PEFT keeps the adapter in float32
+    base = torch.nn.Module.to(base_model(), dtype)
+    model = tuned(base, LoraConfig(**EVERYWHERE))  # PEFT keeps the adapter in float32
     loaded = load_model(model)
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     expected = logits(model).float()
