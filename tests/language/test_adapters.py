@@ -216,6 +216,8 @@ def test_an_adapter_on_another_adapters_folder_is_merged_after_it(tmp_path: Path
 
 def test_a_folder_may_hold_the_base_and_its_adapter(tmp_path: Path) -> None:
     model, folder = in_folders(tmp_path, LoraConfig(**EVERYWHERE, use_dora=True))
+    shutil.copy(tmp_path / "base" / "config.json", folder)  # settings alone are no base
+    assert_same(load_model(folder), logits(model))
     for file in (tmp_path / "base").iterdir():
         shutil.move(file, folder / file.name)
     assert_same(load_model(folder), logits(model))
