@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 
 LAYERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)  # PEFT's, in the places of the model's
 
-# Of logits before and after merging, as a fraction of the largest: what rounding does, and no forgotten adapter.
+# Of logits before and after merging, as a fraction of the largest: what rounding does, and no forgotten adapter. In
+# bfloat16 it is 0.04 where a model of 30 layers is merged right (2e-6 in float32): only gross errors show there.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-TOLERANCE_OF_HALF = 0.05
+TOLERANCE_OF_HALF = 0.25
 REMEDY = (
     "Pass a model without an adapter, or with one of a kind that can be merged (LoRA, IA3, OFT and others) on a base "
     "that is not quantised; PeftModel.from_pretrained(base, folder).merge_and_unload() is the merged model"
@@ -103,10 +104,10 @@ def without_adapters(model: nn.Module) -> PreTrainedModel:
 def unloaded(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model, with the active adapters added to its weights and nothing of PEFT's left in it."""
     plain = _below(model)
-    if getattr(plain, "is_quantized", False) or getattr(plain, "quantization_method", None) is not None:
-        raise ValueError("its base is quantised, and would be rounded again")
     tied = _untie(plain)
     for path, layer in _outermost_layers(plain).items():
+        if _is_quantised(cast(nn.Module, _bottom(layer))):
+            raise ValueError(f"its base is quantised ({path}), and would be rounded again")
         above, _, name = path.rpartition(".")
         setattr(plain.get_submodule(above), name, _merged_layer(layer))
     if left := sorted({type(module).__name__ for module in plain.modules() if _is_pefts(module)}):
@@ -162,6 +163,15 @@ def _bottom(module: Any) -> nn.Module | None:
         inner: Any = module
         module = inner.base_layer if isinstance(module, BaseTunerLayer) else inner.original_module
     return cast("nn.Module | None", module)
+
+
+def _is_quantised(layer: nn.Module) -> bool:
+    """Whether the layer's numbers are packed: a model whose settings say so may have been unpacked since."""
+    tensors = (*layer.parameters(), *layer.buffers())
+    return any(
+        type(tensor) not in (nn.Parameter, Tensor) or not tensor.dtype.is_floating_point or tensor.element_size() < 2
+        for tensor in tensors
+    )
 
 
 def _untie(plain: PreTrainedModel) -> bool:

@@ -17,6 +17,7 @@ from sb3_ppo_ext.language.adapters import REMEDY, merged, warnings_of_peft, with
 PREFIX = "base_model.model."  # of the names in an adapter's file
 # Those of transformers, PEFT, the hub's client and torch, which have no type in common.
 LOADING_ERRORS = (OSError, ImportError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, UserWarning)
+WHOLE_MODEL = ("model*.safetensors", "pytorch_model*.bin")  # not adapter_model.safetensors
 HEADS = ("score.weight", "classifier.weight", "out_proj.weight")  # of classifiers, [labels, D]
 
 
@@ -32,8 +33,8 @@ def pretrained(auto: Any, source: str, dtype: str | torch.dtype = "auto") -> Any
     try:
         config = PeftConfig.from_pretrained(source)
         weights = load_peft_weights(source, device="cpu")
-        # As transformers does: a folder that has a whole model as well is the base itself.
-        whole = (Path(source) / "config.json").exists()
+        # A folder that has a whole model as well is the base itself.
+        whole = any(file for pattern in WHOLE_MODEL for file in Path(source).glob(pattern))
         base_name = source if whole else config.base_model_name_or_path
         base = _base(auto, base_name, weights, with_adapter=whole, dtype=dtype, revision=config.revision)
         _resize(base, weights)

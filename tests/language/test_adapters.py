@@ -216,6 +216,8 @@ def test_an_adapter_on_another_adapters_folder_is_merged_after_it(tmp_path: Path
 
 def test_a_folder_may_hold_the_base_and_its_adapter(tmp_path: Path) -> None:
     model, folder = in_folders(tmp_path, LoraConfig(**EVERYWHERE, use_dora=True))
+    shutil.copy(tmp_path / "base" / "config.json", folder)  # settings alone are no base
+    assert_same(load_model(folder), logits(model))
     for file in (tmp_path / "base").iterdir():
         shutil.move(file, folder / file.name)
     assert_same(load_model(folder), logits(model))
@@ -249,10 +251,36 @@ def test_an_adapter_that_is_no_fixed_change_of_weights_is_refused() -> None:
         load_model(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_merged_and_kept(dtype: torch.dtype) -> None:
+    base = torch.nn.Module.to(base_model(), dtype)
+    model = tuned(base, LoraConfig(**EVERYWHERE))  # PEFT keeps the adapter in float32
+    loaded = load_model(model)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    expected = logits(model).float()
+    assert (logits(loaded).float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+class Packed(torch.nn.Module):
+    """Stands for a layer of a library that packs the weights into whole numbers."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.register_buffer("qweight", layer.weight.detach().mul(100).to(torch.int8))
+        self.bias = layer.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = hidden @ (self.get_buffer("qweight") / 100) + self.bias
+        return result
+
+
 def test_an_adapter_on_a_quantised_base_is_refused() -> None:
     model = tuned(base_model(), LoraConfig(**EVERYWHERE))
-    model.get_base_model().quantization_method = "bitsandbytes"
-    with pytest.raises(ValueError, match=r"its base is quantised.*merge_and_unload"):
+    model.get_base_model().quantization_method = "gguf"  # unpacked as it was loaded, as transformers does
+    assert_same(load_model(model), logits(model))
+    layer = model.get_base_model().transformer.h[0].attn.c_attn
+    layer.base_layer = Packed(layer.base_layer)
+    with pytest.raises(ValueError, match=r"its base is quantised .*h\.0\.attn\.c_attn.*merge_and_unload"):
         load_model(model)
 
 
