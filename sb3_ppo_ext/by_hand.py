@@ -70,5 +70,5 @@ def what_follows(model: PPOX) -> tuple[Tensor, np.ndarray]:
     """Values [N, 1] of the observations after the last step, and whether the episodes had ended [N]."""
     if model._last_obs is None:
         return torch.zeros(model.n_envs, 1, device=model.device), np.ones(model.n_envs, dtype=bool)
-    observation = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]  # no tuples
+    observation = obs_as_tensor(model._last_obs, model.device)
     return model.policy.predict_values(observation), np.asarray(model._last_episode_starts)

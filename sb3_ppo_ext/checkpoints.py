@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
@@ -32,7 +33,7 @@ class Normalization:
 
     def __init__(self, env: VecNormalize) -> None:
         self.env = env
-        self.statistics = {
+        self.statistics: dict[str, Any] = {
             name: copy.deepcopy(getattr(env, name)) for name in ("obs_rms", "ret_rms") if name in vars(env)
         }
 
@@ -47,7 +48,7 @@ class Normalization:
 
     def save(self, path: str) -> None:
         """A file for ``VecNormalize.load``."""
-        now = {name: getattr(self.env, name) for name in self.statistics}
+        now: dict[str, Any] = {name: getattr(self.env, name) for name in self.statistics}
         vars(self.env).update(self.statistics)
         try:
             save_atomically(path, lambda file: pickle.dump(self.env, file))

@@ -45,6 +45,6 @@ def controllers_in(parameters: Parameters) -> SavedControllers:
     return found
 
 
-def read_parameters(source: Any, device: torch.device | str) -> Parameters:
-    """Those in a file, or as they are given."""
+def read_parameters(source: Any, device: torch.device | str) -> Any:
+    """The ``Parameters`` in a file, or as they are given."""
     return source if isinstance(source, dict) else load_from_zip_file(source, device=device, load_data=False)[1]

@@ -102,7 +102,7 @@ def forget_written(logger: Logger) -> None:
     for name, value in _written.pop(logger, {}).items():
         if name in logger.name_to_value and logger.name_to_value[name] is value:
             for records in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
-                records.pop(name, None)  # type: ignore[attr-defined]  # all three are dicts
+                records.pop(name, None)
 
 
 def _tensorboards(logger: Logger) -> Iterator[TensorBoardOutputFormat]:

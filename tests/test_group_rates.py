@@ -109,8 +109,9 @@ def test_an_exchanged_optimizer_keeps_the_ratios_it_was_built_with(start: float 
     model = falling().learn(96)
     rate = start or rates(model)[0]
     body, head = body_and_head(model.policy)
+    default: Any = {"lr": rate} if named else {}
     groups = [{"params": head, "lr": 10 * rate}, {"params": body} if named else {"params": body, "lr": rate}]
-    model.policy.optimizer = torch.optim.AdamW(groups, **({"lr": rate} if named else {}))
+    model.policy.optimizer = torch.optim.AdamW(groups, **default)
     model.learn(32, reset_num_timesteps=False)
     assert model.knobs.values.learning_rate == 1e-3 / 16
     assert rates(model) == pytest.approx([10e-3 / 16, 1e-3 / 16])
@@ -163,6 +164,6 @@ def test_a_policy_may_state_the_ratio_itself() -> None:
             super()._build(lr_schedule)
             self.optimizer.param_groups[1][RATIO] = 10.0
 
-    model = PPOX(Stated, Toy(), learning_rate=Warmup(0.5, 1e-3), **SETTINGS)
+    model = PPOX(Stated, Toy(), learning_rate="warmup:0.5:1e-3", **SETTINGS)
     assert rates(model) == [0.0, 0.0]
     assert_one_to_ten(model.learn(64), 1e-3)

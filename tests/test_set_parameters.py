@@ -85,7 +85,8 @@ def test_plain_ppo_and_ppox_take_each_others_parameters(tmp_path: Path) -> None:
     model.learn(32)
     plain = model_of(normalize_value=False).learn(64)
     plain.save(tmp_path / "plain")
-    for parameters in (tmp_path / "plain", plain.get_parameters()):
+    sources: list[Any] = [tmp_path / "plain", plain.get_parameters()]
+    for parameters in sources:
         ppo.set_parameters(parameters)
         for mine, theirs in zip(plain.policy.parameters(), ppo.policy.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0)

@@ -104,7 +104,7 @@ def actions(folder: Path) -> dict[str, Callable[[], object]]:
         "load and learn": lambda: PPOX.load(folder / "seeded", env=Periodic()).learn(32),
         "make and learn": lambda: model_of(4).learn(32),
         "save": lambda: kept.save(folder / "other"),
-        "set_parameters": lambda: kept.set_parameters(kept.get_parameters()),  # type: ignore[arg-type]
+        "set_parameters": lambda: kept.set_parameters(kept.get_parameters()),
     }
 
 
@@ -128,7 +128,11 @@ def test_what_was_loaded_while_another_learned_continues_as_if_it_had_never_stop
     loaded: list[PPOX] = []
     model_of(0).learn(96, callback=Each(lambda: loaded.append(PPOX.load(tmp_path / "half", env=Periodic()))))
     loaded[-1].save(tmp_path / "again")  # with the streams it keeps
-    for resumed in (lambda: loaded[0], lambda: PPOX.load(tmp_path / "again", env=Periodic())):
+    resume: list[Callable[[], PPOX]] = [
+        lambda: loaded[0],
+        lambda: PPOX.load(tmp_path / "again", env=Periodic()),
+    ]
+    for resumed in resume:
         model = resumed().learn(64, reset_num_timesteps=False)
         assert torch.equal(parameters(model), parameters(straight))
 

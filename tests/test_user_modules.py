@@ -26,6 +26,7 @@ GLOBAL_GENERATOR = np.random.default_rng(0)
 class Extractor(BaseFeaturesExtractor):
     """Does something besides computing its four features."""
 
+    mean: Tensor
     calls = 0  # of all instances
 
     def __init__(self, space: Any) -> None:
@@ -40,7 +41,8 @@ class Extractor(BaseFeaturesExtractor):
 
     def forward(self, x: Tensor) -> Tensor:
         type(self).calls += 1
-        return x + 0.1 * self.extra(x)
+        features: Tensor = x + 0.1 * self.extra(x)
+        return features
 
     def extra(self, x: Tensor) -> Any:
         return torch.zeros(())
@@ -137,7 +139,8 @@ def model_of(
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_default_knobs_are_ppo_bit_for_bit_whatever_a_module_does(extractor: type[Extractor]) -> None:
     models, calls = [], []
-    for algorithm, own in ((PPO, {}), (PPOX, {"compile": False})):
+    cases: list[tuple[Any, dict[str, Any]]] = [(PPO, {}), (PPOX, {"compile": False})]
+    for algorithm, own in cases:
         models.append(model_of(algorithm, extractor, "box", **own).learn(96))
         calls.append(extractor.calls)
     assert_same(*models)
@@ -163,16 +166,21 @@ class Hooked(ActorCriticPolicy):
         self.seen = {"forward": 0, "backward": 0}
         layer = self.mlp_extractor.policy_net[2]
         layer.register_forward_hook(lambda *_: self.note("forward"))
-        layer.register_full_backward_hook(lambda _, __, gradients: self.note("backward") or (2 * gradients[0],))
+        layer.register_full_backward_hook(self.doubled)
 
     def note(self, what: str) -> None:
         self.seen[what] += 1
+
+    def doubled(self, module: nn.Module, gradients: Any, _: Any) -> Any:
+        self.note("backward")
+        return (2 * gradients[0],)
 
 
 @pytest.mark.parametrize("kinds", [("forward", "backward"), ("backward",)])
 def test_hooks_are_called_as_often_as_by_ppo(kinds: tuple[str, ...]) -> None:
     models = []
-    for algorithm, own in ((PPO, {}), (PPOX, {"compile": False})):
+    cases: list[tuple[Any, dict[str, Any]]] = [(PPO, {}), (PPOX, {"compile": False})]
+    for algorithm, own in cases:
         model = model_of(algorithm, None, policy=Hooked, **own)
         if "forward" not in kinds:
             model.policy.mlp_extractor.policy_net[2]._forward_hooks.clear()

@@ -153,7 +153,7 @@ def test_a_changed_state_keeps_the_statistics_and_gives_the_values_it_says() -> 
     target.load_state_dict(state)
     wanted = nn.functional.linear(features, state["weight"], state["bias"])
     torch.testing.assert_close(target(features), wanted)
-    assert (target.mean, target.std) == (5.0, 10.0)
+    assert (target.mean.item(), target.std.item()) == (5.0, 10.0)
     torch.testing.assert_close(target.weight, 2 * source.weight)
     # A plain dict has no metadata: the values come in the units that the target has.
     target.update(torch.tensor([90.0, 110.0]))

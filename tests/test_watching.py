@@ -90,12 +90,13 @@ def test_the_statistics_of_the_last_good_model_lie_beside_it(what: str, at: int,
 
     class Noting(CheckpointCallback):
         def _on_rollout_start(self) -> None:
-            before[:] = [model.get_vec_normalize_env().obs_rms.count]  # type: ignore[union-attr]
+            normalizing: Any = model.get_vec_normalize_env()
+            before[:] = [normalizing.obs_rms.count]
 
     text = failure(model, 64, Noting(10**6, str(tmp_path), name_prefix="m"))
     (saved,), (statistics,) = tmp_path.glob("m_last_good_*.zip"), tmp_path.glob("m_last_good_vecnormalize_*_steps.pkl")
     assert f"saved as {saved}, and the statistics of its VecNormalize as {statistics}" in text
-    restored = VecNormalize.load(str(statistics), environments("", 0))
+    restored: Any = VecNormalize.load(str(statistics), environments("", 0))
     assert all(np.isfinite(value).all() for rms in (restored.obs_rms, restored.ret_rms) for value in vars(rms).values())
     assert [restored.obs_rms.count] == before  # those the rollout began with
     again = restored if env.observation_space.shape == (3,) else VecFrameStack(restored, 2)

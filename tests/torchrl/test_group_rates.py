@@ -20,7 +20,7 @@ def loss_of() -> Any:
 
 def two_groups(loss: Any, rate: float) -> torch.optim.Optimizer:
     """The critic's rate is ten times the actor's."""
-    critic = {"params": list(loss.critic_network_params.values(True, True)), "lr": 10 * rate}
+    critic: dict[str, Any] = {"params": list(loss.critic_network_params.values(True, True)), "lr": 10 * rate}
     return torch.optim.Adam([{"params": list(loss.actor_network_params.values(True, True))}, critic], lr=rate)
 
 
