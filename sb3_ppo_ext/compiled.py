@@ -21,8 +21,9 @@ from sb3_ppo_ext.convolutions import channels_last
 from sb3_ppo_ext.measurements import APPROX_KL, statistics
 from sb3_ppo_ext.minibatches import gathered_rows
 from sb3_ppo_ext.policies import PolicyAdapter
+from sb3_ppo_ext.substitution import carry, substituted
 from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
-from sb3_ppo_ext.tracing import Inputs, substituted
+from sb3_ppo_ext.tracing import Inputs
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ class UpdateGraphs:
         minibatch = gathered_rows(inputs["rollout"], inputs["rows"])
         knobs = KnobValues(**{name: inputs["knobs"][name] for name in plan.knobs})
         scale = inputs["constants"]["value_net.std"] if plan.value_scaled else None
-        with substituted(self.policy, {**leaves, **inputs["constants"]}):
+        with substituted(self.policy, {**leaves, **inputs["constants"]}) as assigned:
             new = self.adapter.evaluate(minibatch)
         terms = ppo_terms(new, minibatch, plan.objective, knobs, value_scale=scale)
         loss = terms.weigh(knobs)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        carry(assigned)  # not before: the gradient needs what stood there
         row = statistics(new, minibatch, terms, loss, plan.objective, knobs)
         with torch.no_grad():
             norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
@@ -120,8 +122,10 @@ class ActorGraph:
     @torch.no_grad()
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Actions [N, ...], values [N, 1] and log-probabilities [N], as ``forward`` returns them."""
-        with substituted(self.policy, inputs["constants"]), exploring(self.policy, inputs["exploration"]):
-            action, value, log_prob = self.policy(inputs["observation"])
+        policy = self.policy
+        with substituted(policy, inputs["constants"]) as assigned, exploring(policy, inputs["exploration"]):
+            action, value, log_prob = policy(inputs["observation"])
+        carry(assigned)
         return action, value, log_prob
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from sb3_ppo_ext.adam import groups_of
@@ -19,6 +19,7 @@ from sb3_ppo_ext.graphs import Graphs
 from sb3_ppo_ext.measurements import STATISTICS
 from sb3_ppo_ext.minibatches import Minibatch, Rollout, gathered_rows
 from sb3_ppo_ext.policies import SB3Adapter, unwrapped
+from sb3_ppo_ext.substitution import WrittenBuffers
 from sb3_ppo_ext.tracing import Inputs, tensors_of
 from sb3_ppo_ext.update import Measured, Update, table_of
 from sb3_ppo_ext.update_inputs import UpdateInputs
@@ -39,7 +40,7 @@ class CompiledUpdate:
         self.adapter = eager.adapter
         self.graphs = graphs
         self.compile_last = compile_last
-        self._calls: dict[tuple[str, int | None], Call] = {}
+        self._calls: dict[tuple[str, int | None], tuple[Call, WrittenBuffers]] = {}
         self._made: tuple[Minibatch | None, int, Updaters | None] = (None, 0, None)
         prepared = UpdateInputs(eager, ratios)
         self.state, self.plan, self.inputs = prepared.state, prepared.plan, prepared.inputs
@@ -104,9 +105,10 @@ class CompiledUpdate:
 
     def _in_one(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         """As one graph."""
-        call = self._graph("whole", inputs)
+        call, written = self._graph("whole", inputs)
 
         def update(rows: Tensor) -> Tensor:
+            written.bring_back()
             tensors[-1] = rows
             return call(tensors)[0]
 
@@ -114,15 +116,16 @@ class CompiledUpdate:
 
     def _in_two(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         """As two graphs, between which controllers answer to the KL of this very minibatch."""
-        call = self._graph("gradient", inputs)
+        call, written = self._graph("gradient", inputs)
 
         def stepping(row: Tensor, gradients: Sequence[Tensor]) -> Inputs:
             return {**self.inputs, "row": row, "gradients": list(gradients)}
 
         shapes = [torch.empty_like(parameter) for parameter in self.inputs["parameters"].values()]
-        step = self._graph("step", stepping(torch.zeros(len(STATISTICS) + 1), shapes))
+        step, _ = self._graph("step", stepping(torch.zeros(len(STATISTICS) + 1), shapes))
 
         def update(rows: Tensor) -> Tensor:
+            written.bring_back()
             tensors[-1] = rows
             row, *gradients = call(tensors)
             if not self.eager.too_far(row):
@@ -137,13 +140,14 @@ class CompiledUpdate:
         for name, tensor in self.inputs["knobs"].items():
             tensor.fill_(getattr(self.eager.knobs.values, name))
 
-    def _graph(self, part: str, inputs: Inputs) -> Call:
+    def _graph(self, part: str, inputs: Inputs) -> tuple[Call, WrittenBuffers]:
         key = (part, len(inputs["rows"]) if "rows" in inputs else None)
         if key not in self._calls:  # looking a graph up takes as long as calling it
             parts = UpdateGraphs(self.adapter.policy, self.adapter, self.plan)
             function = {"whole": parts.whole, "gradient": parts.gradient, "step": parts.step}[part]
-            graph = self.graphs.get(f"update, {part}", function, inputs, self.adapter.policy, self.plan)
-            self._calls[key] = graph.call
+            policy = self.adapter.policy
+            graph = self.graphs.get(f"update, {part}", function, inputs, policy, self.plan, writes=True)
+            self._calls[key] = graph.call, WrittenBuffers(policy, graph.written)
         return self._calls[key]
 
     def _eagerly(self, rollout: Rollout, order: Tensor) -> Tensor:
@@ -163,7 +167,8 @@ def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.opt
     if not rollout.has_rows:
         raise CompileError(f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own")
     for name, module in unwrapped(policy).named_modules():
-        if isinstance(module, (_BatchNorm, _DropoutNd)):
+        tracks = isinstance(module, _NormBase) and (isinstance(module, _BatchNorm) or module.track_running_stats)
+        if tracks or isinstance(module, _DropoutNd):
             raise CompileError(f"the policy's {name} is a {type(module).__name__}, which does more than compute")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise CompileError("the optimizer has hooks on its steps")

@@ -124,14 +124,15 @@ def test_graphs_are_traced_one_at_a_time() -> None:
     others: list[threading.Thread] = []
 
     def beside(inputs: Inputs) -> tuple[Tensor, ...]:
-        inner = threading.Thread(target=trace, args=(lambda given: (given["x"] + 1,), {"x": torch.zeros(1)}))
+        more: Any = (lambda given: (given["x"] + 1,), {"x": torch.zeros(1)}, nn.Identity())
+        inner = threading.Thread(target=trace, args=more)
         inner.start()
         inner.join(0.2)
         others.append(inner)
         assert inner.is_alive()
         return (inputs["x"] * 2,)
 
-    trace(beside, {"x": torch.zeros(1)})
+    trace(beside, {"x": torch.zeros(1)}, nn.Identity())
     others[0].join()
     assert nn.Module.__call__ is before
 

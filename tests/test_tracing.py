@@ -13,8 +13,11 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.artifacts import CompileError
 from sb3_ppo_ext.compiled import ActorGraph, exploration_of
+from sb3_ppo_ext.fingerprints import fingerprint, signature
+from sb3_ppo_ext.noise import noise_as_inputs
 from sb3_ppo_ext.policies import unvalidated_distributions
-from sb3_ppo_ext.tracing import Inputs, fingerprint, noise_as_inputs, signature, substituted, tensors_of, trace
+from sb3_ppo_ext.substitution import substituted
+from sb3_ppo_ext.tracing import Inputs, tensors_of, trace
 from tests.environments import ACTIONS, OBSERVATIONS
 
 ACTORS: dict[str, dict[str, Any]] = {
@@ -49,7 +52,7 @@ def acting_inputs(policy: ActorCriticPolicy, observation: Any) -> Inputs:
 
 def traced_actor(policy: ActorCriticPolicy, inputs: Inputs) -> tuple[fx.GraphModule, list[Any]]:
     with unvalidated_distributions():
-        graph = trace(ActorGraph(policy), inputs)
+        graph = trace(ActorGraph(policy), inputs, policy, draws=True)
     return graph, noise_as_inputs(graph)
 
 

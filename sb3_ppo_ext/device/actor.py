@@ -16,9 +16,12 @@ from sb3_ppo_ext.actors import Acted, check_distribution
 from sb3_ppo_ext.compiled import ActorGraph, exploration_of
 from sb3_ppo_ext.compiled_actor import acting_inputs, values_of
 from sb3_ppo_ext.device.update import DeviceRecordings
+from sb3_ppo_ext.fingerprints import fingerprint, signature
 from sb3_ppo_ext.minibatches import Observation
+from sb3_ppo_ext.noise import Noise, noise_as_inputs
 from sb3_ppo_ext.policies import unvalidated_distributions
-from sb3_ppo_ext.tracing import Inputs, Noise, fingerprint, noise_as_inputs, signature, tensors_of, trace
+from sb3_ppo_ext.substitution import refuse_writes
+from sb3_ppo_ext.tracing import Inputs, tensors_of, trace
 
 DRAWS = 64  # of noise at a time
 
@@ -112,7 +115,8 @@ class Forward:
         self.given: Inputs = pytree.tree_map(torch.clone, given)
         self.packing = Packing(policy)
         with unvalidated_distributions():
-            traced = trace(self.packing, {**inputs, **self.given})
+            traced = trace(self.packing, {**inputs, **self.given}, policy, draws=True)
+        refuse_writes(traced, {**inputs, **self.given})
         self.kinds: list[Noise] = noise_as_inputs(traced)
         self.places = tensors_of(self.given)
         device = self.places[0].device

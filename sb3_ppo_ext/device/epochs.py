@@ -17,6 +17,7 @@ from sb3_ppo_ext.device.control import DeviceControllers, steering
 from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
 from sb3_ppo_ext.minibatches import Minibatch
 from sb3_ppo_ext.process_wide import ignoring_warnings
+from sb3_ppo_ext.substitution import refuse_writes
 from sb3_ppo_ext.tracing import ONE_AT_A_TIME, Inputs, tensors_of, trace
 
 MINIBATCHES = 256  # in one recording at most: its nodes take memory
@@ -127,7 +128,8 @@ class EpochRecordings:
         if key not in self._calls:
             function = {"whole": self.parts.whole, "gradient": self.parts.gradient, "step": self.parts.step}[part]
             with torch.enable_grad():
-                traced = trace(function, inputs)
+                traced = trace(function, inputs, self.parts.policy)
+            refuse_writes(traced, inputs)
             self._calls[key] = self.finish(traced, tensors)
         results = self._calls[key](*tensors)
         return results if whole else results[0]

@@ -14,10 +14,11 @@ from sb3_ppo_ext.compiled import UpdateGraphs
 from sb3_ppo_ext.device.capture import Recorder
 from sb3_ppo_ext.device.control import DeviceControllers
 from sb3_ppo_ext.device.epochs import EpochRecordings, Finish
-from sb3_ppo_ext.graphs import make_room
+from sb3_ppo_ext.fingerprints import fingerprint, signature
+from sb3_ppo_ext.graphs import make_room, refuse_restless
 from sb3_ppo_ext.measurements import APPROX_KL
 from sb3_ppo_ext.minibatches import Rollout
-from sb3_ppo_ext.tracing import fingerprint, signature, tensors_of
+from sb3_ppo_ext.tracing import tensors_of
 from sb3_ppo_ext.update import Measured, Update, in_precision
 from sb3_ppo_ext.update_inputs import UpdateInputs
 
@@ -34,6 +35,7 @@ class DeviceRecordings:
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made for ``key``, made now where it is not known."""
         if key not in self.known:
+            refuse_restless(self.known, key)
             make_room(self.known, key)
             self.known[key] = make()
             self.made += 1

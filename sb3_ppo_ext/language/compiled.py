@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from sb3_ppo_ext.actors import Acted, EagerActor
 from sb3_ppo_ext.artifacts import Call, CompileError
+from sb3_ppo_ext.fingerprints import fingerprint
 from sb3_ppo_ext.graphs import Function, Graph, Graphs
 from sb3_ppo_ext.language.generation import Decoder, RoomyLayer
 from sb3_ppo_ext.language.micro_batches import MicroBatch, in_parts, lengths_of, mapped
@@ -30,7 +31,7 @@ from sb3_ppo_ext.language.traced import (
 from sb3_ppo_ext.language.update import EagerGradients, Piece
 from sb3_ppo_ext.minibatches import Minibatch, Observation
 from sb3_ppo_ext.terms import KnobValues
-from sb3_ppo_ext.tracing import Inputs, fingerprint, tensors_of
+from sb3_ppo_ext.tracing import Inputs, tensors_of
 from sb3_ppo_ext.update_inputs import knob_tensors
 
 if TYPE_CHECKING:

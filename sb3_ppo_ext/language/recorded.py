@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.device.graphs import DeviceGraphs
+from sb3_ppo_ext.fingerprints import fingerprint
 from sb3_ppo_ext.language.compiled import DECODING, CompiledDecoder
 from sb3_ppo_ext.language.generation import RoomyLayer
 from sb3_ppo_ext.language.traced import TokenDraw, draw_inputs, weights_of
-from sb3_ppo_ext.tracing import fingerprint, tensors_of, trace
+from sb3_ppo_ext.substitution import refuse_writes
+from sb3_ppo_ext.tracing import tensors_of, trace
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
@@ -34,7 +36,8 @@ class RecordedDraw:
         rest = {"seen": self.seen, "token": self.token, "slot": self.slot, "noise": self.noise}
         inputs = draw_inputs(policy, layers, **rest)
         tensors = tensors_of(inputs)
-        traced = trace(TokenDraw(policy), inputs)
+        traced = trace(TokenDraw(policy), inputs, policy.lm)
+        refuse_writes(traced, inputs)
         (returned,) = next(iter(reversed(traced.graph.nodes))).args
         shapes = [node.meta["val"] for node in returned]
         self.results = [torch.zeros(one.shape, dtype=one.dtype, device=device) for one in shapes]

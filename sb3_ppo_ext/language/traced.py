@@ -23,8 +23,9 @@ from sb3_ppo_ext.measurements import statistics
 from sb3_ppo_ext.minibatches import Minibatch
 from sb3_ppo_ext.objective import fill_masked
 from sb3_ppo_ext.policies import Evaluation
+from sb3_ppo_ext.substitution import carry, substituted
 from sb3_ppo_ext.terms import KnobValues, Objective, ppo_terms
-from sb3_ppo_ext.tracing import Inputs, substituted
+from sb3_ppo_ext.tracing import Inputs
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policy import LanguageModelPolicy
@@ -96,8 +97,9 @@ def in_a_graph(
     try:
         for trunk in trunks:
             trunk.config._attn_implementation = "eager" if written_out(policy) else "sdpa"
-        with substituted(policy, tensors):
+        with substituted(policy, tensors) as assigned:
             yield
+        carry(assigned)
     finally:
         lm.prepares_mask, lm.prepared = False, None
         for trunk in trunks:

@@ -5,7 +5,6 @@ Most of it is shown of the traced graphs, which are what is compiled; one traini
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sb3_ppo_ext.compilation import COSTS, CompileWarning
-from sb3_ppo_ext.graphs import Graph, Graphs
 from sb3_ppo_ext.language import LanguageModelPolicy, compilable
 from sb3_ppo_ext.language.compiled import CompiledDecoder, CompiledGradients
 from sb3_ppo_ext.language.micro_batches import lengths_of
@@ -27,25 +25,10 @@ from sb3_ppo_ext.minibatches import Minibatch
 from tests.device.test_waiting import ELSEWHERE, elsewhere
 from tests.language import setups, tiny
 from tests.language.test_update import KNOBS, minibatch, updater
+from tests.traced_graphs import Traced
 
 CRITICS: list[dict[str, Any]] = [{}, {"lora": {"r": 2}, "value": "branch"}, {"value": "separate"}]
 LONG = 10_000_000
-
-
-class Traced(Graphs):
-    """Runs the traced graphs as they are, and counts the calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def _finish(self) -> None:
-        for key, job, noise in self._awaited or []:
-            self.known[key] = Graph(partial(self._run, key[0], job.traced), noise)
-
-    def _run(self, kind: str, graph: torch.fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
-        self.calls[kind] += 1
-        return list(graph(*tensors))
 
 
 def through_graphs(policy: LanguageModelPolicy, rows: int, batch: Minibatch) -> tuple[SequenceUpdate, Traced]:
