@@ -94,21 +94,20 @@ class WrittenBuffers:
     """Buffers that a graph writes to: they stay the tensors it was given, where eager passes may assign others."""
 
     def __init__(self, policy: nn.Module, names: tuple[str, ...]) -> None:
-        buffers = {id(tensor) for name, tensor in policy.named_buffers() if name in names}
+        written = {id(tensor) for name, tensor in policy.named_buffers() if name in names}
         self._places = [
             (part._buffers, key, tensor)
             for part in policy.modules()
             for key, tensor in part._buffers.items()
-            if tensor is not None and id(tensor) in buffers
+            if tensor is not None and id(tensor) in written
         ]
 
     def bring_back(self) -> None:
         """Before the graph is called: its tensors with what the policy has now."""
-        for table, key, tensor in self._places:
-            current = table[key]
-            if current is not tensor and current is not None:
-                tensor.copy_(current)
-                table[key] = tensor
+        if moved := [place for place in self._places if place[0][place[1]] is not place[2]]:
+            values = [table[key].clone() for table, key, _ in moved]  # type: ignore[union-attr]  # no buffer is None
+            for (table, key, tensor), value in zip(moved, values, strict=True):
+                table[key] = tensor.copy_(value)
 
 
 def storage_of(tensor: Tensor) -> int:

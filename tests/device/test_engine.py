@@ -25,6 +25,7 @@ from sb3_ppo_ext.divergence import DivergedError
 from tests.device.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.device.test_training import model_of
 from tests.environments import Periodic
+from tests.test_side_effects import Extractor
 
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
@@ -260,3 +261,28 @@ def test_what_callbacks_hold_is_what_is_filled_wherever_it_is() -> None:
         assert callback.arrays == [kind, kind]
         model.set_env(model_of("box").env)  # type: ignore[arg-type]  # it has one
     assert type(before) is DeviceRolloutBuffer
+
+
+def writes(self: Any, x: Tensor) -> Any:
+    self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+    return x - self.mean
+
+
+def counts(self: Any, x: Tensor) -> Any:
+    self.calls += 1
+    return x
+
+
+@pytest.mark.parametrize(("forward", "message"), [(writes, "writes to features_extractor.mean"), (counts, "calls")])
+def test_a_recording_has_no_side_effects(forward: Any, message: str) -> None:
+    kwargs = {"features_extractor_class": Extractor, "features_extractor_kwargs": {"forward": forward}}
+    with pytest.raises(ValueError, match=message):
+        model_of("box", compile=True, policy_kwargs=kwargs).learn(64)
+    auto = model_of("box", compile="auto", policy_kwargs=kwargs)
+    auto._compilation.wanted = True
+    with pytest.warns(CompileWarning, match=message):
+        auto.learn(64)
+    theirs = model_of("box", compile=False, policy_kwargs=kwargs).learn(64).policy
+    for name, tensor in auto.policy.state_dict().items():
+        torch.testing.assert_close(tensor, theirs.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert auto.policy.features_extractor.calls == theirs.features_extractor.calls
