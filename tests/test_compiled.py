@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.adam import adam_step, groups_of
+from tests import test_parity
 from tests.environments import Toy
 from tests.test_parity import Doubling
 from tests.test_ppox import TwoRates
@@ -47,7 +48,7 @@ CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
         TwoRates,
         {"learning_rate": AdaptiveKL(1e-3, 1e-4, Threshold(2.0, 1.5), every="minibatch"), "use_sde": True},
     ),
-    "dict, multidiscrete, spo": ("dict", "multidiscrete", "MultiInputPolicy", {"surrogate": "spo"}),
+    "dict, multibinary, spo": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
     "image, k3": ("image", "discrete", "CnnPolicy", {"kl_coef": 0.1, "kl_estimator": "k3", "n_epochs": 1}),
 }
 
@@ -89,11 +90,7 @@ def updated(name: str, *, compile: bool) -> PPOX:
     return model
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("name", CASES)
-def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
+def assert_same_update(name: str) -> None:
     eager, compiled = updated(name, compile=False), updated(name, compile=True)
     # Rounding by itself: some 1e-7 a step, over at most 6 steps; a convolution's sums are longer.
     assert_close(eager, compiled, 2e-5 if "image" in name else 2e-6)
@@ -107,6 +104,21 @@ def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", CASES)
+def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", test_parity.CASES)
+def test_before_the_compiler_it_is_the_same_for_every_policy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, name, test_parity.CASES[name])
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(tmp_path: Path) -> None:
     models = []
     for compile in (False, True):
