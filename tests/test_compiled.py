@@ -19,6 +19,7 @@ from sb3_ppo_ext.measurements import APPROX_KL, STATISTICS
 from sb3_ppo_ext.minibatches import Rollout
 from sb3_ppo_ext.training import prepare_update
 from sb3_ppo_ext.update_inputs import UpdateInputs
+from tests import test_parity
 from tests.environments import Toy
 from tests.test_group_rates import TwoRates
 from tests.test_parity import Doubling
@@ -58,7 +59,7 @@ CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
         "MlpPolicy",
         {"learning_rate": AdaptiveKL(3e-3, 2e-4, Threshold(2.0, 1.5), every="minibatch"), "target_kl": 1e-3},
     ),
-    "dict, multidiscrete, spo": ("dict", "multidiscrete", "MultiInputPolicy", {"surrogate": "spo"}),
+    "dict, multibinary, spo": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
     "image, k3": ("image", "discrete", "CnnPolicy", {"kl_coef": 0.1, "kl_estimator": "k3", "n_epochs": 1}),
 }
 
@@ -100,11 +101,7 @@ def updated(name: str, *, compile: bool) -> PPOX:
     return model
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("name", CASES)
-def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
+def assert_same_update(name: str) -> None:
     eager, compiled = updated(name, compile=False), updated(name, compile=True)
     # Rounding by itself: some 1e-7 a step, over at most 6 steps; a convolution's sums are longer, and at ten times the
     # rate a step is ten times as long.
@@ -122,7 +119,7 @@ def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_upd
     model.target_kl = 0.03  # 1.5 of it, 0.045, is 0.0450000018 in float32
     rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
     eager = prepare_update(model, rollout, with_distribution=False)
-    prepared = UpdateInputs(eager, model._rates.ratios)
+    prepared = UpdateInputs(eager, model._rates.ratios())
     step = UpdateGraphs(model.policy, eager.adapter, prepared.plan).step
     limit = prepared.inputs["kl_limit"]
     zeros = [torch.zeros_like(parameter) for parameter in prepared.inputs["parameters"].values()]
@@ -135,6 +132,21 @@ def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_upd
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", CASES)
+def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", test_parity.CASES)
+def test_before_the_compiler_it_is_the_same_for_every_policy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, name, test_parity.CASES[name])
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(tmp_path: Path) -> None:
     models = []
     for compile in (False, True):

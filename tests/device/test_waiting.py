@@ -69,7 +69,7 @@ def test_an_epoch_never_waits_for_the_gpu(name: str) -> None:
     model.policy.set_training_mode(True)
     with unvalidated_distributions():
         eager = prepare_update(model, rollout, with_distribution=steered_by_exact_kl(model))
-        prepared = UpdateInputs(eager, model._rates.ratios)
+        prepared = UpdateInputs(eager, model._rates.ratios())
         parts = UpdateGraphs(model.policy, eager.adapter, prepared.plan)
         with FakeTensorMode():
             inputs, rows = elsewhere(prepared.inputs), elsewhere(rollout.rows)
