@@ -28,7 +28,7 @@ from sb3_ppo_ext_zoo.language.pretraining import Pretrained
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv
-from sb3_ppo_ext.language.monitoring import distinct_pairs
+from sb3_ppo_ext.language.monitoring.records import distinct_pairs
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

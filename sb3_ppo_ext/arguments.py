@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sb3_ppo_ext.minibatches import has_rows
-from sb3_ppo_ext.policies import knows_distribution
-from sb3_ppo_ext.schedules import endpoints, finite_number
-from sb3_ppo_ext.sequences import EagerOnly, SequencePolicy
+from sb3_ppo_ext.knobs.schedules import endpoints, finite_number
+from sb3_ppo_ext.policies.adapter import knows_distribution
+from sb3_ppo_ext.policies.family import EagerOnly, SequencePolicy
+from sb3_ppo_ext.rollout.minibatches import has_rows
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.ppox import PPOX

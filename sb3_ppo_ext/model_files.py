@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_ppo_ext.knob_set import KnobSet, SavedControllers
+from sb3_ppo_ext.knobs.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.streams import states_to_save
 
 if TYPE_CHECKING:

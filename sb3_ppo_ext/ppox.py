@@ -15,22 +15,23 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.arguments import check_arguments, check_buffer, check_exact_kl, check_learn, joined_signature
-from sb3_ppo_ext.by_hand import begin_collecting, prepare_logs, require_rollout
-from sb3_ppo_ext.compilation import Compilation
-from sb3_ppo_ext.environments import warn_of_start, wrapped_environment
-from sb3_ppo_ext.knob_set import SavedControllers, knobs_of, parse_knobs
-from sb3_ppo_ext.knobs import Knob
+from sb3_ppo_ext.engines.selection import Compilation
+from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of, parse_knobs
+from sb3_ppo_ext.knobs.parsing import Knob
 from sb3_ppo_ext.model_files import completed, controllers_in, read_parameters, with_controllers
-from sb3_ppo_ext.optimizers import GroupRates
-from sb3_ppo_ext.rollouts import collect_rollouts, is_replaced
+from sb3_ppo_ext.monitoring.run_monitor import Watch
+from sb3_ppo_ext.monitoring.update_log import record_update
+from sb3_ppo_ext.policies.family import default_buffer, reporting
+from sb3_ppo_ext.policies.popart import install_popart
+from sb3_ppo_ext.rollout.by_hand import begin_collecting, prepare_logs, require_rollout
+from sb3_ppo_ext.rollout.collect import collect_rollouts, is_replaced
 from sb3_ppo_ext.saving import File, save_atomically
-from sb3_ppo_ext.sequences import default_buffer, reporting
 from sb3_ppo_ext.streams import after_loading, learning_from_its_own, seeding, states_while_learning
-from sb3_ppo_ext.training import collected, step_controllers, train_on
-from sb3_ppo_ext.training_log import record_update
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
-from sb3_ppo_ext.value_norm import install_popart
-from sb3_ppo_ext.watching import Watch
+from sb3_ppo_ext.update.optimizers import GroupRates
+from sb3_ppo_ext.update.prepare import collected
+from sb3_ppo_ext.update.training import step_controllers, train_on
+from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
 
 SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
 
@@ -60,8 +61,8 @@ class PPOX(PPO):
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
     :param compile: True: update and acting run as compiled graphs, several times faster and equal to the eager ones up
         to rounding, after some 20 s the first time on a machine (on CUDA as CUDA graphs over a rollout buffer of
-        tensors, see :mod:`sb3_ppo_ext.device`); False: eager; "auto": compiled where the planned work is long enough
-        to repay that, else eager
+        tensors, see :mod:`sb3_ppo_ext.engines.cuda`); False: eager; "auto": compiled where the planned work is long
+        enough to repay that, else eager
     """
 
     def __init__(

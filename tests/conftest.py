@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.logger import Logger, configure
 from torch.distributions import Distribution
 
-from sb3_ppo_ext.graphs import Graph, Graphs, make_room
+from sb3_ppo_ext.engines.graph_cache import Graph, Graphs, make_room
 
 torch.set_num_threads(1)
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))

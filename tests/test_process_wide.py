@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.policies import unvalidated_distributions
+from sb3_ppo_ext.engines.cpu.threads import available_threads, computing_with
+from sb3_ppo_ext.engines.tracing import Inputs, trace
+from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.process_wide import ignoring_warnings
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
-from sb3_ppo_ext.threads import available_threads, computing_with
-from sb3_ppo_ext.tracing import Inputs, trace
 from tests.environments import Toy
 
-pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
 
 
 def in_a_thread(work: Callable[[], object]) -> Any:

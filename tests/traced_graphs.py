@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.graphs import Graphs
+from sb3_ppo_ext.engines.graph_cache import Graphs
 
 
 class Traced(Graphs):

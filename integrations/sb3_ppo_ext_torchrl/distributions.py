@@ -10,7 +10,7 @@ from torch import distributions as torch_distributions
 from torch.distributions import Distribution, Independent, Normal, constraints
 from torchrl.modules import TanhNormal
 
-from sb3_ppo_ext.distributions import ActionDistribution, Bernoulli, Categorical, Gaussian
+from sb3_ppo_ext.objective.distributions import ActionDistribution, Bernoulli, Categorical, Gaussian
 
 
 class MultiCategorical(Distribution):

@@ -13,10 +13,9 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from sb3_ppo_ext.minibatches import Minibatch
-from sb3_ppo_ext.objective import fill_masked, masked_mean, masked_sum, normalized, sum_of
-from sb3_ppo_ext.policies import Evaluation
-from sb3_ppo_ext.terms import KnobValues, ppo_terms, value_term
+from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
+from sb3_ppo_ext.objective.losses import fill_masked, masked_mean, masked_sum, normalized, sum_of
+from sb3_ppo_ext.objective.terms import KnobValues, ppo_terms, value_term
 from sb3_ppo_ext_torchrl import loss_arguments as arguments
 from sb3_ppo_ext_torchrl import loss_data as data
 from sb3_ppo_ext_torchrl.distributions import torch_parameters

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss, PPOLoss
 
 from sb3_ppo_ext.arguments import CHOICES
-from sb3_ppo_ext.diagnostics import TrainingWarning
-from sb3_ppo_ext.terms import Objective
+from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
+from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.unknown_arguments import refuse_unknown
 from sb3_ppo_ext_torchrl.errors import UnknownChoice, WrongNumber, WrongShape
 

@@ -8,9 +8,8 @@ import torch
 from tensordict import TensorDictBase, is_tensor_collection
 from torch import Tensor
 
-from sb3_ppo_ext.distributions import ActionDistribution
-from sb3_ppo_ext.minibatches import Minibatch
-from sb3_ppo_ext.policies import Evaluation
+from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
+from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext_torchrl.distributions import torch_parameters
 from sb3_ppo_ext_torchrl.errors import MissingKey, WrongShape
 

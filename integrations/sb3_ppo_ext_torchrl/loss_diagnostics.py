@@ -8,8 +8,8 @@ import torch
 from tensordict import is_tensor_collection
 from torch import Tensor
 
-from sb3_ppo_ext.objective import effective_sample_size, fill_masked, kl_k3, masked_mean
-from sb3_ppo_ext.terms import KnobValues, kl_divergence, reference_kl
+from sb3_ppo_ext.objective.losses import effective_sample_size, fill_masked, kl_k3, masked_mean
+from sb3_ppo_ext.objective.terms import KnobValues, kl_divergence, reference_kl
 from sb3_ppo_ext_torchrl.loss_data import Read
 
 

@@ -18,7 +18,7 @@ from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 
-from sb3_ppo_ext.policies import unwrapped
+from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext_torchrl.distributions import IndependentBernoulli, MultiCategorical
 from sb3_ppo_ext_torchrl.policy import TorchRLPolicy
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from sb3_ppo_ext.policies import unwrapped
+from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext_torchrl.modules import actor_module, critic_module
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 
-from sb3_ppo_ext.knob_set import KnobSet
-from sb3_ppo_ext.knobs import KNOBS, Knob, parse_knob
-from sb3_ppo_ext.optimizers import GroupRates
-from sb3_ppo_ext.update import KL_RESOLUTION
+from sb3_ppo_ext.knobs.knob_set import KnobSet
+from sb3_ppo_ext.knobs.parsing import KNOBS, Knob, parse_knob
+from sb3_ppo_ext.update.eager import KL_RESOLUTION
+from sb3_ppo_ext.update.optimizers import GroupRates
 
 if TYPE_CHECKING:
     from sb3_ppo_ext import PPOX

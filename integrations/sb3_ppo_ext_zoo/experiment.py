@@ -12,7 +12,7 @@ from typing import Any
 import rl_zoo3.exp_manager
 import yaml
 
-from sb3_ppo_ext.knobs import KNOBS, parse_knob
+from sb3_ppo_ext.knobs.parsing import KNOBS, parse_knob
 from sb3_ppo_ext_zoo.registration import NAME
 from sb3_ppo_ext_zoo.trials import require_whole_name, trial_number
 from sb3_ppo_ext_zoo.vector_environments import Environments, VectorEnvironment, parse_vec_env

@@ -9,16 +9,16 @@ if _missing:
         '  pip install "sb3_ppo_ext[lm]"'
     )
 
-from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer  # noqa: E402  # after the check, whose message comes first
-from sb3_ppo_ext.language.candidates import CandidatePolicy  # noqa: E402
-from sb3_ppo_ext.language.classifier import ClassifierReward  # noqa: E402
-from sb3_ppo_ext.language.environments import PromptEnv, PromptVecEnv  # noqa: E402
-from sb3_ppo_ext.language.policy import LanguageModelPolicy  # noqa: E402
-from sb3_ppo_ext.language.ratio import RatioError  # noqa: E402
-from sb3_ppo_ext.language.samples import SampleTable  # noqa: E402
-from sb3_ppo_ext.language.spaces import ResponseSpace, prompt_space  # noqa: E402
-from sb3_ppo_ext.language.text import TextObservation  # noqa: E402
-from sb3_ppo_ext.language.trl_names import TRLNames  # noqa: E402
+from sb3_ppo_ext.language.envs.classifier import ClassifierReward  # noqa: E402
+from sb3_ppo_ext.language.envs.prompt_env import PromptEnv, PromptVecEnv  # noqa: E402
+from sb3_ppo_ext.language.envs.spaces import ResponseSpace, prompt_space  # noqa: E402
+from sb3_ppo_ext.language.envs.text_observation import TextObservation  # noqa: E402
+from sb3_ppo_ext.language.monitoring.samples import SampleTable  # noqa: E402
+from sb3_ppo_ext.language.monitoring.trl_names import TRLNames  # noqa: E402
+from sb3_ppo_ext.language.policies.candidates import CandidatePolicy  # noqa: E402
+from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy  # noqa: E402
+from sb3_ppo_ext.language.training.ratio_check import RatioError  # noqa: E402
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer  # noqa: E402  # after the check, whose message comes first
 
 __all__ = [
     "CandidatePolicy",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from sb3_ppo_ext.kl import Controller
-from sb3_ppo_ext.language.buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.inputs import number_of, whole_number_of
-from sb3_ppo_ext.sequences import SequencePolicy
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.policies.family import SequencePolicy
 from sb3_ppo_ext.unknown_arguments import named_arguments, unknown_argument
 
 if TYPE_CHECKING:

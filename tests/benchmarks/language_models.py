@@ -4,8 +4,8 @@
         [--side NAME ...] [--layers 4] [--width 128]
     python -m tests.benchmarks.language_models --gpu
 
-FOLDER holds TRL 1.12 (tests/language/test_trl_parity.py says how), or several joined by ":", where datasets, which it
-imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512 tokens, 64
+FOLDER holds TRL 1.12 (tests/language/training/test_trl_parity.py says how), or several joined by ":", where datasets,
+which it imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512 tokens, 64
 prompts of 16 tokens, responses of 32, 4 epochs of 4 minibatches. Each side is a process of its own, one after the
 other, and all of them again in every round; figures are medians over rounds, and in each over the updates after the
 first, in which graphs are compiled. PPOX takes 16 optimizer steps per update; TRL takes 4, because it accumulates over

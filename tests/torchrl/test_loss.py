@@ -17,7 +17,7 @@ from tensordict.nn import (
 )
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
-from sb3_ppo_ext.diagnostics import TrainingWarning
+from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from tests.torchrl.rollouts import collected, moved, rollout_of
 
 

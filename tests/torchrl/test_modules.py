@@ -22,7 +22,7 @@ from torchrl.modules import OneHotCategorical, TanhNormal
 from torchrl.objectives import ClipPPOLoss
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.distributions import exact_kl, parameters_of
+from sb3_ppo_ext.objective.distributions import exact_kl, parameters_of
 from tests.environments import ACTIONS, OBSERVATIONS, Toy
 from tests.torchrl.rollouts import collected, moved, rollout_of, sb3_observation
 

@@ -12,14 +12,16 @@ from stable_baselines3 import PPO
 from torch import nn
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.objective import normalized
-from sb3_ppo_ext.value_norm import PopArtLinear
+from sb3_ppo_ext.objective.losses import normalized
+from sb3_ppo_ext.policies.popart import PopArtLinear
 from tests.environments import ACTIONS
 from tests.torchrl.rollouts import collected, moved, rows_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
-    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.diagnostics.TrainingWarning"),  # the steps here are large
+    pytest.mark.filterwarnings(
+        "ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning"
+    ),  # the steps here are large
 ]
 
 LOSSES = ("loss_objective", "loss_entropy", "loss_critic")

@@ -13,10 +13,10 @@ from tensordict import TensorDict
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.objectives.value import GAE
 
-from sb3_ppo_ext.device.buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
+from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.tensordicts import rollout_to_tensordict, tensordict_to_rollout
 from tests.environments import ACTIONS, OBSERVATIONS
-from tests.test_minibatches import N, T, filled
+from tests.rollout.test_minibatches import N, T, filled
 
 ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
 LAST = torch.tensor([0.3, -1.0, 2.0])

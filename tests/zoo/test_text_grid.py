@@ -11,7 +11,7 @@ from sb3_ppo_ext_zoo.language import grid
 from sb3_ppo_ext_zoo.language.grid import MAX_BYTES, MAX_STEPS, Grid
 from sb3_ppo_ext_zoo.language.scenes import ACTIONS, THINGS, scene, wanderings
 
-from sb3_ppo_ext.language.text import text_of
+from sb3_ppo_ext.language.envs.text_observation import text_of
 
 NORTH, SOUTH, EAST, WEST = range(4)
 

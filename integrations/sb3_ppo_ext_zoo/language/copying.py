@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from sb3_ppo_ext.language import LanguageModelPolicy
-from sb3_ppo_ext.language.environments import PromptTask
+from sb3_ppo_ext.language.envs.prompt_env import PromptTask
 from sb3_ppo_ext_zoo.language.pretraining import Pretrained
 from sb3_ppo_ext_zoo.language.prompts import SharedTaskEnv
 

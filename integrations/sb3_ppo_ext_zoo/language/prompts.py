@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sb3_ppo_ext.language import PromptEnv
-from sb3_ppo_ext.language.environments import Observation, PromptTask
-from sb3_ppo_ext.language.prompts import PromptOrder
+from sb3_ppo_ext.language.envs.prompt_env import Observation, PromptTask
+from sb3_ppo_ext.language.envs.prompts import PromptOrder
 
 
 class SharedTaskEnv(PromptEnv):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sb3_ppo_ext.artifacts import CompileError, folder
+from sb3_ppo_ext.engines.cpu.libraries import CompileError, folder
 
 SEAL = "seal"  # a file with the digest of all others: half a copy, left by a full disk, say, is as good as none
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sb3_ppo_ext.language import LanguageModelPolicy
-from sb3_ppo_ext.language.environments import PromptTask
+from sb3_ppo_ext.language.envs.prompt_env import PromptTask
 from sb3_ppo_ext_zoo.language.pretraining import Pretrained
 from sb3_ppo_ext_zoo.language.prompts import SharedTaskEnv
 

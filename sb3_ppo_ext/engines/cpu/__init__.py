@@ -1,0 +1,1 @@
+"""Compiled shared libraries on a CPU."""

@@ -1,0 +1,76 @@
+"""Acting while a rollout is collected, through the compiled forward pass of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_ext.engines.graph_cache import Graphs
+from sb3_ppo_ext.engines.substitution import WrittenBuffers
+from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
+from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.objective.batch import Observation
+from sb3_ppo_ext.policies.adapter import unvalidated_distributions
+from sb3_ppo_ext.rollout.actors import Acted, EagerActor, refuse_nan
+
+
+class CompiledActor:
+    """As the policy's own ``forward`` up to rounding, with the same draws from torch's generator."""
+
+    def __init__(self, policy: ActorCriticPolicy, graphs: Graphs, observation: Observation) -> None:
+        """For batches of the size of ``observation``."""
+        self.policy = policy
+        inputs = acting_inputs(policy, observation)
+        with unvalidated_distributions():
+            graph = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True, writes=True)
+        self._call, self._noise = graph.call, graph.noise
+        self._written = WrittenBuffers(policy, graph.written)
+        # Of padded batches a policy that writes would remember the padding too.
+        self._terminal_values = EagerActor(policy).terminal_values if graph.written else self._values_of
+        self._constants = list(inputs["constants"].values())
+        self._explores = bool(inputs["exploration"])
+        self._keys = list(observation) if isinstance(observation, dict) else []
+        self._rows = len(pytree.tree_leaves(observation)[0])
+        self._quiet = [torch.ones(noise.shape) for noise in self._noise]
+
+    def act(self, observation: Observation) -> Acted:
+        """See ``Actor``."""
+        sampled, values, log_probs = self._run(observation, [noise.draw() for noise in self._noise])
+        refuse_nan(self.policy, observation, log_probs)
+        return Acted(sampled.numpy(), sampled, values, log_probs)
+
+    def _run(self, observation: Observation, noise: list[Tensor]) -> list[Tensor]:
+        self._written.bring_back()
+        # Read anew each time: they are drawn again in the middle of a rollout.
+        exploration = exploration_of(self.policy).values() if self._explores else ()
+        parts = [observation[key] for key in self._keys] if isinstance(observation, dict) else [observation]
+        return self._call([*self._constants, *exploration, *parts, *noise])
+
+    def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
+        """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
+        yield from self._terminal_values(observations)
+
+    def _values_of(self, observations: list[Observation]) -> Iterator[Tensor]:
+        return values_of(observations, self._rows, lambda batch: self._run(batch, self._quiet)[1])
+
+
+def acting_inputs(policy: ActorCriticPolicy, observation: Observation) -> Inputs:
+    """What ``ActorGraph`` takes, but the noise."""
+    constants = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    return {
+        "constants": {name: tensor.detach() for name, tensor in constants.items()},
+        "exploration": exploration_of(policy),
+        "observation": observation,
+    }
+
+
+def values_of(observations: list[Observation], rows: int, values: Callable[[Observation], Tensor]) -> Iterator[Tensor]:
+    """The value [1] of each observation [1, ...], by ``values`` of exactly ``rows`` of them at a time."""
+    for start in range(0, len(observations), rows):
+        some = observations[start : start + rows]
+        padded = [*some, *[some[0]] * (rows - len(some))]
+        yield from values(pytree.tree_map(lambda *parts: torch.cat(parts), *padded))[: len(some)]

@@ -1,0 +1,166 @@
+"""Traced functions as shared libraries on disk: compiled once per machine, loaded in milliseconds after that.
+
+AOTInductor writes and calls the library; a call costs a few microseconds, without guards and without Python. What is
+looked up is the text of the traced graph itself, so that no change of a policy, however small, finds an old library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from sb3_ppo_ext.engines.cpu import compile_worker
+
+Call = Callable[[list[Tensor]], list[Tensor]]
+
+KEPT = 128  # libraries, of some 0.5 MiB each
+SEAL = 32  # bytes at the end of each: the digest of all before
+
+
+class CompileError(RuntimeError):
+    """A function cannot be compiled here; says why."""
+
+
+def first_line(error: Exception) -> str:
+    """Of its message: torch's go on for pages."""
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+class Job(NamedTuple):
+    """One graph, for inputs of these shapes, computing with this number of threads."""
+
+    traced: GraphModule
+    inputs: Sequence[Tensor]
+    threads: int
+
+    @property
+    def path(self) -> Path:
+        """Where its library is, whether or not it exists."""
+        text = hashlib.sha256(self.traced.code.encode())
+        text.update(f"{torch.__version__}{_processor()}{compile_worker.OPTIONS}{self.threads}".encode())
+        for tensor in self.inputs:
+            text.update(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}{tensor.device}".encode())
+        constants = {**vars(self.traced), **dict(self.traced.named_buffers())}
+        for name in sorted(constants):
+            if isinstance(constants[name], Tensor):
+                text.update(name.encode() + constants[name].detach().cpu().numpy().tobytes())
+        return folder() / f"{text.hexdigest()[:32]}.so"
+
+    @property
+    def length(self) -> int:
+        """Operations; compiling takes the longer the more there are."""
+        return len(self.traced.graph.nodes)
+
+    def write(self, path: Path, library: Path) -> None:
+        """For the child process that is to write ``library``."""
+        self.traced._tracer_cls = None  # make_fx's own tracer cannot be loaded elsewhere
+        shapes = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in self.inputs]
+        path.write_bytes(pickle.dumps((self.traced, shapes, str(library), self.threads)))
+
+
+def folder() -> Path:
+    """Where libraries are kept: ``SB3_PPO_EXT_CACHE_DIR``, or a folder in the user's cache."""
+    # Not TORCHINDUCTOR_CACHE_DIR: torch sets that itself, to a folder that the next reboot empties.
+    if chosen := os.environ.get("SB3_PPO_EXT_CACHE_DIR"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_ppo_ext"
+    except RuntimeError as error:  # a user without a home
+        raise CompileError(f"{error}; name a folder in SB3_PPO_EXT_CACHE_DIR") from error
+
+
+@cache
+def _processor() -> str:
+    """What the compiler's ``-march=native`` depends on: a home folder may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        import platform
+
+        return f"{platform.machine()} {platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def find(path: Path) -> Call | None:
+    """The function of the library if there is one; one that is damaged or cannot be loaded is as good as none."""
+    try:
+        content = path.read_bytes()
+        # To load half a library, left by a full disk, say, would end the process.
+        return load(path) if hashlib.sha256(content[:-SEAL]).digest() == content[-SEAL:] else None
+    except (OSError, CompileError):
+        return None
+
+
+def load(path: Path) -> Call:
+    """The library's function: tensors in the order of the graph's inputs -> its outputs."""
+    try:
+        run: Call = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+    except (RuntimeError, AttributeError) as error:
+        raise CompileError(f"PyTorch {torch.__version__} cannot load {path} ({error})") from error
+    with suppress(OSError):  # of somebody else, say
+        os.utime(path)  # the least recently used go first
+    return run
+
+
+def compile_all(jobs: Sequence[Job]) -> None:
+    """Compiles the graphs, all at once; each library comes to its place when it is complete.
+
+    ``CompileError`` with the reason; what is interrupted leaves nothing.
+    """
+    where = folder()
+    with ExitStack() as stack:
+        try:
+            where.mkdir(parents=True, exist_ok=True, mode=0o700)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".compiling-", dir=where)))
+        except OSError as error:
+            raise CompileError(f"{error}; name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR") from error
+        children = []
+        longest = max((job.length for job in jobs), default=0)
+        for index, job in enumerate(jobs):
+            place = scratch / str(index)
+            place.mkdir()
+            job.write(place / "job", place / "graph.so")
+            child = stack.enter_context(_child(place, aside=job.length < longest))
+            stack.callback(child.kill)
+            children.append(child)
+        for index, (child, job) in enumerate(zip(children, jobs, strict=True)):
+            _, told = child.communicate()
+            _require_success(child.returncode, told.strip())
+            library = scratch / str(index) / "graph.so"
+            with library.open("ab") as file:
+                file.write(hashlib.sha256(library.read_bytes()).digest())
+            os.replace(library, job.path)
+    libraries = sorted(where.glob("*.so"), key=lambda path: path.stat().st_mtime)
+    for path in libraries[:-KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def _child(place: Path, *, aside: bool) -> subprocess.Popen[str]:
+    """One that stands ``aside`` leaves the processors to the others: all wait for the longest graph."""
+    command = [sys.executable, compile_worker.__file__, str(place / "job"), *[compile_worker.ASIDE] * aside]
+    # Its temporary files too lie in the folder that goes away.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor")}
+    return subprocess.Popen(
+        command, cwd=place, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def _require_success(status: int, told: str) -> None:
+    reason = told.splitlines()[-1] if told else f"the compiling process ended with status {status}"
+    if status == compile_worker.NO_COMPILER:
+        raise CompileError(f"there is no C++ compiler ({reason}); install one, for example g++ (apt install g++)")
+    if status != 0:
+        raise CompileError(reason)

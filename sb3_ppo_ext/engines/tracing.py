@@ -1,0 +1,136 @@
+"""A policy's computation as one graph of tensor operations, with nothing of the policy baked into it.
+
+Parameters and buffers are inputs, and so is the noise of sampled actions. Buffers that the policy writes to, or
+assigns, are written to by the graph. Anything else its code changes is refused: see ``side_effects``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as global_hooks
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_ext.engines.cpu.libraries import CompileError, first_line
+from sb3_ppo_ext.engines.noise import refuse_draws
+from sb3_ppo_ext.engines.side_effects import Change, Snapshot, holds_tensor, plain_tensors
+
+Inputs = dict[str, Any]
+aten = torch.ops.aten
+
+GLOBAL_HOOKS = (
+    *(global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks),
+    *(global_hooks._global_backward_hooks, global_hooks._global_backward_pre_hooks),
+)
+
+
+# Tracing and compiling replace methods of torch's classes until they end, for the whole process.
+ONE_AT_A_TIME = threading.RLock()
+
+
+def refuse_hooks(policy: nn.Module) -> None:
+    """``CompileError`` where a hook listens to a module: a graph would call it never."""
+    for name, part in policy.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            raise CompileError(f"the policy's {name or type(policy).__name__} has a hook, which a graph does not call")
+    if any(GLOBAL_HOOKS):
+        raise CompileError("there are hooks on all modules, which a graph does not call")
+
+
+def trace(
+    function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, policy: nn.Module, *, draws: bool = False
+) -> fx.GraphModule:
+    """``function`` of the tensors among ``inputs``, in the order of ``tensors_of``; ``CompileError`` if it cannot be.
+
+    On fake tensors, so that tracing takes no step and draws no number; ``policy`` is afterwards as it was. Where its
+    own code changes what a graph would not, or draws random numbers without leave, that is an error too.
+    """
+    refuse_hooks(policy)
+    with ONE_AT_A_TIME:
+        before = Snapshot(policy)
+        try:
+            traced = _traced(function, inputs)
+            if changes := before.changes():
+                traced = _traced_again(function, inputs, policy, changes)
+        except CompileError as error:
+            if "FakeTensor" in str(error) and (names := plain_tensors(policy)):
+                raise CompileError(f"{error}; {names[0]} is a tensor and no buffer: register_buffer it") from error
+            raise
+        finally:
+            before.restore()
+    if not draws:
+        refuse_draws(traced)
+    return traced
+
+
+def _traced_again(
+    function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, policy: nn.Module, changes: list[Change]
+) -> fx.GraphModule:
+    """What is set once, when first called, has been set now, and a distribution's tensors are set before they are read.
+
+    ``CompileError`` where there is anything else.
+    """
+    lasting = [change for change in changes if holds_tensor(change.now) and not change.scratch]
+    settled = Snapshot(policy)
+    traced = None if lasting else _traced(function, inputs)
+    lasting += [change for change in settled.changes() if not change.scratch]
+    if traced is None or lasting:
+        raise CompileError(
+            f"the policy's forward pass {lasting[0].what}, and a graph runs no Python; what is remembered from call to "
+            f"call belongs in a buffer, and what is drawn comes from torch's generator"
+        )
+    return traced
+
+
+def _traced(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, for who compiles
+
+    leaves, structure = pytree.tree_flatten(inputs)
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return function(pytree.tree_unflatten(filled, structure))
+
+    try:
+        return make_fx(flat, DECOMPOSED, tracing_mode="fake")(*(leaves[place] for place in places))
+    except CompileError:
+        raise
+    except Exception as error:  # whatever a policy's own code may raise where its numbers are not known
+        raise CompileError(f"the policy cannot be traced ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _product(a: Tensor, b: Tensor) -> Any:
+    """A matrix product that is no work for a matrix library: heads of one or two outputs, inputs of a few numbers.
+
+    Written out, it is a loop of its own among the others; to call MKL for it takes longer than to compute it.
+    """
+    (rows, inner), columns = a.shape, b.shape[1]
+    if min(rows, inner, columns) > 4 or rows * inner * columns > 2**16:
+        return NotImplemented
+    return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
+
+
+def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """The bias is added among what follows: the matrix library would copy it to every row first.
+
+    Not to the product as it stands, for the compiler would make one call of the two again.
+    """
+    if not beta == alpha == 1:
+        return NotImplemented
+    product = _product(a, b)
+    return (torch.mm(a, b)[None] + bias)[0] if product is NotImplemented else product + bias
+
+
+DECOMPOSED: dict[Any, Callable[..., Any]] = {aten.mm.default: _product, aten.addmm.default: _product_and_bias}
+
+
+def tensors_of(inputs: Any) -> list[Tensor]:
+    """The tensors among the inputs, in the order a graph takes them."""
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]

@@ -1,0 +1,173 @@
+"""Controllers: one remembered number each, steered by a pure law so that a measurement approaches its target.
+
+A controller is a callable of ``progress_remaining`` that returns its current value, so it fits wherever a schedule
+does. It never moves by being read: the training loop calls ``update`` at the moment ``every`` names.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+from sb3_ppo_ext.knobs.laws import Law, Threshold
+from sb3_ppo_ext.knobs.schedules import finite_number
+
+MOMENTS = ("rollout", "epoch", "minibatch")
+
+# Where a controller may take a knob unless told otherwise. The learning rate's are those of rsl_rl
+# (algorithms/ppo.py); the clip range's keep the lower bound 1 - clip well above 0. The others: see ``bind``.
+DEFAULT_BOUNDS = {
+    "learning_rate": (1e-5, 1e-2),
+    "clip_range": (0.01, 0.5),
+    "clip_range_high": (0.01, 0.5),
+}
+
+AnyController = TypeVar("AnyController", bound="Controller")
+
+
+@dataclass
+class Controller(ABC):
+    """What both controllers share; see them for the meaning of the fields."""
+
+    start: float
+    target: float
+    law: Law = field(default_factory=Threshold)
+    bounds: tuple[float, float] | None = None
+    every: str = "rollout"
+    value: float = field(init=False)
+    knob: str | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for part in ("start", "target"):
+            number = finite_number(name, part, getattr(self, part))
+            if number <= 0:  # from 0 no factor leads away
+                raise ValueError(f"{name}: {part} is {number}; it must be above 0")
+            setattr(self, part, number)
+        if not callable(self.law):
+            raise ValueError(f"{name}: law is {self.law!r}; Threshold(...) or Proportional(...)")
+        if self.every not in MOMENTS:
+            raise ValueError(f"{name}: every is {self.every!r}; one of {', '.join(MOMENTS)}")
+        if self.bounds is not None:
+            low, high = (finite_number(name, "bounds", bound) for bound in self.bounds)
+            if not 0 < low < high:
+                raise ValueError(f"{name}: bounds are ({low}, {high}); 0 < low < high is needed")
+            if not low <= self.start <= high:
+                raise ValueError(f"{name}: start {self.start} lies outside its bounds ({low}, {high})")
+            self.bounds = (low, high)
+        self.value = self.start
+
+    @property
+    @abstractmethod
+    def measures(self) -> str:
+        """The name of the statistic that steers this controller."""
+
+    @abstractmethod
+    def grows(self, knob: str) -> bool:
+        """Whether ``knob`` must grow when too much is measured."""
+
+    def __call__(self, progress_remaining: float) -> float:
+        """The current value, at any progress."""
+        return self.value
+
+    def bind(self: AnyController, knob: str) -> AnyController:
+        """A copy that drives ``knob``, with that knob's bounds where none were given.
+
+        A copy, because the number it remembers belongs to one knob of one model.
+        """
+        bound = copy.copy(self)
+        bound.knob = knob
+        if bound.bounds is None:
+            low, high = DEFAULT_BOUNDS.get(knob, (self.start / 1000, self.start * 1000))
+            bound.bounds = (min(low, self.start), max(high, self.start))
+        return bound
+
+    def update(self, measured: float, samples: int) -> float:
+        """Moves the value against ``measured``, an average over ``samples`` actions, and returns it."""
+        name = type(self).__name__
+        if self.knob is None or self.bounds is None:
+            raise ValueError(f'{name}: call bind("learning_rate") or another knob first; it decides the direction')
+        if not math.isfinite(measured):
+            raise ValueError(f"{name} of {self.knob}: {self.measures} is {measured}: the policy has diverged")
+        pressure = self.law(self.excess(measured), samples)
+        value = self.value * pressure if self.grows(self.knob) else self.value / pressure
+        self.value = min(max(value, self.bounds[0]), self.bounds[1])
+        return self.value
+
+    def excess(self, measured: float) -> float:
+        """``measured`` over the target, as the law sees it."""
+        return max(measured, 0.0) / self.target
+
+    def settings(self) -> str:
+        """What the user chose, as text: two controllers with the same settings may share a saved state."""
+        return (
+            f"{type(self).__name__}(start={self.start}, target={self.target}, law={self.law}, "
+            f"bounds={self.bounds}, every={self.every!r})"
+        )
+
+    def state_dict(self) -> dict[str, float]:
+        """The remembered number, as a plain float."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float], strict: bool = True) -> None:
+        """Takes the number back; ``strict`` is there for the call Stable-Baselines3 makes on its own objects."""
+        self.value = finite_number(type(self).__name__, "value", state["value"])
+
+
+@dataclass
+class AdaptiveKL(Controller):
+    """Steers a knob so that the KL divergence between consecutive policies approaches ``target``.
+
+    ``start`` is the first value; ``target`` is in nats per action, summed over the action's dimensions. ``every``
+    names when it moves: after a "rollout"'s update, after an "epoch", or at each "minibatch". A KL penalty grows when
+    the KL is too high; every other knob shrinks. Without ``bounds`` a learning rate stays in 1e-5..1e-2, a clip range
+    in 0.01..0.5, any other within a factor 1000 of ``start``.
+
+    Schulman et al. 2017 (penalty): ``AdaptiveKL(1.0, 0.01)``. rsl_rl (learning rate):
+    ``AdaptiveKL(1e-3, 0.01, Threshold(2.0, 1.5), every="minibatch")``. Ziegler et al. 2019 (penalty on the KL to a
+    reference, per response): ``AdaptiveKL(0.15, 6.0, Proportional(10_000))``.
+    """
+
+    GROWING: ClassVar[frozenset[str]] = frozenset({"kl_coef", "ref_kl_coef"})
+
+    @property
+    def measures(self) -> str:
+        """The KL divergence by ``kl_estimator``; for ``ref_kl_coef`` that to the reference."""
+        return "ref_kl" if self.knob == "ref_kl_coef" else "kl"
+
+    def grows(self, knob: str) -> bool:
+        """Only a penalty on the KL lowers it by growing."""
+        return knob in self.GROWING
+
+
+@dataclass
+class AdaptiveClipFraction(Controller):
+    """Steers a knob so that the fraction of ratios outside the clip range approaches ``target`` (0 to 1).
+
+    The fields are those of ``AdaptiveKL``. A clip range grows when too many ratios are clipped, for widening it is what
+    lets fewer of them out; so does a KL penalty. A learning rate shrinks.
+    """
+
+    GROWING: ClassVar[frozenset[str]] = frozenset({"kl_coef", "ref_kl_coef", "clip_range", "clip_range_high"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target >= 1:
+            raise ValueError(f"AdaptiveClipFraction: target is {self.target}; a fraction below 1 is needed")
+
+    @property
+    def measures(self) -> str:
+        """The fraction of clipped ratios."""
+        return "clip_fraction"
+
+    def grows(self, knob: str) -> bool:
+        """A wider range or a stronger penalty clips less."""
+        return knob in self.GROWING
+
+    def excess(self, measured: float) -> float:
+        """Unlike a KL of 0, a whole rollout without a clipped ratio is a finding: far below the target."""
+        least = 0.0 if self.every == "minibatch" else 1e-9
+        return super().excess(max(measured, least))

@@ -1,0 +1,1 @@
+"""Compiled gradients and decoders of language models."""

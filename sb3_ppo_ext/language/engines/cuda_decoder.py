@@ -1,0 +1,90 @@
+"""Responses on a GPU: every token after the first is one launch of a recorded graph instead of thousands of kernels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
+from sb3_ppo_ext.engines.fingerprints import fingerprint
+from sb3_ppo_ext.engines.substitution import refuse_writes
+from sb3_ppo_ext.engines.tracing import tensors_of, trace
+from sb3_ppo_ext.language.engines.compiled import DECODING, CompiledDecoder
+from sb3_ppo_ext.language.engines.traced_tokens import TokenDraw, draw_inputs, weights_of
+from sb3_ppo_ext.language.model.generation import RoomyLayer
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
+
+
+class RecordedDraw:
+    """The recording, the cache and the other tensors it reads from, and those it writes to."""
+
+    def __init__(
+        self, policy: LanguageModelPolicy, graphs: DeviceGraphs, layers: list[RoomyLayer], seen: Tensor
+    ) -> None:
+        """Takes over the cache of ``layers``, and ``seen`` [B, S]."""
+        rows, device = len(seen), seen.device
+        self.places = [(layer.all_keys, layer.all_values) for layer in layers]
+        self.seen = seen.clone()
+        self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        self.slot = torch.zeros((), dtype=torch.long, device=device)
+        self.noise = torch.full((rows, policy.lm.vocab_size), 0.5, device=device)
+        rest = {"seen": self.seen, "token": self.token, "slot": self.slot, "noise": self.noise}
+        inputs = draw_inputs(policy, layers, **rest)
+        tensors = tensors_of(inputs)
+        traced = trace(TokenDraw(policy), inputs, policy.lm)
+        refuse_writes(traced, inputs)
+        (returned,) = next(iter(reversed(traced.graph.nodes))).args
+        shapes = [node.meta["val"] for node in returned]
+        self.results = [torch.zeros(one.shape, dtype=one.dtype, device=device) for one in shapes]
+        with graphs.showing():
+            call = graphs.recordings.finish(traced, tensors)
+
+        def run() -> None:
+            for kept, result in zip(self.results, call(*tensors), strict=True):
+                kept.copy_(result)
+
+        changed = [*self.results, *inputs["keys"], *inputs["values"]]
+        self._replay = graphs.recordings.recorder.record(run, changed)
+
+    def begin(self, seen: Tensor) -> None:
+        """Other prompts."""
+        self.seen.copy_(seen)
+        for pair in self.places:
+            for tensor in pair:
+                tensor.zero_()  # a NaN that is masked would still be a NaN
+
+    def __call__(self, token: Tensor, slot: int) -> list[Tensor]:
+        """Copies of the results: the next token overwrites them."""
+        self.token.copy_(token)
+        self.slot.fill_(slot)
+        self.noise.uniform_()
+        self._replay()
+        return [result.clone() for result in self.results]
+
+
+class RecordedDecoder(CompiledDecoder):
+    """As ``CompiledDecoder``, by one recording for all responses to as many prompts."""
+
+    graphs: DeviceGraphs
+
+    def __init__(self, *args: Any, policy: LanguageModelPolicy, graphs: DeviceGraphs, **kwargs: Any) -> None:
+        super().__init__(*args, policy=policy, graphs=graphs, **kwargs)
+        places = tuple(tensor.data_ptr() for tensor in weights_of(policy).values())
+        self.key = (DECODING, len(self.seen), places, fingerprint(policy.lm), fingerprint(policy.critic))
+        self.recorded: RecordedDraw | None = graphs.recordings.known.get(self.key)
+        if self.recorded is not None:
+            self.recorded.begin(self.seen)
+            for layer, place in zip(self.layers, self.recorded.places, strict=True):
+                layer.place = place
+
+    def by_graph(self, token: Tensor, slot: int) -> list[Tensor]:
+        """See ``CompiledDecoder``."""
+        if self.recorded is None:
+            make = partial(RecordedDraw, self.policy, self.graphs, self.layers, self.seen)
+            self.recorded = self.graphs.recordings.get(self.key, make)
+        return self.recorded(token, slot)

@@ -1,0 +1,129 @@
+"""Prompts of every kind as padded token ids, and reward functions of every kind as checked numbers."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
+from sb3_ppo_ext.language.inputs import at_least, columns_of, in_order, number_of
+
+RewardFunction = Callable[..., Any]  # (prompts, responses, **columns) -> one number per response
+CHOICES = {"long_prompts": ("refuse", "cut"), "ended_prompts": ("refuse", "cut", "keep")}
+
+
+class PromptSource:
+    """All prompts as ids [M, P] padded on the left, their mask, and their texts as the reward function sees them."""
+
+    def __init__(
+        self,
+        prompts: Iterable[Any],
+        vocabulary: Vocabulary,
+        max_length: int | None,
+        *,
+        columns: Mapping[str, Iterable[Any]] | None,
+        **choices: str,
+    ) -> None:
+        for name, choice in choices.items():
+            if choice not in CHOICES[name]:
+                raise ValueError(f"{name}={choice!r}: one of {', '.join(map(repr, CHOICES[name]))} is needed")
+        listed = in_order(prompts)
+        if listed is None:
+            raise ValueError(f"prompts={reprlib.repr(prompts)}: a list of prompts is needed (of a table, one column)")
+        if not listed:
+            raise ValueError("prompts is empty: at least one is needed")
+        self.columns = columns_of(columns, len(listed))
+        ids = [vocabulary.ids_of(prompt, row) for row, prompt in enumerate(listed)]
+        if choices["ended_prompts"] != "keep":
+            ids = [going_on(tokens, vocabulary, row, choices["ended_prompts"]) for row, tokens in enumerate(ids)]
+        self.length = max(map(len, ids)) if max_length is None else at_least(1, "max_prompt_length", max_length)
+        self.n_cut = self._count_too_long(ids, choices["long_prompts"])
+        self.texts = [
+            prompt if isinstance(prompt, str) else vocabulary.text_of(tokens)
+            for prompt, tokens in zip(listed, ids, strict=True)
+        ]
+        self.ids = np.full((len(ids), self.length), vocabulary.pad, np.int64)
+        self.mask = np.zeros(self.ids.shape, np.int8)
+        for row, tokens in enumerate(ids):
+            end = tokens[-self.length :]  # the end of a prompt is what the response answers
+            self.ids[row, self.length - len(end) :] = end
+            self.mask[row, self.length - len(end) :] = 1
+
+    def _count_too_long(self, ids: list[list[int]], long_prompts: str) -> int:
+        too_long = [row for row, tokens in enumerate(ids) if len(tokens) > self.length]
+        if too_long and long_prompts == "refuse":
+            raise ValueError(
+                f"{len(too_long)} prompts are longer than max_prompt_length={self.length}, the first of them prompt "
+                f'{too_long[0]} with {len(ids[too_long[0]])} tokens; raise it, or pass long_prompts="cut"'
+            )
+        return len(too_long)
+
+
+def going_on(ids: list[int], vocabulary: Vocabulary, row: int, ended_prompts: str) -> list[int]:
+    """The ids of a prompt that is not over, for ``ended_prompts`` "refuse" or "cut"; ``ValueError`` names its row."""
+    stop = len(ids)
+    while vocabulary.ends_early(ids[:stop]):
+        stop -= 1
+    if stop < len(ids) and ended_prompts == "refuse":
+        raise ValueError(
+            f"prompt {row} ends with the end-of-text token {ids[-1]}: its text is over, and there is nothing to go on "
+            "with. Leave that token out (of chat messages, let the template write what an answer begins with), or pass "
+            'ended_prompts="cut", which takes it off; "keep" is for a model whose prompts end so'
+        )
+    return ids[:stop]
+
+
+def scores_of(
+    reward_fn: RewardFunction, prompts: list[Any], responses: list[Any], columns: dict[str, list[Any]]
+) -> np.ndarray:
+    """One finite score per response, as float32 [N]; ``ValueError`` names the response that has none."""
+    returned = reward_fn(prompts, responses, **columns)
+    # From a GPU all at once.
+    listed = in_order(returned.detach().cpu() if isinstance(returned, torch.Tensor) else returned)
+    if listed is None or len(listed) != len(responses):
+        what = f"a {type(returned).__name__}" if listed is None else f"{len(listed)} scores"
+        raise ValueError(f"reward_fn returned {what} for {len(responses)} responses; one number for each is needed")
+    scores = [number_of(score) for score in listed]
+    for row, score in enumerate(scores):
+        if score is None or not math.isfinite(score):
+            raise ValueError(
+                f"reward_fn returned {listed[row]!r} for response {row} of {len(responses)}, {responses[row]!r} to the "
+                f"prompt {prompts[row]!r}; a finite number is needed"
+            )
+    return np.array(scores, np.float32)
+
+
+class PromptOrder:
+    """Which prompt comes next: passes over all of them, each in a new random order."""
+
+    def __init__(self, size: int, *, shuffle: bool) -> None:
+        self.size, self.shuffle = size, shuffle
+        self.left = np.zeros(0, np.int64)
+        self.generator = np.random.default_rng()
+
+    def seed(self, seed: int) -> None:
+        """Begins anew."""
+        self.generator = np.random.default_rng(seed)
+        self.left = np.zeros(0, np.int64)
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``count`` row numbers."""
+        while len(self.left) < count:
+            more = self.generator.permutation(self.size) if self.shuffle else np.arange(self.size)
+            self.left = np.concatenate((self.left, more))
+        taken, self.left = self.left[:count], self.left[count:]
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is left of this pass, and the generator."""
+        return {"left": self.left.copy(), "generator": self.generator.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        self.left = np.array(state["left"])
+        self.generator.bit_generator.state = state["generator"]

@@ -1,0 +1,1 @@
+"""Causal language models, their critics and references, and how they generate."""

@@ -1,0 +1,143 @@
+"""Sampling responses from a causal language model, with everything PPO wants to know of them on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
+from sb3_ppo_ext.language.model.end_tokens import EndTokens, end_tokens
+from sb3_ppo_ext.language.model.progress import RolloutProgress
+
+SMALLEST = 2.0**-25  # half the step of uniform numbers in float32
+
+
+class Response(NamedTuple):
+    """What was sampled, all [B, L]; ``token`` is the padding id, the others 0 and False, after a response's end."""
+
+    token: Tensor
+    mask: Tensor  # up to and including the end-of-text token
+    log_prob: Tensor  # in nats, of the distribution the token was drawn from
+    value: Tensor  # by ``value_of`` from the state before the token
+
+
+class Decoder:
+    """Draws the tokens of one batch of responses; ``seen`` [B, S] is the mask of its prompts and of what follows."""
+
+    def __init__(
+        self, model: CausalLM, seen: Tensor, value_of: Callable[[Tensor], Tensor] | None, *, deterministic: bool
+    ) -> None:
+        self.model = model
+        self.seen = seen
+        self.value_of = value_of
+        self.deterministic = deterministic
+        self.cache = roomy_cache(model, seen.shape[1])
+
+    def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One token [B] after ``ids`` [B, S'], the newest of the first ``until``; its log-probability, and value."""
+        hidden = self.model.hidden(ids, self.seen[:, :until], cache=self.cache, first=ids.shape[1] - 1)[:, -1]
+        logits = self.model.logits(hidden)
+        drawn, log_prob = draw(logits, None if self.deterministic else torch.empty_like(logits).uniform_())
+        return drawn, log_prob, None if self.value_of is None else self.value_of(hidden)
+
+
+@torch.no_grad()
+def generate(
+    model: CausalLM,
+    prompt: Tensor,
+    prompt_mask: Tensor,
+    *,
+    max_new_tokens: int,
+    eos_token_id: EndTokens,
+    pad_token_id: int,
+    value_of: Callable[[Tensor], Tensor] | None = None,
+    deterministic: bool = False,
+    decoder_of: Callable[..., Decoder] = Decoder,
+    progress: RolloutProgress | None = None,
+) -> Response:
+    """Responses to prompts [B, P] padded on the left, token by token over a key-value cache.
+
+    Every token is drawn from the full distribution of ``model.logits`` (the likeliest one if ``deterministic``):
+    cutting it (top-k, top-p) would sample from another distribution than the one that is trained. Stops as soon as
+    every row has ended. ``value_of`` maps hidden states [B, D] to values [B].
+    """
+    ends = end_tokens(eos_token_id)
+    batch, longest = len(prompt), max(int(prompt_mask.sum(-1).max()), 1)
+    prompt, prompt_mask = prompt[:, -longest:], prompt_mask[:, -longest:].bool()
+    token = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=prompt.device)
+    log_prob = torch.zeros(batch, max_new_tokens, device=prompt.device)
+    value, mask = torch.zeros_like(log_prob), torch.zeros_like(log_prob, dtype=torch.bool)
+    seen = torch.cat((prompt_mask, torch.ones_like(mask)), dim=1)
+    decoder = decoder_of(model, seen, value_of, deterministic=deterministic)
+    going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
+    ids = prompt.masked_fill(~prompt_mask, 0)
+    for step in range(max_new_tokens):
+        drawn, drawn_log_prob, drawn_value = decoder.draw(ids, longest + step)
+        token[:, step] = torch.where(going, drawn, pad_token_id)
+        log_prob[:, step] = drawn_log_prob.masked_fill(~going, 0.0)
+        mask[:, step] = going
+        if drawn_value is not None:
+            value[:, step] = drawn_value.masked_fill(~going, 0.0)
+        for end in ends:
+            going = going & (drawn != end)
+        if progress is not None:
+            progress.after_token(mask, going)
+        if not going.any():
+            break
+        ids = drawn[:, None]
+    if progress is not None:
+        progress.after_batch(mask)
+    return Response(token, mask, log_prob, value)
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values [B, heads, S, D / heads] with room for all tokens: no token copies those before it.
+
+    ``place`` is a pair of such tensors to be used; made when the first token comes where there is none.
+    """
+
+    def __init__(self, room: int, place: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers'
+        self.room = room
+        self.place = place
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Takes in what belongs to new tokens; all until now, as views."""
+        seen = self.get_seq_length()
+        until = seen + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], self.room)
+            self.all_keys, self.all_values = self.place or (
+                key_states.new_zeros((*shape, key_states.shape[-1])),
+                value_states.new_zeros((*shape, value_states.shape[-1])),
+            )
+        self.all_keys[:, :, seen:until] = key_states
+        self.all_values[:, :, seen:until] = value_states
+        self.keys, self.values = self.all_keys[:, :, :until], self.all_values[:, :, :until]
+        return self.keys, self.values
+
+
+def roomy_cache(model: CausalLM, room: int) -> DynamicCache:
+    """The model's cache, with room for that many tokens where its layers attend to all of them."""
+    cache = DynamicCache(config=model.plain.config)
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One token [B] from each row of ``logits`` [B, V], and its log-probability [B]; without ``noise`` the likeliest.
+
+    Of ``noise`` uniform on [0, 1), -log(noise) is Exp(1), and p / Exp(1) is largest for v with probability p_v: the
+    race that torch.multinomial runs for one draw, whose ``exponential_()`` takes 6 times as long on a CPU.
+    """
+    log_p = logits.log_softmax(dim=-1)
+    # Noise of 0 would leave a token that is certain no chance.
+    race = log_p if noise is None else log_p.exp() / -noise.clamp(min=SMALLEST).log()
+    token = race.argmax(dim=-1)
+    return token, log_p.gather(-1, token[:, None])[:, 0]

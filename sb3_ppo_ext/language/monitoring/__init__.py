@@ -1,0 +1,1 @@
+"""What the log and the terminal show of a language model's training."""

@@ -1,0 +1,63 @@
+"""What the log says of a rollout of responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_ext.language.envs.prompt_env import PromptVecEnv
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
+
+
+def response_records(rollout: SequenceRollout) -> dict[str, float]:
+    """Key -> value: lengths, endings, diversity, score, and the KL to the reference where there is one."""
+    buffer = rollout.buffer
+    lengths, cut_off = buffer.masks.sum(-1), buffer.cut_off()
+    records = {
+        "lm/score": buffer.rewards.mean(),
+        "lm/score_std": buffer.rewards.std(),
+        "lm/response_length": lengths.mean(),
+        "lm/eos_rate": 1.0 - cut_off.mean(),
+        "lm/cut_off_rate": cut_off.mean(),
+        "lm/distinct_2": distinct_pairs(buffer.actions, buffer.masks),
+        "lm/entropy_sampled": float(-buffer.log_probs.sum()) / max(int(lengths.sum()), 1),
+    }
+    if buffer.ref_log_probs is not None:
+        k1, k3 = (buffer.token_kl(name).sum(-1) for name in ("k1", "k3"))
+        records |= {
+            "lm/kl_ref": k1.mean(),  # nats per response
+            "lm/kl_ref_k3": k3.mean(),
+            "lm/kl_ref_per_token": k1.sum() / max(int(lengths.sum()), 1),
+            "lm/rlhf_reward": (buffer.rewards - rollout.ref_kl_coef * k1).mean(),
+        }
+    records |= speeds(int(lengths.sum()), rollout.seconds())
+    return {key: float(value) for key, value in records.items()}
+
+
+def speeds(tokens: int, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Response tokens per second of each part of the work, and of all of it: the reciprocals add up to that one's."""
+    records = {f"time/{part}_tokens_per_second": tokens / max(spent, 1e-9) for part, spent in seconds.items()}
+    return records | {"time/tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
+
+
+def take_scoring_seconds(env: VecEnv | None) -> float | None:
+    """How long the reward functions took since this was last asked; None where the environment does not say."""
+    if env is None or not env.has_attr("take_scoring_seconds"):
+        return None
+    each = env.env_method("take_scoring_seconds")
+    return float(each[0] if isinstance(env.unwrapped, PromptVecEnv) else sum(each))  # that one's is of all its rows
+
+
+def distinct_pairs(token: np.ndarray, mask: np.ndarray) -> float:
+    """Distinct-2: the fraction of pairs of neighbouring tokens, over all responses, that are different from each other.
+
+    Li et al. 2016. 1 where no pair occurs twice; 1 as well where no response has two tokens.
+    """
+    both = mask[..., 1:] & mask[..., :-1]
+    pairs = np.stack((token[..., :-1][both], token[..., 1:][both]), axis=-1)
+    return len(np.unique(pairs, axis=0)) / len(pairs) if len(pairs) else 1.0

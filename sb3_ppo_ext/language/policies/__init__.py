@@ -1,0 +1,1 @@
+"""Language models as policies of Stable-Baselines3."""

@@ -1,0 +1,249 @@
+"""The policy that is a causal language model: an observation is a prompt, an action the response to it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+from sb3_ppo_ext.language.arguments import check_algorithm, check_options
+from sb3_ppo_ext.language.engines.engine import Compilable
+from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
+from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
+from sb3_ppo_ext.language.model.critics import SharedCritic, build_critic
+from sb3_ppo_ext.language.model.generation import Decoder, Response, generate
+from sb3_ppo_ext.language.model.loading import (
+    Lora,
+    ModelSource,
+    check_model,
+    frozen_copy,
+    load_model,
+    lora_config,
+    with_adapter,
+)
+from sb3_ppo_ext.language.model.nan_origin import require_finite
+from sb3_ppo_ext.language.model.progress import WithProgress
+from sb3_ppo_ext.language.model.reference import WithReference
+from sb3_ppo_ext.language.monitoring.findings import Findings
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
+from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
+from sb3_ppo_ext.language.training.token_update import sequence_update
+from sb3_ppo_ext.language.training.trl_statistics import MINIBATCH_STATISTICS
+from sb3_ppo_ext.update.eager import Update
+from sb3_ppo_ext.update.optimizers import RATIO
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.ppox import PPOX
+    from sb3_ppo_ext.rollout.minibatches import Rollout
+
+
+class LanguageModelPolicy(TrainedPartOnly, WithReference, WithProgress, Compilable):
+    """
+    A pretrained causal language model with a value function, sampled and trained token by token.
+
+    Given as ``PPOX(LanguageModelPolicy, PromptVecEnv(...), policy_kwargs=dict(model=..., ...))``. Its rollout buffer,
+    with settings of its own, is :class:`SequenceRolloutBuffer`.
+
+    :param model: folder or hub name, a function that returns a model of transformers, or such a model (it is copied,
+        and saved inside the zip; the others are not). A PEFT adapter in any of them is merged into its weights
+    :param lora: train only a fresh low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear
+        layers unless ``target_modules`` says otherwise); None trains all of the model
+    :param value: where the values come from: a head on the model ("shared"), on a copy of its last block ("branch"), or
+        on a model of its own ("separate")
+    :param temperature: of sampling; the log-probabilities are those of the distribution at this temperature
+    :param reference: whether the model as it began is kept, for the KL to it; with ``lora`` it costs no memory
+    :param value_lr_ratio: the value function's learning rate over the model's
+    :param value_warmup: rollouts from which only the value function learns, before the model begins to
+    :param dtype: of the model's weights, as "bfloat16"; None leaves them as they are
+    """
+
+    buffer_class = SequenceRolloutBuffer
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        model: ModelSource,
+        *,
+        lora: Lora | None = None,
+        value: str = "shared",
+        temperature: float = 1.0,
+        reference: bool = True,
+        value_lr_ratio: float = 1.0,
+        value_warmup: int = 0,
+        dtype: str | torch.dtype | None = None,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+        **sampling: Any,
+    ) -> None:
+        temperature, value_lr_ratio, value_warmup = check_options(
+            temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling, owner=type(self)
+        )
+        self.prompt_length, self.responses = require_spaces(observation_space, action_space)
+        if optimizer_kwargs is None and issubclass(optimizer_class, torch.optim.Adam):
+            optimizer_kwargs = {"eps": 1e-5}  # as ActorCriticPolicy
+        # Not ActorCriticPolicy's: that would build a network for the sum of all vocabularies.
+        BasePolicy.__init__(
+            self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
+        )
+        self.options = {
+            **{"model": model, "lora": lora, "value": value, "temperature": temperature},
+            **{"reference": reference, "dtype": dtype},
+        }
+        self.value_lr_ratio, self.value_warmup = value_lr_ratio, value_warmup
+        plain = load_model(model, dtype)
+        size = self.responses.vocab_size
+        kept = reference and lora is None
+        self.reference = frozen_copy(plain, vocab_size=size, temperature=temperature) if kept else None
+        self.has_reference = reference
+        config = lora_config(lora, plain)
+        trunk: Any = copy.deepcopy(plain.base_model) if value == "separate" else None
+        self.lm = CausalLM(with_adapter(plain, config), vocab_size=size, temperature=temperature)
+        length = self.prompt_length + self.responses.max_new_tokens
+        check_model(self.lm, eos_token_id=self.responses.eos_token_ids, sequence_length=length)
+        self.critic = build_critic(value, self.lm, trunk, config)
+        self.optimizer = self._build_optimizer(lr_schedule(1))
+        self._generation_seconds = 0.0
+        self.minibatch_statistics = torch.zeros(0, len(MINIBATCH_STATISTICS))  # of the last update
+        self.findings = Findings()
+        # Score [T * N] and, if known, KL to the reference of the responses that were last trained on.
+        self.trained_on: tuple[np.ndarray, np.ndarray | None] | None = None
+
+    def _build_optimizer(self, rate: float) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [{"params": self.model_parameters() + self.value_parameters()}]
+        if self.value_lr_ratio != 1:
+            groups = [
+                {"params": self.model_parameters(), RATIO: 1.0},
+                {"params": self.value_parameters(), "lr": rate * self.value_lr_ratio, RATIO: self.value_lr_ratio},
+            ]
+        return self.optimizer_class(groups, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]  # all take lr
+
+    def model_parameters(self) -> list[nn.Parameter]:
+        """The language model's trainable parameters."""
+        return [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """The value function's own trainable parameters."""
+        return [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> LanguageModelPolicy:
+        """Stays in evaluation mode: dropout would make new and old log-probabilities those of different networks."""
+        super().train(False)
+        return self
+
+    def tokens(self, observation: PyTorchObs, response: Tensor, mask: Tensor) -> Tokens:
+        """Prompts and responses as the model takes them."""
+        assert isinstance(observation, dict)
+        return Tokens(observation[INPUT_IDS].long(), observation[ATTENTION_MASK].bool(), response.long(), mask.bool())
+
+    def generate(self, observation: PyTorchObs, *, deterministic: bool = False, **options: Any) -> Response:
+        """Responses [B, L] to the prompts, with their values where the critic shares the model's states."""
+        assert isinstance(observation, dict)
+        return generate(
+            self.lm,
+            observation[INPUT_IDS].long(),
+            observation[ATTENTION_MASK].bool(),
+            max_new_tokens=self.responses.max_new_tokens,
+            eos_token_id=self.responses.eos_token_ids,
+            pad_token_id=self.responses.pad_token_id,
+            value_of=self.critic.of_hidden if isinstance(self.critic, SharedCritic) else None,
+            deterministic=deterministic,
+            **options,
+        )
+
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Responses, and value and log-probability of every token, all [B, L] (0 after a response's end)."""
+        started = time.perf_counter()
+        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of, progress=self.progress)
+        value = response.value
+        tokens = self.tokens(obs, response.token, response.mask).trimmed()
+        if not isinstance(self.critic, SharedCritic):
+            value[:, : tokens.mask.shape[1]] = self._values(tokens).masked_fill(~tokens.mask, 0.0)
+        require_finite(self.lm, tokens, log_prob=response.log_prob, value=value)
+        self._generation_seconds += time.perf_counter() - started
+        return response.token, value, response.log_prob
+
+    def _values(self, tokens: Tokens) -> Tensor:
+        ids, mask = tokens.joined()
+        with torch.no_grad():
+            return before_response(self.critic.values(self.lm, ids, mask, tokens.first), tokens.prompt.shape[1])
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        return self.generate(observation, deterministic=deterministic).token
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """Values [B, 1] of the prompts, before any response."""
+        assert isinstance(obs, dict)
+        mask = obs[ATTENTION_MASK].bool()
+        values = self.critic.values(self.lm, obs[INPUT_IDS].long().masked_fill(~mask, 0), mask)
+        return values[:, -1:]
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """There is none: a response is drawn token by token."""
+        raise TypeError("a language model has no distribution of whole responses; see evaluate_tokens()")
+
+    def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability and entropy (nats) and value (reward units) of every token [B, L]; 0 where there is none."""
+        return self.evaluate_states(tokens, *self.states(tokens), entropy_grad=entropy_grad)
+
+    def states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The model's states [n, D] before each of the n tokens that are there, and the values [B, L]."""
+        hidden, value = self.critic.states(self.lm, *tokens.joined(), tokens.first)
+        length = tokens.prompt.shape[1]
+        value = before_response(value, length).masked_fill(~tokens.mask, 0.0)
+        return before_response(hidden, length)[tokens.mask], value
+
+    def evaluate_states(
+        self, tokens: Tokens, hidden: Tensor, value: Tensor, *, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``evaluate_tokens``, from the ``states``."""
+        kept = tokens.response[tokens.mask]
+        log_prob, entropy = self.lm.log_prob_and_entropy(hidden, kept, entropy_grad=entropy_grad)
+        return scattered(log_prob, tokens.mask), scattered(entropy, tokens.mask), value
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values [B] of the prompts; log-probability and entropy [B] of the responses, summed over their tokens."""
+        mask = torch.from_numpy(self.responses.mask_of(actions.cpu().numpy())).to(actions.device)
+        log_prob, entropy, value = self.evaluate_tokens(self.tokens(obs, actions, mask), entropy_grad=True)
+        return value[:, 0], log_prob.sum(-1), entropy.sum(-1)
+
+    def take_generation_seconds(self) -> float:
+        """How long ``forward`` took since this was last asked."""
+        seconds, self._generation_seconds = self._generation_seconds, 0.0
+        return seconds
+
+    @classmethod
+    def check_algorithm(cls, model: PPOX) -> None:
+        """What PPOX cannot do with it."""
+        check_algorithm(cls, model)
+
+    def rollout(self, model: PPOX) -> Rollout:
+        """See ``SequencePolicy``."""
+        rollout = SequenceRollout(cast(SequenceRolloutBuffer, model.rollout_buffer), model, self)
+        self.trained_on = rollout.scores_and_kl()
+        return rollout
+
+    def update(self, model: PPOX, rollout: Rollout) -> Update:
+        """See ``SequencePolicy``."""
+        return sequence_update(self, model, rollout)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        options = {"value_lr_ratio": self.value_lr_ratio, "value_warmup": self.value_warmup}
+        optimizer = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
+        spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return {**spaces_, "lr_schedule": self._dummy_schedule, **self.options, **options, **optimizer}

@@ -1,0 +1,41 @@
+"""What objectives and policies exchange: minibatches of B rows, under TorchRL's default key names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from sb3_ppo_ext.objective.distributions import (
+    ActionDistribution,
+)
+
+Observation = Tensor | dict[str, Tensor]
+
+
+class Minibatch(NamedTuple):
+    """B rows of a rollout. All but observation and action are [B]."""
+
+    observation: Observation
+    action: Tensor
+    action_log_prob: Tensor
+    state_value: Tensor
+    advantage: Tensor
+    value_target: Tensor
+    distribution: ActionDistribution | None = None  # of the policy that collected the rollout
+    mask: Tensor | None = None  # [B, L]: which slots hold tokens, or how much each counts
+    ref_log_prob: Tensor | None = None  # of the actions under the frozen reference
+    lengths: np.ndarray | None = None  # [B, 2], on the host: how many tokens prompt and response have
+
+
+class Evaluation(NamedTuple):
+    """What the current policy says of a minibatch; tensors are [B], or [B, L] under a mask."""
+
+    log_prob: Tensor
+    entropy: Tensor | None  # None: no closed form
+    value: Tensor  # in reward units
+    distribution: ActionDistribution | None = None
+    mask: Tensor | None = None
+    ref_log_prob: Tensor | None = None  # of the same actions under a frozen reference policy
+    ref_kl: Tensor | None = None  # KL(new || reference) where both whole distributions are known

@@ -1,0 +1,167 @@
+"""Composing the objective: from an evaluation and a minibatch to terms, and the one place where they are weighed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sb3_ppo_ext.objective import losses as objective
+from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
+from sb3_ppo_ext.objective.distributions import exact_kl
+from sb3_ppo_ext.objective.losses import KL_ESTIMATORS, VALUE_CLIPS, Reduce, Scalar, masked_mean
+
+
+class KnobValues(NamedTuple):
+    """The numbers in force for one minibatch. A 0-d tensor does for any of them."""
+
+    clip_range: Scalar
+    clip_range_high: Scalar | None = None
+    clip_range_vf: Scalar | None = None
+    ent_coef: Scalar = 0.0
+    vf_coef: Scalar = 0.5
+    kl_coef: Scalar = 0.0
+    ref_kl_coef: Scalar = 0.0
+    learning_rate: Scalar = 3e-4  # for the optimizer; no term depends on it
+
+    @property
+    def low(self) -> Scalar:
+        """The ratio is clipped below at ``1 - low``."""
+        return self.clip_range
+
+    @property
+    def high(self) -> Scalar:
+        """The ratio is clipped above at ``1 + high``."""
+        return self.clip_range if self.clip_range_high is None else self.clip_range_high
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which of the alternatives is minimised; the arguments of PPOX of the same names."""
+
+    surrogate: str = "clip"
+    dual_clip: float | None = None
+    penalized: bool = False  # whether a KL penalty is part of the loss
+    kl_estimator: str = "exact"
+    value_clip: str = "sb3"
+    normalize_advantage: bool = True  # over each minibatch
+    value_error: str = "l2"
+    ref_kl_estimator: str | None = None  # of the KL to the reference; None: by kl_estimator
+
+    @property
+    def uses_distributions(self) -> bool:
+        """Whether the loss needs the old and the new distribution."""
+        return self.penalized and self.kl_estimator == "exact"
+
+
+def is_zero(coefficient: Scalar) -> bool:
+    """Whether a weight is the number 0; of a tensor it is not asked, which may hold another one next time."""
+    return not isinstance(coefficient, Tensor) and coefficient == 0
+
+
+class Terms(NamedTuple):
+    """Unweighted scalars, to be minimised."""
+
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor  # -E[H]
+    kl: Tensor | None  # None: no penalty in the loss
+    ref_kl: Tensor | None = None  # None: no reference policy
+
+    def weighted(self, knobs: KnobValues) -> Terms:
+        """Every term times its weight. The only place where weights meet terms."""
+        return Terms(
+            self.policy,
+            knobs.vf_coef * self.value,
+            knobs.ent_coef * self.entropy,
+            None if self.kl is None else knobs.kl_coef * self.kl,
+            None if self.ref_kl is None else knobs.ref_kl_coef * self.ref_kl,
+        )
+
+    def weigh(self, knobs: KnobValues) -> Tensor:
+        """The loss, in Stable-Baselines3's order of summation."""
+        terms = self.weighted(knobs)
+        return objective.sum_of(terms.policy + terms.entropy + terms.value, terms.kl, terms.ref_kl)
+
+
+def ppo_terms(
+    new: Evaluation,
+    minibatch: Minibatch,
+    choices: Objective,
+    knobs: KnobValues,
+    *,
+    value_scale: Scalar | None = None,
+    reduce: Reduce = masked_mean,
+) -> Terms:
+    """The terms of PPO's loss for one minibatch.
+
+    ``value_scale`` (reward units) makes the value term, and the range of its clip, count in that unit. With another
+    ``reduce`` than the mean, the terms are what that makes of one number per slot.
+    """
+    mask = new.mask
+    advantage = minibatch.advantage
+    if choices.normalize_advantage:
+        advantage = objective.normalized(advantage, mask)
+    log_ratio = new.log_prob - minibatch.action_log_prob
+    return Terms(
+        _policy_term(log_ratio, advantage, choices, knobs, mask, reduce),
+        value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
+        objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
+        kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.penalized else None,
+        None if new.ref_log_prob is None and new.ref_kl is None else reference_kl(new, choices, reduce),
+    )
+
+
+def _policy_term(
+    log_ratio: Tensor, advantage: Tensor, choices: Objective, knobs: KnobValues, mask: Tensor | None, reduce: Reduce
+) -> Tensor:
+    if choices.surrogate == "spo":
+        return objective.spo_surrogate(log_ratio, advantage, clip=knobs.clip_range, mask=mask, reduce=reduce)
+    if choices.surrogate == "none":
+        return objective.unclipped_surrogate(log_ratio, advantage, mask=mask, reduce=reduce)
+    low, high = knobs.low, knobs.high
+    if choices.dual_clip is not None:
+        return objective.dual_clipped_surrogate(
+            log_ratio, advantage, low=low, high=high, dual_clip=choices.dual_clip, mask=mask, reduce=reduce
+        )
+    return objective.clipped_surrogate(log_ratio, advantage, low=low, high=high, mask=mask, reduce=reduce)
+
+
+def value_term(
+    value: Tensor,
+    minibatch: Minibatch,
+    choices: Objective,
+    knobs: KnobValues,
+    mask: Tensor | None = None,
+    scale: Scalar | None = None,
+    reduce: Reduce = masked_mean,
+) -> Tensor:
+    """The value's error, clipped or not; see ``ppo_terms`` for ``scale`` and ``reduce``."""
+    target, old_value, error = minibatch.value_target, minibatch.state_value, choices.value_error
+    if scale is not None:
+        value, target, old_value = value / scale, target / scale, old_value / scale
+    if knobs.clip_range_vf is None:
+        return objective.value_loss(value, target, mask=mask, error=error, reduce=reduce)
+    clipped_loss = VALUE_CLIPS[choices.value_clip]
+    return clipped_loss(value, target, old_value, clip=knobs.clip_range_vf, mask=mask, error=error, reduce=reduce)
+
+
+def kl_divergence(new: Evaluation, minibatch: Minibatch, estimator: str, reduce: Reduce = masked_mean) -> Tensor:
+    """KL(old || new) in nats per action: exact, or by a sampled estimator."""
+    if estimator != "exact":
+        return KL_ESTIMATORS[estimator](new.log_prob - minibatch.action_log_prob, new.mask, reduce)
+    assert minibatch.distribution is not None and new.distribution is not None, "kept wherever it is asked for"
+    return reduce(exact_kl(minibatch.distribution, new.distribution), new.mask)
+
+
+def reference_kl(new: Evaluation, choices: Objective, reduce: Reduce = masked_mean) -> Tensor:
+    """KL(new || reference) in nats per action: the exact one where it is known, else from the log-probabilities.
+
+    "exact" means k3 then: of the reference there are log-probabilities only. Shao et al. 2024 (GRPO), eq. 4.
+    """
+    if new.ref_kl is not None:
+        return reduce(new.ref_kl, new.mask)
+    assert new.ref_log_prob is not None
+    name = choices.ref_kl_estimator or choices.kl_estimator
+    return KL_ESTIMATORS["k3" if name == "exact" else name](new.ref_log_prob - new.log_prob, new.mask, reduce)

@@ -1,0 +1,1 @@
+"""What PPOX asks of a policy, and what it adds to one."""

@@ -1,0 +1,20 @@
+"""What rollout buffers of tokens have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from stable_baselines3.common.buffers import DictRolloutBuffer
+
+if TYPE_CHECKING:
+    pass
+
+
+class TokenRolloutBuffer(DictRolloutBuffer):
+    """A buffer whose steps are sequences of up to L tokens: ``values`` and the like are [T, N, L], 0 where masked."""
+
+    masks: np.ndarray  # [T, N, L], bool
+    ref_log_probs: np.ndarray | None  # [T, N, L], under the frozen reference
+    ended: np.ndarray  # [T, N], bool: whether the episode ended with that step
+    last_values: np.ndarray  # [N], of the observation after the last step

@@ -1,0 +1,116 @@
+"""On tensors of another device that hold no numbers: whatever waits for the device, or leaves it, fails here.
+
+Among fake tensors "meta" is a device like any other: tensors of two devices do not mix, and no number can be read.
+(A fake "cuda" needs a torch that was built with it.)
+
+What this cannot show is the driver's own recording of a graph: see test_cuda.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_ext.engines.cpu.actor import acting_inputs
+from sb3_ppo_ext.engines.cuda.actor import Forward
+from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
+from sb3_ppo_ext.engines.cuda.cuda_graphs import Plainly
+from sb3_ppo_ext.engines.cuda.epochs import WIDTH, EpochRecordings, as_traced
+from sb3_ppo_ext.engines.cuda.update import DeviceRecordings
+from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.tracing import tensors_of
+from sb3_ppo_ext.engines.update_inputs import UpdateInputs
+from sb3_ppo_ext.policies.adapter import unvalidated_distributions
+from sb3_ppo_ext.rollout.device_buffers import DeviceRolloutBuffer
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.update.prepare import prepare_update, steered_by_exact_kl
+from tests.engines.cuda.test_training import CASES, model_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:You have specified")
+
+ELSEWHERE = "meta"
+
+seen: list[fx.GraphModule] = []
+
+
+def noted(traced: Any, tensors: list[Tensor]) -> Any:
+    seen.append(traced)
+    return as_traced(traced, tensors)
+
+
+def elsewhere(tree: Any) -> Any:
+    """The same shapes and types on the other device; within a FakeTensorMode."""
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=ELSEWHERE)
+
+    return pytree.tree_map(moved, tree)
+
+
+def assert_stays_elsewhere(traced: fx.GraphModule) -> None:
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.dim() > 0:
+            assert value.device.type == ELSEWHERE, node.format_node()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_epoch_never_waits_for_the_gpu(name: str) -> None:
+    seen.clear()
+    model = model_of(name, compile=False)
+    rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
+    model.policy.set_training_mode(True)
+    with unvalidated_distributions():
+        eager = prepare_update(model, rollout, with_distribution=steered_by_exact_kl(model))
+        prepared = UpdateInputs(eager, model._rates.ratios())
+        parts = UpdateGraphs(model.policy, eager.adapter, prepared.plan)
+        with FakeTensorMode():
+            inputs, rows = elsewhere(prepared.inputs), elsewhere(rollout.rows)
+            controllers = DeviceControllers(eager.knobs, torch.device(ELSEWHERE))
+            epochs = EpochRecordings(parts, inputs, controllers, rows, noted)
+            epochs.load(inputs, rows)
+            epochs.prepare(model.batch_size, Plainly())
+            table = epochs.epoch(torch.randperm(rollout.size, device=ELSEWHERE), model.batch_size)
+    assert table.shape == (-(-rollout.size // model.batch_size), WIDTH) and table.device.type == ELSEWHERE
+    assert seen
+    for traced in seen:
+        assert_stays_elsewhere(traced)
+
+
+@pytest.mark.parametrize("name", ["box", "discrete", "multidiscrete", "multibinary", "dict", "gSDE", "image"])
+def test_acting_never_waits_for_the_gpu(name: str) -> None:
+    model = model_of(name, compile=False)
+    model.policy.set_training_mode(False)
+    if model.use_sde:
+        model.policy.reset_noise(2)
+    observation, _ = model.policy.obs_to_tensor(model.env.reset())  # type: ignore[union-attr,arg-type]  # there is one
+    inputs = acting_inputs(model.policy, observation)
+    with FakeTensorMode(), torch.no_grad():
+        fake = elsewhere(inputs)
+        forward = Forward(model.policy, fake, DeviceRecordings(Plainly(), noted))
+        forward.forget_noise()
+        forward.draw()
+        packed = forward(tensors_of({key: fake[key] for key in ("exploration", "observation")}))
+        forward.keep_noise()
+        results = forward.packing.unpacked(packed)
+    assert all(result.device.type == ELSEWHERE for result in results)
+    assert [len(result) for result in results] == [2, 2, 2]
+    assert_stays_elsewhere(seen.pop())
+
+
+def test_a_rollout_stays_on_the_gpu() -> None:
+    model = model_of("box", compile=False)
+    with FakeTensorMode():
+        buffer = DeviceRolloutBuffer(4, model.observation_space, model.action_space, ELSEWHERE, n_envs=2)
+        given = elsewhere({"obs": torch.zeros(2, 4), "action": torch.zeros(2, 2), "value": torch.zeros(2, 1)})
+        for _ in range(4):
+            buffer.add(given["obs"], given["action"], 0.0, 0.0, given["value"], given["value"][:, 0])
+        assert buffer.full and buffer.observations.device.type == ELSEWHERE
+        assert buffer.values.device.type == buffer.actions.device.type == ELSEWHERE

@@ -1,0 +1,222 @@
+"""The compiled update learns what the eager one learns, up to rounding, and says no where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+
+from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
+from sb3_ppo_ext.engines.traced_adam import adam_step, groups_of
+from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.update_inputs import UpdateInputs
+from sb3_ppo_ext.objective.statistics import APPROX_KL, STATISTICS
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.update.prepare import prepare_update
+from tests import test_parity
+from tests.environments import Toy
+from tests.test_parity import Doubling
+from tests.update.test_group_rates import TwoRates
+
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+
+SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu"}
+
+CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
+    "discrete": ("vector", "discrete", "MlpPolicy", {"ent_coef": 0.01, "clip_range": "linear:0.3:0.1"}),
+    "everything": (
+        "double",
+        "box",
+        "MlpPolicy",
+        {
+            "batch_size": 40,  # the last minibatch of 24 rows is updated without a graph
+            "clip_range_high": 0.3,
+            "dual_clip": 3.0,
+            "clip_range_vf": 0.2,
+            "kl_coef": AdaptiveKL(0.3, 0.001, every="epoch"),
+            "normalize_value": True,
+            "recompute_advantage": True,
+            "advantage_scope": "rollout",
+            "target_kl": 0.02,
+            "policy_kwargs": {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}},
+        },
+    ),
+    "minibatch controller, two rates, gSDE": (
+        "vector",
+        "box",
+        TwoRates,
+        {"learning_rate": AdaptiveKL(1e-3, 1e-4, Threshold(2.0, 1.5), every="minibatch"), "use_sde": True},
+    ),
+    "stopped early, minibatch controller": (
+        "vector",
+        "box",
+        "MlpPolicy",
+        {"learning_rate": AdaptiveKL(3e-3, 2e-4, Threshold(2.0, 1.5), every="minibatch"), "target_kl": 1e-3},
+    ),
+    "dict, multibinary, spo": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
+    "image, k3": ("image", "discrete", "CnnPolicy", {"kl_coef": 0.1, "kl_estimator": "k3", "n_epochs": 1}),
+}
+
+
+@pytest.fixture
+def compiler() -> None:
+    """What inductor compiles with."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        pytest.skip(f"no C++ compiler here: {error}")
+
+
+def model_of(name: str, *, compile: bool) -> PPOX:
+    observation, action, policy, options = CASES[name]
+    env = DummyVecEnv([lambda: Toy(observation, action)])
+    return PPOX(policy, env, compile=compile, **{**SETTINGS, **options})
+
+
+def assert_close(one: PPOX, other: PPOX, tolerance: float) -> None:
+    for name, tensor in one.policy.state_dict().items():
+        scale = tensor.abs().max().item() + 1e-3
+        difference = (other.policy.state_dict()[name] - tensor).abs().max().item()
+        assert difference <= tolerance * scale, f"{name} differs by {difference / scale:.1e} of its largest entry"
+
+
+def updated(name: str, *, compile: bool) -> PPOX:
+    """The model after the update from one rollout, which is collected eagerly in either case."""
+    model = model_of(name, compile=False)
+    _, callback = model._setup_learn(64)
+    callback.on_training_start({}, {})
+    assert model.env is not None
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    model._update_current_progress_remaining(model.num_timesteps, 64)
+    model.compile = compile
+    model.train()
+    return model
+
+
+def assert_same_update(name: str) -> None:
+    eager, compiled = updated(name, compile=False), updated(name, compile=True)
+    # Rounding by itself: some 1e-7 a step, over at most 6 steps; a convolution's sums are longer, and at ten times the
+    # rate a step is ten times as long.
+    assert_close(eager, compiled, 2e-5 if "image" in name or "stopped" in name else 2e-6)
+    assert eager.knobs.numbers() == pytest.approx(compiled.knobs.numbers(), rel=1e-4)
+    assert eager._n_updates == compiled._n_updates
+    for key, value in eager.logger.name_to_value.items():
+        np.testing.assert_allclose(compiled.logger.name_to_value[key], value, rtol=2e-3, atol=1e-5, err_msg=key)
+    steps = [model.policy.optimizer.state_dict()["state"][0]["step"].item() for model in (eager, compiled)]
+    assert steps[0] == steps[1] > 0
+
+
+def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_update() -> None:
+    model = model_of("discrete", compile=False)
+    model.target_kl = 0.03  # 1.5 of it, 0.045, is 0.0450000018 in float32
+    rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
+    eager = prepare_update(model, rollout, with_distribution=False)
+    prepared = UpdateInputs(eager, model._rates.ratios())
+    step = UpdateGraphs(model.policy, eager.adapter, prepared.plan).step
+    limit = prepared.inputs["kl_limit"]
+    zeros = [torch.zeros_like(parameter) for parameter in prepared.inputs["parameters"].values()]
+    for kl, stops in ((limit, False), (torch.nextafter(limit, limit + 1), True)):
+        row = torch.zeros(len(STATISTICS) + 1)
+        row[APPROX_KL] = kl
+        (went,) = step({**prepared.inputs, "row": row, "gradients": zeros})
+        assert eager.too_far(row) is stops is not went.item()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", CASES)
+def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", test_parity.CASES)
+def test_before_the_compiler_it_is_the_same_for_every_policy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, name, test_parity.CASES[name])
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(tmp_path: Path) -> None:
+    models = []
+    for compile in (False, True):
+        model = model_of("discrete", compile=compile).learn(192)
+        model.save(tmp_path / "model")
+        model.set_parameters(str(tmp_path / "model.zip"))
+        model.learn(64)
+        assert model._compilation.graphs.made == 2 * compile  # three clip ranges; one graph to act and one to learn
+        model.batch_size = 16
+        models.append(model.learn(64))
+        assert model._compilation.graphs.made == 3 * compile
+    assert_close(models[0], models[1], 5e-5)
+    loaded = PPOX.load(tmp_path / "model", env=Toy())
+    assert loaded.compile is True and loaded._compilation.graphs.known == {}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_no_step_is_taken_on_a_gradient_that_is_not_finite() -> None:
+    model = model_of("discrete", compile=True).learn(64)
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    model.rollout_buffer.returns[3] = float("nan")
+    with pytest.raises(ValueError, match="value_loss is nan"):
+        model.train()
+    for name, tensor in model.policy.state_dict().items():
+        assert tensor.isfinite().all(), name
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
+
+
+class WithDropout(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.dropout = nn.Dropout(0.1)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        ("MlpPolicy", {"rollout_buffer_class": Doubling}, "Doubling"),
+        (WithDropout, {}, "dropout is a Dropout"),
+        ("MlpPolicy", {"policy_kwargs": {"optimizer_class": torch.optim.SGD}}, "SGD"),
+        ("MlpPolicy", {"policy_kwargs": {"optimizer_kwargs": {"amsgrad": True}}}, "amsgrad"),
+    ],
+    ids=["buffer", "dropout", "optimizer", "amsgrad"],
+)
+def test_what_cannot_be_compiled_is_refused_with_the_reason(policy: Any, options: dict[str, Any], message: str) -> None:
+    model = PPOX(policy, Toy(), compile=True, **SETTINGS, **options)
+    with pytest.raises(ValueError, match=f"compile=True: .*{message}.*compile=False"):
+        model.learn(64)
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_step_is_torchs(optimizer_class: type[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(5))
+    optimizer = optimizer_class([parameter], lr=0.01, weight_decay=0.1, eps=1e-5)  # type: ignore[call-arg]
+    (group,) = groups_of(optimizer)
+    mine: tuple[Tensor, Tensor, Tensor] = (parameter.detach().clone(), torch.zeros(5), torch.zeros(5))
+    for step in range(1, 4):
+        parameter.grad = torch.randn(5)
+        mine = adam_step(
+            *mine,
+            gradient=parameter.grad,
+            powers=(
+                torch.tensor(group.beta1**step, dtype=torch.float64),
+                torch.tensor(group.beta2**step, dtype=torch.float64),
+            ),
+            rate=torch.tensor(0.01, dtype=torch.float64),
+            group=group,
+        )
+        optimizer.step()
+        torch.testing.assert_close(mine[0], parameter.detach(), rtol=1e-6, atol=1e-7)
