@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.logger import Logger, configure
 from torch.distributions import Distribution
 
-from sb3_ppo_ext.engines.graph_cache import Graph, Graphs, make_room
+from sb3_ppo_ext.engines.graph_cache import Graphs, make_room
 
 torch.set_num_threads(1)
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))
@@ -34,9 +34,9 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """
 
     def finish(self: Graphs) -> None:
-        for key, job, noise in self._awaited or []:
+        for key, job, graph in self._awaited or []:
             make_room(self.known, key)
-            self.known[key] = Graph(lambda tensors, graph=job.traced: list(graph(*tensors)), noise)  # type: ignore[misc]
+            self.known[key] = graph._replace(call=lambda tensors, traced=job.traced: list(traced(*tensors)))  # type: ignore[misc]
 
     monkeypatch.setattr(Graphs, "_finish", finish)
 

@@ -106,7 +106,13 @@ def cartpole(seeds: range) -> Iterator[Figure]:
             **{"normalize_value": True, "recompute_advantage": True, "clip_range_high": 0.28, "dual_clip": 3.0}
         },
     }
-    settings = {"n_steps": 64, "batch_size": 256, "gamma": 0.98, "gae_lambda": 0.9, "learning_rate": 1e-3}
+    settings: dict[str, Any] = {
+        "n_steps": 64,
+        "batch_size": 256,
+        "gamma": 0.98,
+        "gae_lambda": 0.9,
+        "learning_rate": 1e-3,
+    }
     for name, arguments in cases.items():
         scores = []
         for seed in seeds:
@@ -120,7 +126,7 @@ def late_score(seed: int, compile: bool) -> float:
     """The mean score over the second half of a short CartPole run."""
     scores = Scores()
     env = make_vec_env("CartPole-v1", 8, seed=seed)
-    settings = {"n_steps": 128, "learning_rate": 1e-3, "n_epochs": 4, "seed": seed, "device": "cpu"}
+    settings: dict[str, Any] = {"n_steps": 128, "learning_rate": 1e-3, "n_epochs": 4, "seed": seed, "device": "cpu"}
     PPOX("MlpPolicy", env, compile=compile, **settings).learn(8192, scores)
     return float(np.mean(scores.values[len(scores.values) // 2 :]))
 

@@ -17,7 +17,7 @@ from sb3_ppo_ext.monitoring.divergence import DivergedError
 from tests.engines import test_compiled
 from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.environments import Periodic, Toy
-from tests.test_ppox import TwoRates
+from tests.update.test_group_rates import TwoRates
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
 

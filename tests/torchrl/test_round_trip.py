@@ -92,7 +92,9 @@ def test_learned_in_torchrl_saved_as_ppox_and_enjoyed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(gym.registry, "PaidAtTheEnd-v0", gym.envs.registration.EnvSpec("PaidAtTheEnd-v0", PaidAtTheEnd))
+    monkeypatch.setitem(
+        gym.registry, "PaidAtTheEnd-v0", gym.envs.registration.EnvSpec("PaidAtTheEnd-v0", lambda **_: PaidAtTheEnd())
+    )
     torch.manual_seed(0)
     model = model_of()
     train_in_torchrl(model, paid_at_the_end, 20 * FRAMES, FRAMES)

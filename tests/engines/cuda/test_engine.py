@@ -51,7 +51,7 @@ def test_other_parameters_and_settings_are_noticed() -> None:
     settings = {"n_steps": 32, "batch_size": 16}
     model, other = model_of("box", compile=True, **settings).learn(64), model_of("box", compile=False, **settings)
     other.learn(192)
-    model.set_parameters(other.get_parameters())  # type: ignore[arg-type]  # its own signature is too narrow
+    model.set_parameters(other.get_parameters())
     model.batch_size = 32
     before = parameters_of(model.policy)
     model.learn(64, reset_num_timesteps=False)

@@ -22,8 +22,9 @@ from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients
 from sb3_ppo_ext.language.training.token_update import EagerGradients, SequenceUpdate
 from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.language import setups, tiny
-from tests.language.engines.test_compiled import Traced, one_block
+from tests.language.engines.test_compiled import one_block
 from tests.language.training.test_token_update import KNOBS, minibatch, updater
+from tests.traced_graphs import Traced
 
 CLIPPED = KNOBS._replace(clip_range_vf=0.3, vf_coef=0.7)
 POLICIES: list[dict[str, Any]] = [

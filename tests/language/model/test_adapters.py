@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import CandidatePolicy, ClassifierReward
-from sb3_ppo_ext.language.envs.prompts import Vocabulary
+from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
 from sb3_ppo_ext.language.model.adapters import has_adapter, warnings_of_peft
 from sb3_ppo_ext.language.model.loading import load_model
 from tests.language import setups, tiny
