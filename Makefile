@@ -1,6 +1,8 @@
 # `make demo` and `make test` need Python 3.10 - 3.13 and make, nothing else.
 PYTHON ?= python3
 VENV := .venv
+# What pip is to install: the tested versions. `make newest` asks for the newest that pyproject.toml allows.
+VERSIONS := --constraint constraints.txt
 BIN := $(VENV)/bin/python
 # The stamp is named after the Python that was asked for: another PYTHON= makes another environment.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
@@ -9,11 +11,12 @@ PIP := $(BIN) -m pip --disable-pip-version-check --no-input
 # One PyTorch thread per test process: two of them share two cores, and more threads only get in each other's way.
 TESTS := OMP_NUM_THREADS=1 $(BIN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test lint format types wheel examples install clean python
+.PHONY: help demo test newest lint format types wheel examples install clean python
 
 help:
 	@echo "make demo      train PPOX on CartPole-v1, evaluate it, say where everything lies"
 	@echo "make test      run the whole test suite"
+	@echo "make newest    run it with the newest versions that pyproject.toml allows, in .venv-newest"
 	@echo "make lint types wheel examples    what CI checks besides;  make format  repairs what it can"
 	@echo "make clean     remove the environment and everything built"
 	@echo "The first command installs into $(VENV). Another Python: make demo PYTHON=python3.12"
@@ -24,9 +27,9 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt | python
 	@test -f $@ || { echo "Creating $(VENV) with Python $(VERSION)"; $(PYTHON) -m venv --clear $(VENV); }
 	@rm -f $(VENV)/installed-*
-	@echo "Installing the tested versions (constraints.txt) into $(VENV); this takes a few minutes once ..."
-	@$(PIP) install --quiet --upgrade --constraint constraints.txt pip hatchling editables
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	@echo "Installing into $(VENV) ($(VERSIONS)); this takes a few minutes once ..."
+	@$(PIP) install --quiet --upgrade $(VERSIONS) pip hatchling editables
+	@$(PIP) install --quiet $(VERSIONS) --no-build-isolation --editable ".[dev]"
 	@touch $@
 
 python:
@@ -43,6 +46,11 @@ demo: install
 
 test: install
 	$(TESTS)
+
+# What is newest is asked anew each time: the environment is made afresh.
+newest:
+	@rm -f .venv-newest/installed-*
+	$(MAKE) test VENV=.venv-newest VERSIONS="--upgrade --upgrade-strategy eager"
 
 lint: install
 	$(BIN) -m ruff check .
@@ -65,4 +73,4 @@ examples: install
 	$(BIN) .ci/run_examples.py
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest dist build .pytest_cache .mypy_cache .ruff_cache

@@ -104,6 +104,17 @@ def check_buffer(model: Any) -> None:
         )
 
 
+def check_learn(model: Any, total_timesteps: float) -> None:
+    """What ``learn()`` needs before it changes anything."""
+    if total_timesteps != total_timesteps:
+        raise ValueError(
+            f"total_timesteps={total_timesteps}: a number of steps is needed, or "
+            'float("inf") where a callback ends the training'
+        )
+    if model.env is None:
+        raise ValueError("learn(): the model has no environment; call set_env(env), or pass env=... to load()")
+
+
 def joined_signature(host: Callable[..., Any], own: Callable[..., Any]) -> inspect.Signature:
     """The host's parameters, the knobs that PPOX adds, and the keyword-only parameters of ``own``.
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pathlib
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -22,28 +19,30 @@ from sb3_ppo_ext.arguments import (
     check_buffer,
     check_compilable,
     check_exact_kl,
+    check_learn,
     joined_signature,
     with_knobs,
 )
-from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
 from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
 from sb3_ppo_ext.engines.family import family_of
-from sb3_ppo_ext.engines.selection import EngineChoice
-from sb3_ppo_ext.knobs.controllers import Controller
-from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of
-from sb3_ppo_ext.knobs.parsing import Knob, parse_knob
-from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
+from sb3_ppo_ext.engines.selection import EngineChoice, training
+from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of, parse_knobs
+from sb3_ppo_ext.knobs.parsing import Knob
+from sb3_ppo_ext.knobs.table import ADDED, is_on
+from sb3_ppo_ext.model_files import completed, controllers_in, read_parameters, with_controllers
 from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
-from sb3_ppo_ext.monitoring.update_log import training_records
-from sb3_ppo_ext.policies.adapter import unvalidated_distributions
+from sb3_ppo_ext.monitoring.update_log import record_update
 from sb3_ppo_ext.policies.popart import install_popart
+from sb3_ppo_ext.rollout.by_hand import begin_collecting, prepare_logs, require_rollout
 from sb3_ppo_ext.rollout.collect import collect_rollouts, is_replaced
-from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.run import Run, Settings
-from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
+from sb3_ppo_ext.run import Run, run_of
+from sb3_ppo_ext.saving import File, save_atomically
+from sb3_ppo_ext.streams import after_loading, learning_from_its_own, seeding, states_while_learning
+from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
 from sb3_ppo_ext.update.epochs import step_controllers
 from sb3_ppo_ext.update.optimizers import GroupRates
 from sb3_ppo_ext.update.training import Trained, train_on
+from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
 
 OF_THIS_PROCESS = ("_family", "_monitor", "_engines", "_seconds", "last_update")  # attributes that are not saved
 
@@ -99,6 +98,7 @@ class PPOX(PPO):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, kwargs, named_arguments(PPO.__init__, PPOX.__init__))
         knobs = {name: kwargs.pop(name, default) for name, default in ADDED.items()}
         kwargs["_init_setup_model"] = False  # own arguments first
         super().__init__(policy, env, *args, **kwargs)
@@ -115,35 +115,43 @@ class PPOX(PPO):
         self.compile = compile
         self._buffer_is_named = self.rollout_buffer_class is not None  # by the user
         self._controllers: SavedControllers = {}  # filled by save(), taken back by _setup_model()
-        self._random_state: dict[str, Any] | None = None
+        self._random_state: dict[str, Any] | None = None  # of the streams it continues; None: those of the process
         self._earlier_timesteps = 0  # of learn() calls before the last reset of num_timesteps
         if _init_setup_model:
             self._setup_model()
 
     # load() calls it after it has put back the saved attributes and its own keyword arguments.
     def _setup_model(self) -> None:
-        for name in KNOBS:
-            knob = parse_knob(name, getattr(self, name))
-            # A copy: what a controller remembers belongs to one model.
-            setattr(self, name, copy.copy(knob) if isinstance(knob, Controller) else knob)
+        parse_knobs(self)
         check_arguments(self)
         self._family = family_of(self.policy_class)
         self._family.check(self)
         check_compilable(self, self._family.compilable)
         self.rollout_buffer_class = self.rollout_buffer_class or self._family.buffer_class
-        super()._setup_model()
+        with seeding(self):
+            super()._setup_model()
+        prepare_logs(self)
+        self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))  # as the policy has read it
         self.knobs = knobs_of(self)
         self.knobs.load_state_dict(self._controllers)
         self._controllers = {}
         check_exact_kl(self)
         check_buffer(self)
-        self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
         self._monitor = RunMonitor()
         self._engines = EngineChoice(self._family)
         self._seconds: dict[str, float] = {}
         self.last_update: Trained | None = None
         if self.normalize_value:
             install_popart(self.policy)
+
+    _wrap_env = staticmethod(wrapped_environment)  # called by the constructor, set_env() and load()
+
+    @property
+    def logger(self) -> Logger:
+        """As :attr:`PPO.logger`; one without outputs before ``learn()`` or ``set_logger`` has made another."""
+        if "_logger" not in vars(self):
+            self._logger = Logger(None, [])
+        return self._logger
 
     @property
     def penalized(self) -> bool:
@@ -156,77 +164,51 @@ class PPOX(PPO):
         return self._earlier_timesteps + self.num_timesteps
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         # The last rollout overshoots; a linear schedule to 0 would turn negative there.
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+        self._current_progress_remaining = max(1.0 - num_timesteps / total_timesteps, 0.0)
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         self._set_learning_rate(float(self.knobs.values.learning_rate))
 
     def _set_learning_rate(self, rate: float) -> None:
         if self._rates.optimizer is not self.policy.optimizer:  # replaced by the user since
-            self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))
+            self._rates = GroupRates(self.policy.optimizer, self._rates.rate, self.lr_schedule(1.0))
         self._rates.apply(rate)
         self.logger.record("train/learning_rate", rate)
 
     def _run(self) -> Run:
         """What the rooms below are handed: settings, and the state of the training as it stands now."""
-        settings = {name: getattr(self, name) for name in Settings.__dataclass_fields__}
-        self._monitor.run = Run(
-            settings=Settings(**settings),
-            policy=self.policy,
-            device=self.device,
-            action_space=self.action_space,
-            knobs=self.knobs,
-            buffer=self.rollout_buffer,
-            env=self.env,
-            n_envs=self.n_envs,
-            num_timesteps=self.num_timesteps,
-            n_updates=self._n_updates,
-            last_observation=self._last_obs,
-            last_episode_starts=self._last_episode_starts,
-            set_learning_rate=self._set_learning_rate,
-            rate_ratios=self._rates.ratios,
-            monitor=self._monitor,
-            seconds=self._seconds,
-        )
+        self._monitor.run = run_of(self, self._monitor, self._rates.ratios(), self._seconds)
         return self._monitor.run
 
     def train(self) -> None:
         """Updates policy and value function from the rollout that was collected last."""
+        require_rollout(self)
         self.knobs = knobs_of(self)
         self.knobs.at(self._current_progress_remaining, self.timesteps_of_all_learns)
         self._update_learning_rate(self.policy.optimizer)
         run = self._run()
         self._monitor.before_update()
         self.policy.set_training_mode(True)
-        rollout = self._family.rollout(run)
-        trained = self._trained(run, rollout)
-        records = training_records(run, rollout, trained) | self._family.records(run, rollout)
-        for name, value in records.items():
-            self.logger.record(name, value)
-        findings = self._family.findings(run, rollout, records)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self._monitor.after_update(self, findings)
+        with training(run):
+            rollout = self._family.rollout(run)
+            update = self._family.update(run, rollout)
+            trained = train_on(run, rollout, self._engines.runner(run, rollout, update), self._count_epoch)
+        records = record_update(run, rollout, trained, self._family.records(run, rollout), self.logger)
+        self._monitor.after_update(self, self._family.findings(run, rollout, records))
         step_controllers(run, "rollout", trained.epochs[-1], rollout)
         self.last_update = trained
 
-    def _trained(self, run: Run, rollout: Rollout) -> Trained:
-        def count() -> None:
-            self._n_updates += 1
-
-        memory = keeping_freed_memory() if run.device.type == "cpu" else nullcontext()
-        with unvalidated_distributions(), memory:
-            update = self._family.update(run, rollout)
-            return train_on(run, rollout, update, self._engines.runner(run, rollout, update), count)
+    def _count_epoch(self) -> None:
+        self._n_updates += 1
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
-        inherited = super().collect_rollouts
-        run = self._run()
-        with self._monitor.collecting(self):
+        callback = begin_collecting(self, env, callback)
+        inherited, run = super().collect_rollouts, self._run()
+        with self._monitor.collecting(self), self._family.collecting(run, callback):
             if is_replaced(inherited):
                 return inherited(env, callback, rollout_buffer, n_rollout_steps)
             actor_of = self._engines.actor_of(run)
@@ -242,15 +224,10 @@ class PPOX(PPO):
         progress_bar: bool = False,
     ) -> SelfPPOX:
         """As :meth:`PPO.learn`; the last update is logged too."""
-        with self._engines.threads(self._run()), self._monitor.learning(self, logged=log_interval is not None):
-            return super().learn(
-                total_timesteps=total_timesteps,
-                callback=callback,
-                log_interval=log_interval,  # type: ignore[arg-type]  # None switches logging off
-                tb_log_name=tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+        watched = self._monitor.learning(self, logged=log_interval is not None)
+        with learning_from_its_own(self), self._engines.threads(self._run()), watched:
+            interval: Any = log_interval  # None switches logging off, which is not in the annotation of PPO.learn
+            return super().learn(total_timesteps, callback, interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(
         self,
@@ -260,43 +237,54 @@ class PPOX(PPO):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
+        check_learn(self, total_timesteps)
         self._earlier_timesteps += self.num_timesteps if reset_num_timesteps else 0
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, *args, **kwargs
         )
         self._monitor.begin(callback)
-        run = self._run()
-        self._engines.decide(run, total_timesteps)
-        if not self._buffer_is_named:
-            exchange_buffer(self.rollout_buffer, on_device=self._engines.keeps_rollouts_on_device(run))
         return total_timesteps, callback
 
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        run = self._run()
+        self._engines.decide(run, self._total_timesteps)
+        if not self._buffer_is_named:  # before callbacks are to find the one that will be filled
+            exchange_buffer(self.rollout_buffer, on_device=self._engines.keeps_rollouts_on_device(run))
+        return super()._init_callback(callback, progress_bar)
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """As :meth:`PPO.get_parameters`; what controllers have reached stands in the optimizer's state."""
+        return with_controllers(super().get_parameters(), self.knobs)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
+        """As :meth:`PPO.set_parameters`; with the optimizer's state come controllers of the same settings."""
+        parameters = read_parameters(load_path_or_dict, device)
+        super().set_parameters(parameters, exact_match, device)
+        self.knobs.load_state_dict(controllers_in(parameters))
+
+    def save(self, path: File, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """As :meth:`PPO.save`, but a crash while saving leaves the previous file as it was."""
-        self._controllers = self.knobs.state_dict()
-        # Only of a seeded run: loading puts the generators back, which an unseeded one does not ask for.
-        self._random_state = None if self.seed is None else random_state(self.seed)
-        if isinstance(path, (str, pathlib.Path)):
+        with completed(self):
             save_atomically(path, lambda file: super(PPOX, self).save(file, exclude, include))
-        else:
-            super().save(path, exclude, include)
 
     @classmethod
-    def load(cls: type[SelfPPOX], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfPPOX:
+    def load(cls: type[SelfPPOX], path: File, *args: Any, **kwargs: Any) -> SelfPPOX:
         """As :meth:`PPO.load`; a seeded model continues its random streams where ``save`` found them.
 
-        Own arguments given here take effect; a controller given with the settings it was saved with continues.
+        Loaded while another model learns, it does so when it learns itself: that one's streams stay where they are. Own
+        arguments given here take effect; a controller given with the settings it was saved with continues.
         """
+        around = states_while_learning()
         model = super().load(path, *args, **kwargs)
-        state, model._random_state = model._random_state, None
-        if state is not None and state["seed"] == model.seed:
-            restore_random_state(state)
+        warn_of_start(model.action_space)
+        after_loading(model, around)
         return model
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As :meth:`PPO.set_random_seed`."""
+        if seed is not None:
+            self._random_state = None
+        super().set_random_seed(seed)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "knobs", "_rates", *OF_THIS_PROCESS]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -58,6 +58,8 @@ class Settings:
 class Monitor(Protocol):
     """What an update reports while it runs."""
 
+    rollouts: int  # that have been trained on
+
     def checks_steps(self) -> bool:
         """Whether the gradient's norm is read before every step; elsewhere than on a CPU that waits for the device."""
         ...
@@ -94,6 +96,7 @@ class Run:
     rate_ratios: list[float]  # of the optimizer's parameter groups to the learning rate
     monitor: Monitor
     seconds: dict[str, float]  # spent so far on parts of the work, by name; who reports them takes them out
+    progress: Any = None  # of the rollout that is collected, where its family says how far it is
 
     @property
     def penalized(self) -> bool:
@@ -109,3 +112,25 @@ class Run:
     def apply_learning_rate(self) -> None:
         """Brings the learning rate that is in force to the optimizer."""
         self.set_learning_rate(float(self.knobs.values.learning_rate))
+
+
+def run_of(model: Any, monitor: Monitor, rate_ratios: list[float], seconds: dict[str, float]) -> Run:
+    """The run of an algorithm with PPOX's arguments and Stable-Baselines3's attributes, as it stands now."""
+    return Run(
+        settings=Settings(**{field.name: getattr(model, field.name) for field in fields(Settings)}),
+        policy=model.policy,
+        device=model.device,
+        action_space=model.action_space,
+        knobs=model.knobs,
+        buffer=model.rollout_buffer,
+        env=model.env,
+        n_envs=model.n_envs,
+        num_timesteps=model.num_timesteps,
+        n_updates=model._n_updates,
+        last_observation=model._last_obs,
+        last_episode_starts=model._last_episode_starts,
+        set_learning_rate=model._set_learning_rate,
+        rate_ratios=rate_ratios,
+        monitor=monitor,
+        seconds=seconds,
+    )

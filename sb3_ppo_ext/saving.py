@@ -6,45 +6,46 @@ import io
 import os
 import pathlib
 import random
-import tempfile
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+File = str | pathlib.Path | io.BufferedIOBase
 
-def save_atomically(path: str | pathlib.Path, write: Callable[[io.BufferedIOBase], None]) -> None:
+
+def save_atomically(path: File, write: Callable[[io.BufferedIOBase], None]) -> None:
     """Calls ``write`` on a file beside ``path`` and moves it there when it is complete and on disk.
 
     ``path`` gets the suffix .zip if it has none, and missing folders are made, as ``BaseAlgorithm.save`` does.
+    Into an open file it is written as it comes.
     """
+    if not isinstance(path, (str, pathlib.Path)):
+        write(path)
+        return
     target = pathlib.Path(path)
     if target.suffix == "":
         target = pathlib.Path(f"{target}.zip")
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        # Not by tempfile, whose files are private: to learn the process's umask is to change it, for all threads.
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode is private
         os.replace(temporary, target)
     except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def random_state(seed: int) -> dict[str, Any]:
     """The states of the generators a model draws from, with the seed they started from."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # To ask for the states of a device that nothing has used would open it, which takes some of its memory.
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "seed": seed,
         "python": random.getstate(),

@@ -12,8 +12,12 @@ import torch
 from stable_baselines3.common.logger import Logger, configure
 from torch.distributions import Distribution
 
+from sb3_ppo_ext.engines.graph_cache import Graphs, make_room
+
 torch.set_num_threads(1)
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))
+# The code that calls the kernels takes most of the compiler's time; the kernels themselves are optimised as for users.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +25,20 @@ def _validated_distributions() -> Iterator[None]:
     """``torch.compile`` switches the checks of torch.distributions off for good; each test is to begin with them."""
     Distribution.set_default_validate_args(True)
     yield
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run as they were traced, without a compiler, for what does not depend on the compiler's work: when they
+    are made, what they are given, what becomes of their results.
+    """
+
+    def finish(self: Graphs) -> None:
+        for key, job, graph in self._awaited or []:
+            make_room(self.known, key)
+            self.known[key] = graph._replace(call=lambda tensors, traced=job.traced: list(traced(*tensors)))  # type: ignore[misc]
+
+    monkeypatch.setattr(Graphs, "_finish", finish)
 
 
 @pytest.fixture

@@ -76,6 +76,31 @@ class Periodic(gym.Env[Any, Any]):
         return self._observation(), reward, self.steps >= 4, False, {}
 
 
+class PaidAtTheEnd(gym.Env[Any, Any]):
+    """Four steps to the left or to the right; the last place alone is paid, -1 to 1, and 0 on average by chance."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    LENGTH = 4
+
+    def __init__(self) -> None:
+        self.place = self.steps = 0
+
+    def _observation(self) -> np.ndarray[Any, Any]:
+        return np.array([self.place / self.LENGTH, self.steps / self.LENGTH], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place = self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place += 2 * int(action) - 1
+        self.steps += 1
+        over = self.steps == self.LENGTH
+        return self._observation(), self.place / self.LENGTH if over else 0.0, over, False, {}
+
+
 class Walk(gym.Env[Any, Any]):
     """A random walk that ends when it leaves the strip; its noise comes from its own generator, as seeds expect.
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
@@ -111,6 +111,17 @@ def test_callbacks_see_the_same_locals() -> None:
         algorithm("MlpPolicy", environments("vector", "box"), n_steps=32).learn(64, callback=callback)
         seen.append(callback.seen)
     assert seen[0] <= seen[1]
+
+
+def test_endless_training_runs_to_its_callback_as_ppos_does() -> None:
+    settings: dict[str, Any] = {"n_steps": 64, "seed": 0, "device": "cpu", "learning_rate": 1e-3}
+    endless: Any = float("inf")
+    ppo = PPO("MlpPolicy", "CartPole-v1", **settings).learn(endless, callback=StopTrainingOnMaxEpisodes(5))
+    ppox = PPOX("MlpPolicy", "CartPole-v1", compile=False, **settings)
+    ppox.learn(endless, callback=StopTrainingOnMaxEpisodes(5))
+    assert ppo.num_timesteps == ppox.num_timesteps > 64
+    assert ppo._current_progress_remaining == ppox._current_progress_remaining == 1.0
+    assert_same(ppo, ppox)
 
 
 class Doubling(RolloutBuffer):

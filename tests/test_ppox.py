@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -136,6 +135,26 @@ def test_progress_never_goes_below_zero() -> None:
     assert min(seen) == 0.0
 
 
+@pytest.mark.parametrize("endless", [float("inf"), 10**400])
+def test_a_training_that_only_a_callback_ends_stays_at_the_start_of_its_schedules(endless: Any, tmp_path: Path) -> None:
+    model = model_with(learning_rate="linear:1e-3:0", compile=False)
+    for episodes in (6, 12):  # of 10 steps each
+        model.learn(endless, callback=StopTrainingOnMaxEpisodes(6), reset_num_timesteps=False)
+        assert (model.num_timesteps, model._current_progress_remaining) == (10 * episodes, 1.0)
+        assert model.logger.name_to_value["train/learning_rate"] == 1e-3
+    model.save(tmp_path / "model")
+    PPOX.load(tmp_path / "model", env=Toy(action="box")).learn(32)
+
+
+def test_no_number_of_timesteps_and_no_environment_are_refused(tmp_path: Path) -> None:
+    model = model_with()
+    with pytest.raises(ValueError, match=r'total_timesteps=nan: .*float\("inf"\)'):
+        model.learn(float("nan"))  # type: ignore[arg-type]
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"learn\(\): the model has no environment; call set_env"):
+        PPOX.load(tmp_path / "model").learn(32)
+
+
 def test_callbacks_may_assign_knobs_as_on_ppo() -> None:
     class Assign(BaseCallback):
         def _on_step(self) -> bool:
@@ -177,30 +196,6 @@ def test_minibatch_controller_moves_the_learning_rate_within_an_epoch() -> None:
     # 2 epochs of 2 minibatches; before the first step the KL is exactly 0, so the rate stands; then it only falls
     assert rates[0] == 1e-3
     assert rates == pytest.approx([1e-3, 1e-3 / 1.5, 1e-3 / 1.5**2, 1e-3 / 1.5**3])
-
-
-class TwoRates(ActorCriticPolicy):
-    """The value head learns ten times as fast."""
-
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        head = list(self.value_net.parameters())
-        body = [p for p in self.parameters() if all(p is not q for q in head)]
-        rate = lr_schedule(1)
-        self.optimizer = torch.optim.Adam([{"params": body, "lr": rate}, {"params": head, "lr": 10 * rate}])
-
-
-def test_parameter_groups_keep_the_ratios_of_their_rates(tmp_path: Path) -> None:
-    model = PPOX(TwoRates, Toy(), learning_rate=Cosine(1e-3, 1e-4), **SETTINGS).learn(64)
-    assert [group["lr"] for group in model.policy.optimizer.param_groups] == pytest.approx([1e-4, 1e-3])
-    model.save(tmp_path / "model")
-    loaded = PPOX.load(tmp_path / "model", env=Toy(), learning_rate=2e-3).learn(64)
-    assert [group["lr"] for group in loaded.policy.optimizer.param_groups] == pytest.approx([2e-3, 2e-2])
-
-
-def test_ratios_that_cannot_be_read_are_refused_when_training_starts() -> None:
-    with pytest.raises(ValueError, match="starts at 0"):
-        PPOX(TwoRates, Toy(), learning_rate=Warmup(0.1, Cosine(1e-3)), **SETTINGS).learn(64)
 
 
 def test_early_stop_tells_the_epoch() -> None:

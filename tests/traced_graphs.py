@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.engines.graph_cache import Graph, Graphs
+from sb3_ppo_ext.engines.graph_cache import Graphs
 
 
 class Traced(Graphs):
@@ -22,13 +22,14 @@ class Traced(Graphs):
         self.libraries: list[Path] = []
 
     def _finish(self) -> None:
-        for key, job, noise in self._awaited or []:
+        for key, job, graph in self._awaited or []:
             self.libraries.append(job.path)
-            self.known[key] = Graph(partial(self._run, key[0], job.traced), noise)
+            self.known[key] = graph._replace(call=partial(self._run, key[0], job.traced))
 
     def _run(self, kind: str, graph: torch.fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
         self.calls[kind] += 1
-        return list(graph(*tensors))
+        with torch.no_grad():
+            return list(graph(*tensors))
 
 
 def trace_only(model: PPOX) -> Traced:

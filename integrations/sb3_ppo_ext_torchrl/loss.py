@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,15 +16,9 @@ from torchrl.objectives import ClipPPOLoss
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.losses import fill_masked, masked_mean, masked_sum, normalized, sum_of
 from sb3_ppo_ext.objective.terms import KnobValues, ppo_terms, value_term
+from sb3_ppo_ext_torchrl import loss_arguments as arguments
 from sb3_ppo_ext_torchrl import loss_data as data
 from sb3_ppo_ext_torchrl.distributions import torch_parameters
-from sb3_ppo_ext_torchrl.loss_arguments import (
-    OWN_COEFFICIENTS,
-    as_float,
-    checked_objective,
-    checked_options,
-    joined_signature,
-)
 from sb3_ppo_ext_torchrl.loss_data import Read
 from sb3_ppo_ext_torchrl.loss_diagnostics import diagnostics, explained_variance, value_clip_fraction
 from sb3_ppo_ext_torchrl.ppox_model import arguments_of, modules_of, value_scale_of
@@ -68,7 +62,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
     default_keys = _AcceptedKeys
     _in_keys: Any
     _out_keys: Any
-    _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({*OWN_COEFFICIENTS, "clip_epsilon"})
+    _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({*arguments.OWN_COEFFICIENTS, "clip_epsilon"})
 
     def __init__(
         self,
@@ -81,22 +75,26 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         value_clip: str = "max",
         **options: Any,
     ) -> None:
-        coefficients = {name: options.pop(name, None) for name in OWN_COEFFICIENTS}
-        options = checked_options(options, critic_network)
+        coefficients = {name: options.pop(name, None) for name in arguments.OWN_COEFFICIENTS}
+        options = arguments.checked_options(options, critic_network)
         choices = {"surrogate": surrogate, "kl_estimator": kl_estimator, "value_clip": value_clip}
-        objective = checked_objective(options, coefficients, dual_clip=dual_clip, **choices)
+        objective = arguments.checked_objective(options, coefficients, dual_clip=dual_clip, **choices)
         super().__init__(actor_network, critic_network, **options)
         self.objective = objective
         device = self.entropy_coeff.device
         for name, value in coefficients.items():
-            self.register_coeff_buffer(name, as_float(name, value), device=device)
+            self.register_coeff_buffer(name, arguments.as_float(name, value), device=device)
         self.value_scale: Tensor | None = None
         self._set_in_keys()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):
             value = float(value)  # a numpy scalar
-        if name in OWN_COEFFICIENTS and value is not None and getattr(self, name, "unset") is None:
+        if name in arguments.TORCHRL_CHOICES:
+            arguments.require_torchrl_choice(name, value)
+        if name == "loss_critic_type" and hasattr(self, "objective"):  # not yet in TorchRL's constructor
+            self.objective = replace(self.objective, value_error=value)
+        if name in arguments.OWN_COEFFICIENTS and value is not None and getattr(self, name, "unset") is None:
             raise AttributeError(
                 f"{name} is None, so the loss has no such term; build it with {name}=0.0 to set it later"
             )
@@ -125,7 +123,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
             clip_range_vf=self.clip_value,
             ent_coef=self.entropy_coeff,
             vf_coef=self.critic_coeff if self._has_critic else 0.0,
-            **{name: getattr(self, name) for name in OWN_COEFFICIENTS},
+            **{name: getattr(self, name) for name in arguments.OWN_COEFFICIENTS},
         )
 
     @dispatch  # type: ignore[untyped-decorator]
@@ -133,8 +131,8 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         """The losses and diagnostics; ``loss_*`` are to be summed and minimised.
 
         ``tensordict`` has any batch shape; ``advantage`` and ``value_target`` are [*batch, 1], the log-probability
-        [*batch]. Without ``advantage`` the value estimator is run first. ``ValueError`` for another shape or a missing
-        key.
+        [*batch]. Without ``advantage`` the value estimator is run first. ``KeyError`` for a missing key, ``ValueError``
+        for another shape.
         """
         read = self._read(tensordict.clone(False))
         knobs, reduce = self.knobs, REDUCE[self.reduction]
@@ -191,15 +189,11 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         """Value, target and old value [*batch]; of the old one the target where no clip needs it."""
         if self.separate_losses:
             tensordict = tensordict.detach()
-        target = data.column(self, tensordict, "value_target")
-        old = data.column(self, tensordict, "value") if self.clip_value is not None else target
+        target = data.value_target(self, tensordict)
+        old = data.old_value(self, tensordict) if self.clip_value is not None else target
         functional = self.critic_network_params.to_module if self.functional else None
         with functional(self.critic_network, preserve_module_state=False) if functional else nullcontext():
-            value = self.critic_network(tensordict).get(self.tensor_keys.value)
-        if is_tensor_collection(value):
-            raise ValueError(
-                "the critic writes several values; the loss takes one: call loss_critic(), or use ClipPPOLoss"
-            )
+            value = data.new_value(self, self.critic_network(tensordict))
         target, value, old = self._critic_loss_inputs(target, value, old)
         data.require_same_shape(self, value, target, old)
         return value[..., 0], target[..., 0], old[..., 0]
@@ -247,4 +241,4 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         self._in_keys = sorted(keys, key=lambda key: key if isinstance(key, str) else "_".join(key))
 
 
-PPOXLoss.__init__.__signature__ = joined_signature(PPOXLoss.__init__)  # type: ignore[attr-defined]
+PPOXLoss.__init__.__signature__ = arguments.joined_signature(PPOXLoss.__init__)  # type: ignore[attr-defined]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tensordict.nn import TensorDictModuleBase
@@ -13,8 +13,11 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss, PPOLoss
 
 from sb3_ppo_ext.knobs.table import KNOBS
+from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import SURROGATES, VALUE_ERRORS
 from sb3_ppo_ext.objective.terms import Objective
+from sb3_ppo_ext.unknown_arguments import refuse_unknown
+from sb3_ppo_ext_torchrl.errors import UnknownChoice, WrongNumber, WrongShape
 
 # ClipPPOLoss passes what it does not name on to PPOLoss, which swallows what it does not know either.
 ACCEPTED = {
@@ -23,31 +26,35 @@ ACCEPTED = {
     for name, parameter in inspect.signature(cls.__init__).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY
 }
-REDUCTIONS = (None, "mean", "sum", "none")
+REMOVED = ("critic_coef", "entropy_coef")  # ClipPPOLoss names what has replaced them
 # The weights of ``PPOXLoss``'s own terms, under the names of PPOX's knobs; None: the loss has no such term.
 OWN_COEFFICIENTS = tuple(knob.name for knob in KNOBS.values() if knob.name in knob.torchrl)
+# What TorchRL says of an unknown one, and those that are known. Both may be assigned later, and are read at every call.
+TORCHRL_CHOICES: dict[str, tuple[str, Iterable[str]]] = {
+    "reduction": ("Unknown reduction method", ("mean", "sum", "none")),
+    "loss_critic_type": ("Unknown loss", VALUE_ERRORS),
+}
 COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_ratio")
 
 
 def checked_options(options: Mapping[str, Any], critic: TensorDictModuleBase | None) -> dict[str, Any]:
     """ClipPPOLoss's own arguments, its numbers as floats: an int would become an int buffer, in which 0.3 is 0."""
-    for name in options:
-        if name not in ACCEPTED:
-            near = difflib.get_close_matches(name, ACCEPTED, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(ACCEPTED)}"
-            raise TypeError(f"PPOXLoss has no argument {name!r}{hint}")
+    refuse_unknown("PPOXLoss", (name for name in options if name not in REMOVED), ACCEPTED)
     checked = dict(options)
     for name in COEFFICIENTS:
         if name in checked:
             checked[name] = as_float(name, checked[name])
     checked["clip_epsilon"] = _clip_epsilon(checked.get("clip_epsilon", 0.2))
-    _one_of("reduction", checked.get("reduction"), REDUCTIONS)
-    VALUE_ERRORS.require(checked.get("loss_critic_type", "smooth_l1"), "loss_critic_type")
+    if checked.get("reduction") is not None:
+        require_torchrl_choice("reduction", checked["reduction"])
+    require_torchrl_choice("loss_critic_type", checked.get("loss_critic_type", "smooth_l1"))
     critic = checked.get("critic", critic)
     if critic is not None and checked.get("critic_coeff") != 0 and not any(True for _ in critic.parameters()):
-        raise ValueError(
+        warnings.warn(
             f"the critic, a {type(critic).__name__}, has no parameters to train; "
-            "pass the value operator itself, or critic_coeff=0"
+            "pass the value operator itself, or critic_coeff=0",
+            TrainingWarning,
+            stacklevel=3,
         )
     return checked
 
@@ -96,7 +103,10 @@ def as_float(name: str, value: Any) -> Any:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}={value!r}: a number is needed") from None
+        number = None
+    if number is None or isinstance(value, (str, bytes)):  # of "0.1" Python makes a number, TorchRL does not
+        wanted = "a Mapping[str, float]" if name == "entropy_coeff" else "a scalar tensor"
+        raise WrongNumber(f"{name}={value!r}: a number is needed; {name} must be a float or {wanted}")
     if not math.isfinite(number):
         raise ValueError(f"{name}={value!r}: a finite number is needed")
     return number
@@ -104,16 +114,21 @@ def as_float(name: str, value: Any) -> Any:
 
 def _clip_epsilon(value: Any) -> Any:
     if isinstance(value, (tuple, list)):  # TorchRL checks the values of a pair itself
-        return tuple(as_float("clip_epsilon", part) for part in value)
+        return tuple(as_float("clip_epsilon", number) for number in value)
     value = as_float("clip_epsilon", value)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise WrongShape(f"clip_epsilon={value!r}: a scalar tensor is needed, or a pair (low, high) of numbers")
     if value is None or isinstance(value, bool) or value < 0:
         raise ValueError(f"clip_epsilon={value!r}: a number of at least 0 is needed, or a pair (low, high)")
     return value
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
+def require_torchrl_choice(name: str, value: Any) -> None:
+    """``UnknownChoice`` for a ``reduction`` or ``loss_critic_type`` that TorchRL does not know."""
+    complaint, allowed = TORCHRL_CHOICES[name]
+    if value not in tuple(allowed):
+        choices = ", ".join(map(repr, allowed))
+        raise UnknownChoice(f"{complaint} {value}. {name}={value!r}: one of {choices} is needed")
 
 
 def joined_signature(own: Any) -> inspect.Signature:

@@ -11,6 +11,9 @@ from torch import Tensor
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext_torchrl.distributions import torch_parameters
+from sb3_ppo_ext_torchrl.errors import MissingKey, WrongShape
+
+WRITTEN_BY = "a value estimator such as torchrl.objectives.value.GAE writes it, and set_keys() names another key"
 
 
 class Read(NamedTuple):
@@ -24,35 +27,43 @@ class Read(NamedTuple):
 
 def advantage_of(loss: Any, tensordict: TensorDictBase) -> tuple[Tensor, bool]:
     """The advantage [*batch, 1], and whether the value estimator has just made it."""
-    key = loss.tensor_keys.advantage
+    key, action = loss.tensor_keys.advantage, loss.tensor_keys.action
     advantage = tensordict.get(key, None, as_padded_tensor=True)
     fresh = advantage is None
     if fresh:
         _estimate(loss, tensordict)
         advantage = tensordict.get(key)
-    log_prob = tensordict.get(loss.tensor_keys.sample_log_prob, None) if _is_one_key(loss) else None
+    if _is_one_key(action) and tensordict.get(action, None) is None:
+        raise MissingKey(f"the key {action} was not found in the input tensordict: the actions taken are needed there")
+    old_key = loss.tensor_keys.sample_log_prob
+    log_prob = tensordict.get(old_key, None) if _is_one_key(old_key) else None
     if advantage.shape[-1:] != (1,) or (isinstance(log_prob, Tensor) and log_prob.shape != advantage.shape[:-1]):
-        other = "" if log_prob is None else f", {loss.tensor_keys.sample_log_prob!r} {tuple(log_prob.shape)}"
-        raise ValueError(
-            f"{key!r} has shape {tuple(advantage.shape)}{other}; [*batch, 1] and [*batch] are needed: give the "
-            "advantage a trailing dimension of one (unsqueeze(-1)), the log-probability none (squeeze(-1))"
+        other = "" if log_prob is None else f", {old_key!r} {tuple(log_prob.shape)}"
+        raise WrongShape(
+            f"{key!r} has shape {tuple(advantage.shape)}{other}: broadcast, they would turn the objective into an "
+            "outer product over samples; [*batch, 1] and [*batch] are needed: give the advantage a trailing "
+            "dimension of one (unsqueeze(-1)), the log-probability none (squeeze(-1))"
         )
     return advantage, fresh
 
 
-def _is_one_key(loss: Any) -> bool:
-    key = loss.tensor_keys.sample_log_prob
+def _is_one_key(key: Any) -> bool:
     return isinstance(key, (str, tuple))
 
 
 def _estimate(loss: Any, tensordict: TensorDictBase) -> None:
     keys = loss.tensor_keys
+    remedy = "run a value estimator such as torchrl.objectives.value.GAE on the whole batch first"
+    if loss.critic_network is None:
+        raise RuntimeError(
+            "Critic network is not specified, cannot compute advantage within forward: "
+            f"the key {keys.advantage!r} is missing; {remedy}"
+        )
     missing = [key for key in (keys.reward, keys.done) if tensordict.get(("next", key), None) is None]
-    if loss.critic_network is None or missing:
-        lacks = "there is no critic" if loss.critic_network is None else f"('next', {missing[0]!r}) is missing too"
-        raise ValueError(
-            f"the key {keys.advantage!r} is missing, and {lacks}, so it cannot be estimated here; run a "
-            "value estimator such as torchrl.objectives.value.GAE on the whole batch first"
+    if missing:
+        raise MissingKey(
+            f"the key {keys.advantage!r} is missing, and ('next', {missing[0]!r}) is missing too, so it cannot be "
+            f"estimated here; {remedy}"
         )
     loss.value_estimator(
         tensordict,
@@ -68,15 +79,16 @@ def mask_of(loss: Any, tensordict: TensorDictBase, like: Tensor) -> Tensor | Non
         part = tensordict.get(key, None)
         if part is None:
             if loss.loss_mask_key != "auto":
-                raise ValueError(f"loss_mask_key is {key!r}, and there is no such key; set it to None for no mask")
+                raise MissingKey(f"loss_mask_key is {key!r}, and there is no such key; set it to None for no mask")
             continue
         shape = part.shape
         while part.ndim > like.ndim and part.shape[-1] == 1:
             part = part.squeeze(-1)
         if part.shape != like.shape or part.dtype is not torch.bool:
-            raise ValueError(
-                f"the mask {key!r} is {part.dtype} {tuple(shape)}; torch.bool {tuple(like.shape)} is needed, "
-                "as the log-probability, True where a slot counts"
+            raise WrongShape(
+                f"the mask {key!r} is {part.dtype} {tuple(shape)}; torch.bool {tuple(like.shape)} is needed, as the "
+                f"log-probability, True where a slot counts: A mask of shape {tuple(shape)} cannot be applied to a "
+                f"loss of shape {tuple(like.shape)}"
             )
         mask = part if mask is None else mask & part
     return mask
@@ -96,7 +108,7 @@ def old_distribution(loss: Any, tensordict: TensorDictBase) -> ActionDistributio
         )
     for name in names:
         if tensordict.get(name, None) is None:
-            raise ValueError(
+            raise MissingKey(
                 f"kl_estimator='exact' compares with the old distribution, and its parameter {name!r} is missing: "
                 "collect with the actor (it writes it), or write it before training with actor.get_dist_params(data) "
                 "under torch.no_grad(), or use kl_estimator='k3'"
@@ -112,30 +124,60 @@ def reference_log_ratio(loss: Any, tensordict: TensorDictBase) -> Tensor:
     reference, old = tensordict.get(key, None), tensordict.get(old_key, None)
     if not isinstance(reference, Tensor) or not isinstance(old, Tensor) or reference.shape != old.shape:
         shapes = [None if one is None else tuple(one.shape) for one in (reference, old)]
-        raise ValueError(
+        error = MissingKey if None in shapes else WrongShape
+        raise error(
             f"ref_kl_coef needs the log-probabilities of the reference policy under {key!r}, a tensor of the shape of "
             f"{old_key!r}: there are {shapes[0]} and {shapes[1]}; write them, or pass ref_kl_coef=None"
         )
     return reference - old
 
 
-def column(loss: Any, tensordict: TensorDictBase, name: str) -> Tensor:
-    """One of the loss's keys, there."""
-    key = getattr(loss.tensor_keys, name)
+def value_target(loss: Any, tensordict: TensorDictBase) -> Any:
+    """What the critic is fitted to [*batch, 1], or a tensordict of such."""
+    key = loss.tensor_keys.value_target
+    target = tensordict.get(key, None)
+    if target is None:
+        raise MissingKey(
+            f"the key {key} was not found in the input tensordict. Make sure you provided the right key: {WRITTEN_BY}"
+        )
+    return target
+
+
+def old_value(loss: Any, tensordict: TensorDictBase) -> Tensor:
+    """The value of the policy that collected [*batch, 1], which ``clip_value`` is measured from."""
+    key = loss.tensor_keys.value
     value: Tensor | None = tensordict.get(key, None)
     if value is None:
-        raise ValueError(
-            f"the key {key!r} is missing; a value estimator such as torchrl.objectives.value.GAE writes it"
+        raise MissingKey(
+            f"clip_value is set to {loss.clip_value}, but the key {key} was not found in the input tensordict. Make "
+            f"sure that the 'value_key' passed to PPO exists in the input tensordict: {WRITTEN_BY}; or pass "
+            "clip_value=None"
         )
     return value
+
+
+def new_value(loss: Any, output: TensorDictBase) -> Tensor:
+    """The value [*batch, 1] in what the critic has returned."""
+    key = loss.tensor_keys.value
+    value: Any = output.get(key, None)
+    if value is None:
+        raise MissingKey(
+            f"the key {key} was not found in the critic output tensordict. Make sure that the 'value_key' passed to "
+            f"PPO is accurate: the critic writes {loss.critic_network.out_keys}, and set_keys(value=...) names its key"
+        )
+    if is_tensor_collection(value):
+        raise ValueError("the critic writes several values; the loss takes one: call loss_critic(), or use ClipPPOLoss")
+    column: Tensor = value
+    return column
 
 
 def require_same_shape(loss: Any, value: Tensor, target: Tensor, old: Tensor) -> None:
     """[B] against [B, 1] would broadcast to [B, B]."""
     if not value.shape == target.shape == old.shape:
         keys = loss.tensor_keys
-        raise ValueError(
-            f"the critic gives {tuple(value.shape)}, {keys.value_target!r} has shape {tuple(target.shape)} and "
+        raise WrongShape(
+            f"The input tensors or tensordicts have shapes which are incompatible: the critic gives "
+            f"{tuple(value.shape)}, {keys.value_target!r} has shape {tuple(target.shape)} and "
             f"{keys.value!r} {tuple(old.shape)}; all must be [*batch, 1]"
         )
 

@@ -42,11 +42,14 @@ class KnobScheduler:
         loss: nn.Module,
         knobs: Mapping[str, Knob | str | dict[str, Any]],
         *,
-        total_frames: int,
+        total_frames: float,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        if total_frames < 1:
-            raise ValueError(f"total_frames={total_frames}: a positive count of environment steps is needed")
+        if not total_frames >= 1:  # NaN too
+            raise ValueError(
+                f"total_frames={total_frames}: a positive count of environment steps is needed, or "
+                'float("inf") where there is no end'
+            )
         if strange := [name for name in knobs if name not in COEFFICIENTS]:
             raise ValueError(f"knobs has {strange}; there are {', '.join(COEFFICIENTS)}")
         self.loss, self.optimizer, self.total_frames = loss, optimizer, total_frames
@@ -59,12 +62,13 @@ class KnobScheduler:
             {**read, **{COEFFICIENTS[name]: parse_knob(COEFFICIENTS[name], knobs[name]) for name in knobs}}
         )
         if optimizer is not None and "lr" in knobs:
-            self.rates = GroupRates(optimizer, float(self.set.values.learning_rate))
+            rate = float(self.set.values.learning_rate)
+            self.rates = GroupRates(optimizer, rate, rate)
         self._write()
 
     @classmethod
     def from_ppox(
-        cls, model: PPOX, loss: nn.Module, *, total_frames: int, optimizer: torch.optim.Optimizer | None = None
+        cls, model: PPOX, loss: nn.Module, *, total_frames: float, optimizer: torch.optim.Optimizer | None = None
     ) -> KnobScheduler:
         """The schedules and controllers of ``model``: a copy of each controller goes on from what it has reached.
 

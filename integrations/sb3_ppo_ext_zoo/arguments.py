@@ -5,11 +5,24 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import warnings
 from collections.abc import Iterator, Sequence
 
 from sb3_ppo_ext_zoo.registration import NAME
 
 LOGS = "logs"  # where rl_zoo3's train writes; its enjoy and record_video look for downloaded agents instead
+
+REPEATABLE = (("-params", "--hyperparams"), ("--env-kwargs",), ("--eval-env-kwargs",), ("--gym-packages",))
+EXCLUSIVE = (("--load-best", "--load-checkpoint", "--load-last-checkpoint"), ("--deterministic", "--stochastic"))
+
+# Options of rl_zoo3's train.py that it reads in one of its two uses only.
+OF_SEARCH = (
+    *("--n-trials", "--max-total-trials", "--n-jobs", "--sampler", "--pruner", "--n-startup-trials", "--n-evaluations"),
+    *("--no-optim-plots", "--optimization-log-path"),
+)
+OF_TRAINING = ("--save-freq", "--log-interval", "--progress", "-P")
+OF_TRACKING = ("--wandb-project-name", "--wandb-entity", "--wandb-group", "--wandb-tags", "-tags")
+REPLAY_BUFFER = ("--save-replay-buffer", "--truncate-last-trajectory")
 
 
 def require_ppox(command: str, given: Sequence[str]) -> None:
@@ -23,6 +36,45 @@ def require_ppox(command: str, given: Sequence[str]) -> None:
             f"argument --algo: {algo!r} is not PPOX; this command is for {NAME!r}, which is also its default. "
             f"For {algo!r} run: python -m rl_zoo3.{script} --algo {algo}"
         )
+
+
+def joined(command: str, given: Sequence[str]) -> list[str]:
+    """Each option of several values once, with the values of all its occurrences: rl_zoo3 keeps the last one's only."""
+    parser = argparse.ArgumentParser(prog=f"ppox {command}", add_help=False, allow_abbrev=False)
+    for names in REPEATABLE:
+        parser.add_argument(*names, nargs="+", action="extend", dest=names[0])
+    found, rest = parser.parse_known_args(given)
+    for option, values in vars(found).items():
+        rest += [option, *values] if values else []
+    return rest
+
+
+def require_no_contradiction(command: str, given: Sequence[str]) -> None:
+    """Leaves with a message where rl_zoo3 would obey one of two options and pass over the other."""
+    for options in EXCLUSIVE:
+        chosen = [option for option in options if _has(given, option)]
+        if len(chosen) > 1:
+            parser = argparse.ArgumentParser(prog=f"ppox {command}", add_help=False)
+            parser.error(f"argument {chosen[1]}: not allowed with {chosen[0]}; leave one of them out")
+
+
+def warn_of_idle_options(command: str, given: Sequence[str]) -> None:
+    """A ``UserWarning`` for each option that has no effect in this command."""
+    searching = any(_has(given, option) for option in ("--optimize-hyperparameters", "-optimize"))
+    idle = {option: "PPOX has no replay buffer" for option in REPLAY_BUFFER}
+    if searching:
+        idle |= dict.fromkeys(OF_TRAINING, "it is for a training (ppox train), not for the trials of a search")
+    else:
+        idle |= dict.fromkeys(OF_SEARCH, "it is for a search (ppox optimize)")
+    if not _has(given, "--track"):
+        idle |= dict.fromkeys(OF_TRACKING, "it needs --track")
+    for option, reason in idle.items():
+        if _has(given, option):
+            warnings.warn(f"ppox {command}: {option} has no effect: {reason}", stacklevel=2)
+
+
+def _has(given: Sequence[str], option: str) -> bool:
+    return any(argument == option or argument.startswith(f"{option}=") for argument in given)
 
 
 def quote_texts(given: Sequence[str]) -> Iterator[str]:

@@ -9,7 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from sb3_ppo_ext_zoo.arguments import LOGS, quote_texts, require_ppox
+from sb3_ppo_ext_zoo.arguments import (
+    LOGS,
+    joined,
+    quote_texts,
+    require_no_contradiction,
+    require_ppox,
+    warn_of_idle_options,
+)
 from sb3_ppo_ext_zoo.registration import NAME, register
 
 
@@ -37,29 +44,33 @@ def _train(command: str, given: Sequence[str]) -> None:
     from sb3_ppo_ext_zoo.experiment import install
     from sb3_ppo_ext_zoo.vector_environments import vec_env_as_setting
 
+    warn_of_idle_options(command, given)
+    given = vec_env_as_setting(command, joined(command, given))
     register()
     install()
     from rl_zoo3.train import train as zoo_train
 
-    with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(vec_env_as_setting(command, given))]):
+    with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(given)]):
         zoo_train()
 
 
 def enjoy(given: Sequence[str]) -> None:
     """rl_zoo3's evaluation of what ``train`` saved."""
     require_ppox("enjoy", given)
+    require_no_contradiction("enjoy", given)
     register()
     from rl_zoo3.enjoy import enjoy as zoo_enjoy
 
-    with command_line("ppox enjoy", ["--algo", NAME, "--folder", LOGS, *given]):
+    with command_line("ppox enjoy", ["--algo", NAME, "--folder", LOGS, *joined("enjoy", given)]):
         zoo_enjoy()
 
 
 def record_video(given: Sequence[str]) -> None:
     """rl_zoo3's video of what ``train`` saved."""
     require_ppox("record-video", given)
+    require_no_contradiction("record-video", given)
     register()
-    with command_line("ppox record-video", ["--algo", NAME, "--folder", LOGS, *given]):
+    with command_line("ppox record-video", ["--algo", NAME, "--folder", LOGS, *joined("record-video", given)]):
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")  # it is a script without a function
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 from sb3_ppo_ext.knobs.parsing import parse_knob
 from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext_zoo.registration import NAME
+from sb3_ppo_ext_zoo.trials import require_whole_name, trial_number
 from sb3_ppo_ext_zoo.vector_environments import Environments, VectorEnvironment, parse_vec_env
 
 SETTINGS = Path(__file__).with_name("ppox.yml")
@@ -27,6 +30,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
     """What rl_zoo3's training runs on, with ``ppox.yml`` as the default and every form of a knob allowed in YAML."""
 
     custom_hyperparams: dict[str, Any] | None
+    trial_id: int | None
     vec_env: VectorEnvironment | None = None
 
     def __init__(
@@ -35,14 +39,63 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         if algo == NAME and not config:
             config = str(default_settings(env_id, self.is_atari(env_id)))
         super().__init__(args, algo, env_id, *rest, config=config, **options)
+        self._creating = threading.Lock()
+        if algo == NAME:
+            self._require_what_is_done()
+
+    def _require_what_is_done(self) -> None:
+        """``ValueError`` for what rl_zoo3 would pass over: it trains an agent where a search was asked for."""
+        if self.optimize_hyperparameters and self.trained_agent:
+            raise ValueError(
+                f"trained_agent={self.trained_agent!r}: a search starts every trial from new parameters; leave "
+                "-i/--trained-agent out, or continue the agent's training with `ppox train`"
+            )
+        timesteps = getattr(self.args, "n_timesteps", -1)
+        if timesteps != -1 and timesteps <= 0:
+            raise ValueError(
+                f"n_timesteps={timesteps}: a positive number is needed, or -1 for the one in the settings file"
+            )
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As rl_zoo3, which skips ``--trial-id 0`` because it asks whether the number is true."""
-        if self.trial_id == 0 and self.storage and self.study_name:
-            trial = self.load_trial(self.storage, self.study_name, 0)
+        """As rl_zoo3, and the best trial's where a study is named without a trial.
+
+        rl_zoo3 asks whether the trial's number is true, and so skips trial 0 too; it skips what is named in part.
+        """
+        if self._trial_is_asked_for():
+            trial = self.load_trial(self.storage, self.study_name, self.trial_id)
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
+            self.trial_id = None  # it is loaded
+        fixed = {"policy", "policy_kwargs"} & (self.custom_hyperparams or {}).keys()
+        if fixed and self.continue_training:
+            warnings.warn(f"{', '.join(sorted(fixed))}: of no effect, the trained agent keeps its policy", stacklevel=2)
         read: tuple[dict[str, Any], dict[str, Any]] = super().read_hyperparameters()
         return read
+
+    def _trial_is_asked_for(self) -> bool:
+        if self.algo != NAME:
+            return bool(self.trial_id == 0 and self.storage and self.study_name)
+        return require_whole_name(
+            study_name=self.study_name,
+            storage=self.storage,
+            trial_id=self.trial_id,
+            searching=self.optimize_hyperparameters,
+        )
+
+    def load_trial(
+        self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
+    ) -> dict[str, Any]:
+        """As rl_zoo3; what cannot be found is a ``ValueError`` that says what there is."""
+        if self.algo == NAME:
+            trial_id = trial_number(storage, study_name, trial_id)
+            print(f"Settings of trial {trial_id} of the study {study_name!r}")
+        try:
+            settings: dict[str, Any] = super().load_trial(storage, study_name, trial_id, convert)
+        except KeyError as error:
+            raise ValueError(
+                f"trial_id={trial_id}: this trial of the study {study_name!r} in storage={storage!r} lacks {error}, so "
+                f"it is no finished trial of a search for {self.algo!r}; name another with --trial-id"
+            ) from error
+        return settings
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         if self.algo == NAME:
@@ -51,20 +104,25 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             if "vec_env" in hyperparams:
                 self.vec_env = parse_vec_env(hyperparams.pop("vec_env"))
                 self.vec_env.require_nothing_of_monitor(hyperparams.get("monitor_kwargs"))
-        return super()._preprocess_hyperparams(hyperparams)
+        processed = super()._preprocess_hyperparams(hyperparams)
+        if self.algo == NAME and not self._eval_env_kwargs_args:
+            self.eval_env_kwargs = self.env_kwargs  # rl_zoo3 evaluates without those of the settings file
+        return processed
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         """As rl_zoo3, with the VecEnv that ``vec_env`` names."""
-        if self.vec_env is not None:
-            environments = Environments(
-                env_id=self.env_name.gym_id,
-                env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
-                wrapper=self.env_wrapper,
-                seed=self.seed,
-                log_folder=None if eval_env or no_log else self.save_path,
-            )
+        if self.vec_env is None:
+            return super().create_envs(n_envs, eval_env, no_log)
+        environments = Environments(
+            env_id=self.env_name.gym_id,
+            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            wrapper=self.env_wrapper,
+            seed=self.seed,
+            log_folder=None if eval_env or no_log else self.save_path,
+        )
+        with self._creating:  # rl_zoo3 reads the class from self, and the trials of `--n-jobs 2` are threads
             self.vec_env_class = self.vec_env.maker(environments)
-        return super().create_envs(n_envs, eval_env, no_log)
+            return super().create_envs(n_envs, eval_env, no_log)
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
         """Checks the knobs and leaves them as they are written.

@@ -15,8 +15,10 @@ from sb3_ppo_ext.engines.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from stable_baselines3.common.buffers import RolloutBuffer
+    from stable_baselines3.common.callbacks import BaseCallback
 
     from sb3_ppo_ext.rollout.minibatches import Rollout
     from sb3_ppo_ext.run import Run
@@ -34,6 +36,10 @@ class Family(Protocol):
 
     def check(self, arguments: Any) -> None:
         """``ValueError`` for arguments of PPOX (read as its attributes) that do not go with it; before the networks."""
+        ...
+
+    def collecting(self, run: Run, callback: BaseCallback) -> AbstractContextManager[None]:
+        """Around the collection of a rollout: says how far it is, where that takes long and the user wants to know."""
         ...
 
     def rollout(self, run: Run) -> Rollout:

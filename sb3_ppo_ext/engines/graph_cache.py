@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sb3_ppo_ext.engines.cpu import libraries as artifacts
 from sb3_ppo_ext.engines.cpu.libraries import Call, Job
-from sb3_ppo_ext.engines.tracing import Inputs, Noise, fingerprint, noise_as_inputs, signature, tensors_of, trace
+from sb3_ppo_ext.engines.errors import CompileError
+from sb3_ppo_ext.engines.fingerprints import fingerprint, restless, signature
+from sb3_ppo_ext.engines.noise import Noise, noise_as_inputs
+from sb3_ppo_ext.engines.substitution import refuse_writes, written_constants
+from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 
 Function = Callable[[Inputs], tuple[Tensor, ...]]
 
@@ -25,6 +29,7 @@ class Graph(NamedTuple):
     call: Call
     noise: list[Noise]
     path: Path | None = None  # of its library, where it is one
+    written: tuple[str, ...] = ()  # names of the constants that it writes to
 
 
 class Graphs:
@@ -34,18 +39,33 @@ class Graphs:
         self.showing = showing
         self.known: dict[Any, Graph] = {}
         self.made = 0  # graphs that were traced so far
-        self._awaited: list[tuple[Any, Job, list[Noise]]] | None = None
+        self._awaited: list[tuple[Any, Job, Graph]] | None = None  # what it will be, but for the call
 
     def get(
-        self, kind: str, function: Function, inputs: Inputs, policy: nn.Module, plan: Any = None, *, draws: bool = False
+        self,
+        kind: str,
+        function: Function,
+        inputs: Inputs,
+        policy: nn.Module,
+        plan: Any = None,
+        *,
+        draws: bool = False,
+        writes: bool = False,
     ) -> Graph:
-        """``function`` compiled for inputs of these shapes; with ``draws`` it may draw random numbers.
+        """``function`` compiled for inputs of these shapes.
+
+        With ``draws`` it may draw random numbers, with ``writes`` write to the policy's buffers.
 
         Within ``together()`` it may be none yet: ask again afterwards.
         """
         key = (kind, plan, torch.get_num_threads(), fingerprint(policy), signature(inputs))
         if key not in self.known:
-            self._make(key, function, inputs, draws)
+            refuse_restless(self.known, key)
+            traced = trace(function, inputs, policy, draws=draws)
+            if not writes:
+                refuse_writes(traced, inputs)
+            self.made += 1
+            self._make(key, traced, inputs)
         return self.known.get(key, UNFINISHED)
 
     def knows(self, kind: str) -> bool:
@@ -62,12 +82,11 @@ class Graphs:
         finally:
             self._awaited = None
 
-    def _make(self, key: Any, function: Function, inputs: Inputs, draws: bool) -> None:
-        traced = trace(function, inputs)
-        self.made += 1
-        noise = noise_as_inputs(traced) if draws else []
+    def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs) -> None:
+        noise = noise_as_inputs(traced)
         tensors = [*tensors_of(inputs), *(torch.ones(one.shape) for one in noise)]
-        entry = (key, Job(traced, tensors, torch.get_num_threads()), noise)
+        graph = UNFINISHED._replace(noise=noise, written=written_constants(traced, inputs))
+        entry = (key, Job(traced, tensors, torch.get_num_threads()), graph)
         if self._awaited is not None:
             self._awaited.append(entry)
             return
@@ -81,9 +100,20 @@ class Graphs:
         if missing:
             with self.showing():
                 artifacts.compile_all(list(missing.values()))
-        for key, job, noise in self._awaited:
+        for key, job, graph in self._awaited:
             make_room(self.known, key)
-            self.known[key] = Graph(calls[job.path] or artifacts.load(job.path), noise, job.path)
+            call = calls[job.path] or artifacts.load(job.path)
+            self.known[key] = graph._replace(call=call, path=job.path)
+
+
+def refuse_restless(known: dict[Any, Any], key: Any) -> None:
+    """``CompileError`` where graphs for ``KEPT`` values of an attribute were made, and the next is asked for."""
+    count, name = restless(known, key)
+    if count >= KEPT:
+        raise CompileError(
+            f"{name} has changed again and again, and a graph holds for one value of it; a tensor that is a buffer may "
+            "have any"
+        )
 
 
 def make_room(known: dict[Any, Any], key: Any) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.cuda.engine import RECORDERS, CudaEngine
@@ -19,7 +21,8 @@ from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, WithoutEntropyGradient
 from sb3_ppo_ext.update.epochs import Runner, Update
-from sb3_ppo_ext.update.prepare import collected_rows, entropy_follows, row_update
+from sb3_ppo_ext.update.kl_probe import ActedDistributions, probe_of
+from sb3_ppo_ext.update.prepare import collected_rows, entropy_follows, popart_head, row_update
 
 
 class Costs(NamedTuple):
@@ -35,20 +38,24 @@ COSTS = {"cpu": Costs(1.2e-3, 0.2e-3, 20.0), "cuda": Costs(3.5e-3, 0.5e-3, 40.0)
 
 
 class EagerEngine:
-    """PyTorch's own operations, one by one."""
+    """PyTorch's own operations, one by one; ``acted`` notes by which distributions it acts."""
+
+    def __init__(self, acted: ActedDistributions) -> None:
+        self.acted = acted
 
     def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
         """Nothing."""
 
     def actor(self, run: Run) -> Actor:
         """See ``Engine``."""
-        return EagerActor(run.policy)
+        return self.acted.noting(EagerActor(run.policy))
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
         """See ``Engine``."""
+        probe = probe_of(run, rollout, update.adapter, update.acted, eager=True)
         if entropy_follows(run):
             update = replace(update, adapter=WithoutEntropyGradient(update.adapter))
-        return EagerRunner(run, rollout, update, RowGradients(update))
+        return EagerRunner(run, rollout, update, RowGradients(update), probe=probe)
 
 
 class RowFamily:
@@ -58,7 +65,8 @@ class RowFamily:
     compilable = True
 
     def __init__(self) -> None:
-        self.eager: Engine = EagerEngine()
+        self.acted = ActedDistributions()
+        self.eager: Engine = EagerEngine(self.acted)
 
     def check(self, arguments: Any) -> None:
         """There is no reference policy."""
@@ -68,13 +76,19 @@ class RowFamily:
                 "policy; 0 is needed (kl_coef penalises the distance to the previous policy)"
             )
 
+    def collecting(self, run: Run, callback: BaseCallback) -> AbstractContextManager[None]:
+        """Nothing: a step takes no time worth to be told of."""
+        return nullcontext()
+
     def rollout(self, run: Run) -> Rollout:
         """See ``Family``."""
         return collected_rows(run)
 
     def update(self, run: Run, rollout: Rollout) -> Update:
         """See ``Family``."""
-        return row_update(run, rollout)
+        if (head := popart_head(run)) is not None:
+            head.update(rollout.value_target)
+        return row_update(run, rollout, self.acted.take(rollout))
 
     def compiled(self, run: Run) -> Engine:
         """See ``Family``."""

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_ppo_ext.engines.cpu.threads import computing_with, threads_for
+from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
+from sb3_ppo_ext.engines.cpu.threads import available_threads, computing_with, threads_for
 from sb3_ppo_ext.engines.engine import Engine
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.family import Family
-from sb3_ppo_ext.policies.adapter import unwrapped
+from sb3_ppo_ext.policies.adapter import unvalidated_distributions, unwrapped
 from sb3_ppo_ext.rollout.actors import Actor
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Runner, Update
 
 REQUIRED_PAYBACK = 2.0  # how many times over the time that compiling takes has to be saved
+ENDLESS = 2**62  # timesteps; learn(float("inf")) plans as many
 
 
 class CompileWarning(UserWarning):
@@ -42,7 +43,7 @@ class EngineChoice:
         self._announced: bool | None = None
         self._reasons: set[str] = set()
 
-    def decide(self, run: Run, total_timesteps: int) -> None:
+    def decide(self, run: Run, total_timesteps: float) -> None:
         """At the start of ``learn()``, whose last timestep is ``total_timesteps``: decides, and says so."""
         self.compiles, reason = self._decision(run, total_timesteps)
         if self.compiles and self.engine is None:
@@ -63,7 +64,7 @@ class EngineChoice:
         """Whether the rollout buffer is to hold tensors on the model's device."""
         return bool(self.compiles) and self.family.on_device(run.device.type)
 
-    def _decision(self, run: Run, total_timesteps: int) -> tuple[bool, str]:
+    def _decision(self, run: Run, total_timesteps: float) -> tuple[bool, str]:
         """Whether to compile, and why."""
         setting = run.settings.compile
         if setting != "auto":
@@ -76,6 +77,8 @@ class EngineChoice:
             return False, f"the device is {run.device}"
         saved, takes = estimate
         compiles = bool(self.compiles) or saved >= REQUIRED_PAYBACK * takes
+        if steps * run.n_envs >= ENDLESS:
+            return compiles, "learn() is to end by a callback alone"
         pays = f"saves about {saved:,.0f} s" if compiles else "would not repay the time it takes to compile"
         minibatches = epochs * math.ceil(run.settings.n_steps * run.n_envs / run.settings.batch_size)
         return compiles, f"{minibatches:,} minibatches are planned, which {pays}"
@@ -84,9 +87,12 @@ class EngineChoice:
         """The threads torch computes with in ``learn()``; with ``compile=False`` all, as PPO: their number shows in the
         last bits.
         """
-        if run.settings.compile is False or run.device.type != "cpu":
+        if run.device.type != "cpu":
             return nullcontext()
-        return computing_with(threads_for(run.policy, run.settings.batch_size, torch.get_num_threads()))
+        available = available_threads()
+        if run.settings.compile is False:
+            return computing_with(available)
+        return computing_with(threads_for(run.policy, run.settings.batch_size, available))
 
     def actor_of(self, run: Run) -> Callable[[ActorCriticPolicy], Actor]:
         """What acts in the next rollout, to be asked for when that begins."""
@@ -129,9 +135,18 @@ class EngineChoice:
             warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
 
 
-def planned_work(run: Run, total_timesteps: int) -> tuple[int, int]:
+@contextmanager
+def training(run: Run) -> Iterator[None]:
+    """Around an update: what it costs to check every distribution, and to hand freed memory back, is saved."""
+    memory = keeping_freed_memory() if run.device.type == "cpu" else nullcontext()
+    with unvalidated_distributions(), memory:
+        yield
+
+
+def planned_work(run: Run, total_timesteps: float) -> tuple[int, int]:
     """Epochs and steps of all environments, those behind the model included: short calls of ``learn()`` add up."""
     settings = run.settings
-    rollouts = math.ceil(max(total_timesteps - run.num_timesteps, 0) / (settings.n_steps * run.n_envs))
+    ahead = min(max(total_timesteps - run.num_timesteps, 0), ENDLESS)
+    rollouts = math.ceil(ahead / (settings.n_steps * run.n_envs))
     done = run.n_updates // max(settings.n_epochs, 1)
     return run.n_updates + rollouts * settings.n_epochs, (done + rollouts) * settings.n_steps

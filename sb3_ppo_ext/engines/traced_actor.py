@@ -10,7 +10,8 @@ import torch
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import Tensor
 
-from sb3_ppo_ext.engines.tracing import Inputs, substituted
+from sb3_ppo_ext.engines.substitution import carry, substituted
+from sb3_ppo_ext.engines.tracing import Inputs
 
 
 class ActorGraph:
@@ -22,8 +23,10 @@ class ActorGraph:
     @torch.no_grad()
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Actions [N, ...], values [N, 1] and log-probabilities [N], as ``forward`` returns them."""
-        with substituted(self.policy, inputs["constants"]), exploring(self.policy, inputs["exploration"]):
-            action, value, log_prob = self.policy(inputs["observation"])
+        policy = self.policy
+        with substituted(policy, inputs["constants"]) as assigned, exploring(policy, inputs["exploration"]):
+            action, value, log_prob = policy(inputs["observation"])
+        carry(assigned)
         return action, value, log_prob
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sb3_ppo_ext.engines.channels_last import channels_last
+from sb3_ppo_ext.engines.substitution import carry, substituted
 from sb3_ppo_ext.engines.traced_adam import AdamGroup, adam_step
-from sb3_ppo_ext.engines.tracing import Inputs, substituted
+from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
 from sb3_ppo_ext.policies.adapter import PolicyAdapter
 from sb3_ppo_ext.rollout.rows import gathered_rows
@@ -66,9 +67,10 @@ class UpdateFunctions:
         minibatch = gathered_rows(inputs["rollout"], inputs["rows"])
         knobs = KnobValues(**{name: inputs["knobs"][name] for name in plan.knobs})
         scale = inputs["constants"]["value_net.std"] if plan.value_scaled else None
-        with substituted(self.policy, {**leaves, **inputs["constants"]}):
+        with substituted(self.policy, {**leaves, **inputs["constants"]}) as assigned:
             loss, found = loss_and_statistics(self.adapter, minibatch, plan.objective, knobs, value_scale=scale)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        carry(assigned)  # not before: the gradient needs what stood there
         with torch.no_grad():
             norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
             norm = torch.stack(norms).norm()

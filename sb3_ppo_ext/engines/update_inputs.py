@@ -35,7 +35,8 @@ class UpdateInputs:
             knobs=tuple(name for name, value in run.knobs.values._asdict().items() if value is not None),
             value_scaled=update.value_scale is not None,
         )
-        device = next(iter(trained.values())).device
+        first = next(iter(trained.values()))
+        device = first.device
         self.inputs: Inputs = {
             "parameters": {name: parameter.detach() for name, parameter in trained.items()},
             "constants": {**frozen, **dict(policy.named_buffers())},
@@ -43,7 +44,7 @@ class UpdateInputs:
             "second": self.state.second,
             "powers": self.state.powers,
             "knobs": {name: torch.zeros((), dtype=_dtype(name), device=device) for name in self.plan.knobs},
-            "kl_limit": torch.tensor(run.settings.kl_limit, device=device),
+            "kl_limit": torch.tensor(run.settings.kl_limit, dtype=first.dtype, device=device),
         }
 
     def fill_knobs(self, knobs: KnobValues) -> None:

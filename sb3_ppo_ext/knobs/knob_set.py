@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,14 @@ class KnobSet:
     def numbers(self) -> dict[str, float]:
         """Name and value of every knob that is set."""
         return {name: float(value) for name, value in self.values._asdict().items() if value is not None}
+
+
+def parse_knobs(model: Any) -> None:
+    """Puts what the arguments describe in their place."""
+    for name in KNOBS:
+        knob = parse_knob(name, getattr(model, name))
+        # A copy: what a controller remembers belongs to one model.
+        setattr(model, name, copy.copy(knob) if isinstance(knob, Controller) else knob)
 
 
 def knobs_of(model: Any) -> KnobSet:

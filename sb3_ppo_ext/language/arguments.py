@@ -6,9 +6,12 @@ import math
 from typing import Any
 
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.knobs.table import is_on
+from sb3_ppo_ext.language.inputs import number_of, whole_number_of
+from sb3_ppo_ext.unknown_arguments import named_arguments, unknown_argument
 
 # Options of transformers' generate() that change the distribution sampled from.
 CUTTING = (
@@ -18,14 +21,24 @@ CUTTING = (
 
 
 def check_options(
-    temperature: float, value_lr_ratio: float, value_warmup: int, *, use_sde: bool, sampling: dict[str, Any]
-) -> None:
-    """Those of the policy itself."""
+    temperature: Any,
+    value_lr_ratio: Any,
+    value_warmup: Any,
+    *,
+    use_sde: bool,
+    sampling: dict[str, Any],
+    owner: type[ActorCriticPolicy] = ActorCriticPolicy,
+) -> tuple[float, float, int]:
+    """Those of the policy itself, the first three as numbers of Python; ``sampling`` is unknown to ``owner``."""
+    factors = []
     for name, value in (("temperature", temperature), ("value_lr_ratio", value_lr_ratio)):
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        number = number_of(value)
+        if number is None or not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name}={value!r}: a number above 0 is needed (predict(deterministic=True) is greedy)")
-    if value_warmup < 0:
-        raise ValueError(f"value_warmup={value_warmup}: a number of rollouts, at least 0, is needed")
+        factors.append(number)
+    rollouts = whole_number_of(value_warmup)
+    if rollouts is None or rollouts < 0:
+        raise ValueError(f"value_warmup={value_warmup!r}: a number of rollouts, at least 0, is needed")
     if use_sde:
         raise ValueError("use_sde=True: gSDE is for continuous actions; pass False")
     for name, value in sampling.items():
@@ -34,7 +47,14 @@ def check_options(
                 f"{name}={value!r}: it would sample from another distribution than the one that is trained, and the "
                 "KL to the reference could turn negative; only temperature shapes the distribution here"
             )
-        raise TypeError(f"LanguageModelPolicy has no argument {name!r}")
+        raise unknown_argument(owner.__name__, name, _arguments_of(owner))
+    return factors[0], factors[1], rollouts
+
+
+def _arguments_of(owner: type[ActorCriticPolicy]) -> list[str]:
+    """Those of a policy's class and of the classes it passes the rest on to."""
+    classes = owner.__mro__[: owner.__mro__.index(ActorCriticPolicy)]
+    return named_arguments(*(cls.__init__ for cls in classes if "__init__" in vars(cls)))  # type: ignore[misc]  # of a class
 
 
 def check_algorithm(model: Any, needed_buffer: type[RolloutBuffer]) -> None:

@@ -1,27 +1,67 @@
-"""Where a model is saved that was still good when training had to stop."""
+"""Where a model is saved that was still good when training had to stop, and the statistics it was trained with."""
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_ppo_ext.saving import save_atomically
 
 
-def checkpoint_path(callback: BaseCallback, num_timesteps: int) -> str | None:
-    """The zip beside the run's checkpoints, or else beside its best model; None where neither is configured."""
-    callbacks = list(_with_children(callback, set()))
+def checkpoint_path(callback: BaseCallback, num_timesteps: int, kind: str = "", extension: str = "zip") -> str | None:
+    """The file beside the run's checkpoints, or else beside its best model; None where neither is configured."""
+    callbacks = list(with_children(callback))
+    name = f"last_good_{kind}{num_timesteps}_steps.{extension}"
     for one in callbacks:
         if isinstance(one, CheckpointCallback):
-            return os.path.join(one.save_path, f"{one.name_prefix}_last_good_{num_timesteps}_steps.zip")
+            return os.path.join(one.save_path, f"{one.name_prefix}_{name}")
     for one in callbacks:
         if isinstance(one, EvalCallback) and one.best_model_save_path is not None:
-            return os.path.join(one.best_model_save_path, f"model_last_good_{num_timesteps}_steps.zip")
+            return os.path.join(one.best_model_save_path, f"model_{name}")
     return None
 
 
-def _with_children(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
+class Normalization:
+    """The statistics of a ``VecNormalize`` as they are now: what it sees later may not be finite, and stays in them."""
+
+    def __init__(self, env: VecNormalize) -> None:
+        self.env = env
+        self.statistics: dict[str, Any] = {
+            name: copy.deepcopy(getattr(env, name)) for name in ("obs_rms", "ret_rms") if name in vars(env)
+        }
+
+    def is_finite(self) -> bool:
+        """Whether they can be used."""
+        of_keys = [
+            one
+            for value in self.statistics.values()
+            for one in (value.values() if isinstance(value, dict) else [value])
+        ]
+        return all(np.isfinite(one.mean).all() and np.isfinite(one.var).all() for one in of_keys)
+
+    def save(self, path: str) -> None:
+        """A file for ``VecNormalize.load``."""
+        now: dict[str, Any] = {name: getattr(self.env, name) for name in self.statistics}
+        vars(self.env).update(self.statistics)
+        try:
+            save_atomically(path, lambda file: pickle.dump(self.env, file))
+        finally:
+            vars(self.env).update(now)
+
+
+def with_children(callback: BaseCallback) -> Iterator[BaseCallback]:
     """The callback and all below it: SB3's containers keep their children in attributes or in lists of them."""
+    return _with_children(callback, set())
+
+
+def _with_children(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
     if id(callback) in seen:  # each child knows its parent
         return
     seen.add(id(callback))

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_ppo_ext.knobs.table import KNOBS
-from sb3_ppo_ext.monitoring.checkpoints import checkpoint_path
+from sb3_ppo_ext.monitoring.checkpoints import Normalization, checkpoint_path
 from sb3_ppo_ext.monitoring.diagnostics import Diagnostics
 from sb3_ppo_ext.monitoring.divergence import (
     DivergedError,
@@ -25,7 +25,13 @@ from sb3_ppo_ext.monitoring.divergence import (
     explain_policy_failure,
     first_bad,
 )
-from sb3_ppo_ext.monitoring.tensorboard import as_text, write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.monitoring.tensorboard import (
+    as_text,
+    forget_written,
+    write_dashboard,
+    write_hyperparameters,
+    write_pending,
+)
 from sb3_ppo_ext.monitoring.update_log import kl_target
 from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.objective.statistics import OF_TOKENS
@@ -53,6 +59,7 @@ class RunMonitor:
     described: bool = False  # in this learn()'s logger
     rollouts: int = 0
     run: Run | None = None  # the current one
+    normalization: Normalization | None = None  # at the beginning of the rollout, if it may have to be saved
 
     @property
     def current(self) -> Run:
@@ -71,9 +78,9 @@ class RunMonitor:
         try:
             yield
         except DivergedError as error:
-            if (path := self._save_last_good(model)) is None:
+            if (saved := self._save_last_good(model)) is None:
                 raise
-            raise DivergedError(f"{error} The model as it was before that is saved as {path}.") from error
+            raise DivergedError(f"{error} {saved}") from error
         finally:
             # Where learn() fails before it has a logger, that error is the one to show.
             if logged and "_logger" in vars(model):
@@ -82,6 +89,11 @@ class RunMonitor:
     @contextmanager
     def collecting(self, model: OnPolicyAlgorithm) -> Iterator[None]:
         """Around ``collect_rollouts()``: a distribution that refuses a NaN does not say where the NaN is from."""
+        forget_written(model.logger)  # by an earlier learn(), which has left it there to be read
+        env = model.get_vec_normalize_env()
+        self.normalization = (
+            None if env is None or self._last_good_path(model.num_timesteps) is None else Normalization(env)
+        )
         try:
             yield
         # RuntimeError: multinomial's, where the distributions do not check (torch.compile switches that off for good).
@@ -138,12 +150,18 @@ class RunMonitor:
             write_hyperparameters(logger, {name: getattr(model, name) for name in SETTINGS} | texts)
             self.described = True
 
-    def _last_good_path(self, num_timesteps: int) -> str | None:
-        return None if self.callback is None else checkpoint_path(self.callback, num_timesteps)
+    def _last_good_path(self, num_timesteps: int, *kind: str) -> str | None:
+        return None if self.callback is None else checkpoint_path(self.callback, num_timesteps, *kind)
 
     def _save_last_good(self, model: OnPolicyAlgorithm) -> str | None:
+        """What has been saved, in words; None where there is nothing good or no place for it."""
         path = self._last_good_path(model.num_timesteps)
         if path is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
             return None
         model.save(path)
-        return path
+        said = f"The model as it was before that is saved as {path}"
+        statistics = self._last_good_path(model.num_timesteps, "vecnormalize_", "pkl")
+        if statistics is None or self.normalization is None or not self.normalization.is_finite():
+            return f"{said}."
+        self.normalization.save(statistics)
+        return f"{said}, and the statistics of its VecNormalize as {statistics} (VecNormalize.load takes them)."

@@ -14,67 +14,7 @@ from stable_baselines3.common.logger import DISABLED, HParam, KVWriter, Logger, 
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 
 from sb3_ppo_ext.knobs.controllers import Controller
-from sb3_ppo_ext.knobs.table import KNOBS
-
-# Title -> scalars drawn together; three to a row on a wide screen, each row a subject. The table of knobs adds each
-# knob to the chart it names.
-_CHARTS: dict[str, tuple[str, ...]] = {
-    "Return of an episode": ("rollout/ep_rew_mean", "eval/mean_reward"),
-    "Length of an episode (steps)": ("rollout/ep_len_mean", "eval/mean_ep_length"),
-    "Speed (steps per second)": ("time/fps",),
-    "KL and its target (nats per action)": ("train/kl_exact", "train/approx_kl", "train/kl_target"),
-    "Clip range, and samples outside it": ("train/clip_fraction_low", "train/clip_fraction_high"),
-    "Largest ratio, new / old probability": ("train/ratio_max",),
-    "Learning rate": (),
-    "Gradient norm (before clipping)": ("train/grad_norm",),
-    "Weight of the KL penalty": (),
-    "Policy loss": ("train/policy_gradient_loss",),
-    "Entropy loss (nats, negative)": ("train/entropy_loss",),
-    "Weight of the entropy": (),
-    "Value loss": ("train/value_loss",),
-    "Explained variance of returns (1: exact)": ("train/explained_variance",),
-    "Weight of the value loss": (),
-}
-
-# Charts of what only some runs record.
-_OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
-    "Standard deviation of actions": ("train/std",),
-    "Value normaliser (reward units)": ("train/value_mean", "train/value_scale"),
-    "Clip range of the value": (),
-    "Epoch at which target_kl stopped": ("train/early_stop_epoch",),
-    "Rate of success": ("rollout/success_rate", "eval/success_rate"),
-    # Of language models.
-    "Score, its spread, and less the KL penalty": ("lm/score", "lm/score_std", "lm/rlhf_reward"),
-    "KL to the reference (nats per response)": ("lm/kl_ref", "lm/kl_ref_k3"),
-    "Entropy of the sampled tokens (nats)": ("lm/entropy_sampled",),
-    "Length of a response (tokens)": ("lm/response_length",),
-    "Responses that end by themselves": ("lm/eos_rate",),
-    "Different pairs of tokens (distinct-2)": ("lm/distinct_2",),
-    "Response tokens per second": (
-        "time/tokens_per_second",
-        "time/generation_tokens_per_second",
-        "time/scoring_tokens_per_second",
-        "time/reference_tokens_per_second",
-        "time/training_tokens_per_second",
-    ),
-}
-
-
-def _with_knobs(
-    charts: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]], *, optional: bool
-) -> dict[str, tuple[str, ...]]:
-    """``charts`` with the knobs that name one of them first in it; a knob that names a chart of its own comes last."""
-    of_knobs: dict[str, tuple[str, ...]] = {}
-    for knob in KNOBS.values():
-        if knob.chart in charts or (knob.chart not in others and knob.optional is optional):
-            of_knobs[knob.chart] = (*of_knobs.get(knob.chart, ()), f"train/{knob.name}")
-    return {title: (*of_knobs.get(title, ()), *charts.get(title, ())) for title in (*charts, *of_knobs)}
-
-
-# A chart is the same in every run: TensorBoard merges the layouts of all runs and drops equal charts. The optional
-# charts are left out where nothing of theirs is recorded yet.
-CHARTS = _with_knobs(_CHARTS, _OPTIONAL_CHARTS, optional=False)
-OPTIONAL_CHARTS = _with_knobs(_OPTIONAL_CHARTS, _CHARTS, optional=True)
+from sb3_ppo_ext.monitoring.charts import charts_of
 
 # The columns of the HPARAMS tab that are results; TensorBoard fills them with the last value of the scalar.
 METRICS = (
@@ -95,10 +35,7 @@ def write_dashboard(logger: Logger) -> None:
 
     Call it when the first update has been recorded and not yet dumped: the optional charts are chosen by that.
     """
-    charts = dict(CHARTS)
-    for title, tags in OPTIONAL_CHARTS.items():
-        if any(tag in logger.name_to_value for tag in tags):
-            charts[title] = tags
+    charts = charts_of(logger.name_to_value)
     # Tags are regular expressions matched at the start of a name: "train/clip_range" alone takes in "..._high" too.
     layout = {"PPOX": {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}}
     for output in _tensorboards(logger):
@@ -158,6 +95,14 @@ def write_pending(logger: Logger, step: int) -> None:
         if isinstance(output, KVWriter) and _is_open(output):
             output.write(row, excluded, step)
     _written[logger] = pending
+
+
+def forget_written(logger: Logger) -> None:
+    """Drops what ``write_pending`` wrote last and nothing has replaced: the next dump would write it a second time."""
+    for name, value in _written.pop(logger, {}).items():
+        if name in logger.name_to_value and logger.name_to_value[name] is value:
+            for records in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
+                records.pop(name, None)
 
 
 def _tensorboards(logger: Logger) -> Iterator[TensorBoardOutputFormat]:

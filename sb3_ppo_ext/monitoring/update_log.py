@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from stable_baselines3.common.logger import Logger
 
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.policies.popart import PopArtLinear
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.training import Trained
+
+Records = dict[str, float]  # key -> value
+
+
+def record_update(run: Run, rollout: Rollout, trained: Trained, more: Mapping[str, float], logger: Logger) -> Records:
+    """Leaves the records of an update and ``more`` in the logger, and returns them."""
+    records = {**training_records(run, rollout, trained), **more}
+    for name, value in records.items():
+        logger.record(name, value)
+    logger.record("train/n_updates", run.n_updates + len(trained.epochs), exclude="tensorboard")
+    return records
 
 
 def training_records(run: Run, rollout: Rollout, trained: Trained) -> dict[str, float]:

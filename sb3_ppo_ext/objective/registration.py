@@ -124,7 +124,9 @@ def _require_mask(kind: str, entry: Registered, tensors: int, knobs: dict[str, f
         except Exception as error:  # of the user's own code
             text = f"{type(error).__name__}: {error}"
             raise ValueError(f"{_named(kind, entry)} fails on tensors [2, {width}] and a mask ({text})") from error
-    if any(not isinstance(one, Tensor) or one.shape != () for one in results) or not torch.allclose(*results):
+    if any(not isinstance(one, Tensor) or one.shape != () for one in results) or not torch.allclose(
+        results[0], results[1]
+    ):
         raise ValueError(
             f"{_named(kind, entry)} counts slots that the mask excludes, or does not return one number; end it with "
             '"return reduce(..., mask)" of one number per slot'

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import KNOWN_DISTRIBUTIONS, ActionDistribution, parameters_of
 from sb3_ppo_ext.policies.direct_forward import PlainNetworks
+from sb3_ppo_ext.process_wide import ProcessWide
 
 
 class Evaluator(Protocol):
@@ -98,12 +99,15 @@ def evaluates_as_sb3(policy: torch.nn.Module) -> bool:
     return type(own).evaluate_actions is ActorCriticPolicy.evaluate_actions and "evaluate_actions" not in vars(own)
 
 
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
+def unvalidated_distributions() -> ProcessWide[bool]:
     """``torch.distributions`` without argument checks: same bits, a tenth less time; NaN is looked for elsewhere."""
+    return _UNVALIDATED
+
+
+def _without_checks() -> bool:
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
+    return before
+
+
+_UNVALIDATED = ProcessWide(_without_checks, Distribution.set_default_validate_args)

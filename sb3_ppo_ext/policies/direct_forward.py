@@ -15,6 +15,8 @@ from torch.nn.modules import module as global_hooks
 
 Layer = Callable[[Tensor], Tensor]
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class PlainNetworks:
     """What lies between a policy's features and its action distribution or value, as the modules stand now."""
@@ -29,8 +31,8 @@ class PlainNetworks:
             and not {"forward", "forward_actor", "forward_critic"} & vars(extractor).keys()
         ):
             self._towers = straight(extractor.policy_net), straight(extractor.value_net)
-        of_modules = [hooks for one in policy.modules() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
-        self._hooks = (*of_modules, global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks)
+        of_modules = [getattr(module, name) for module in policy.modules() for name in HOOKS]
+        self._hooks = (*of_modules, *(getattr(global_hooks, f"_global{name}") for name in HOOKS))
 
     def hooked(self) -> bool:
         """Whether somebody listens to the layers; they are to be called in full then."""

@@ -21,6 +21,7 @@ from torch.distributions import Categorical, Normal
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.policies.direct_forward import PlainNetworks
+from sb3_ppo_ext.policies.effects import without_trace
 
 
 class Acted(NamedTuple):
@@ -137,8 +138,8 @@ def refuse_nan(policy: ActorCriticPolicy, observation: Observation, log_probs: T
 
 
 def check_distribution(policy: ActorCriticPolicy, observation: Observation) -> None:
-    """Distribution, draw and log-probability once more, under their checks; torch's generator stays where it is."""
+    """Distribution, draw and log-probability once more, under their checks; all generators stay where they are."""
     devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), without_trace(policy), torch.no_grad():
         distribution = policy.get_distribution(observation)
         distribution.log_prob(distribution.get_actions())

@@ -26,8 +26,10 @@ from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
 from sb3_ppo_ext.rollout.dummy_vec_env import step_of
+from sb3_ppo_ext.vec_env.infos import Infos
 
 SB3_COLLECT_ROLLOUTS = OnPolicyAlgorithm.collect_rollouts
+SB3_COUNTING = OnPolicyAlgorithm._update_info_buffer
 SB3_ADDS = (RolloutBuffer.add, DictRolloutBuffer.add)
 
 
@@ -56,7 +58,7 @@ def collect_rollouts(
         callback.update_locals(locals())
         if not callback.on_step():
             return False
-        self._update_info_buffer(infos, dones)
+        count_episodes(self, infos, dones)
         n_steps += 1
         actions = actions.reshape(-1, 1) if isinstance(self.action_space, spaces.Discrete) else actions
         for idx, terminal_obs, terminal_value in cut_by_time_limit(self.policy, actor, dones, infos):  # noqa: B007
@@ -76,7 +78,6 @@ def collect_rollouts(
 
 def begin(model: OnPolicyAlgorithm, env: VecEnv, buffer: RolloutBuffer) -> None:
     """An empty buffer, a policy in evaluation mode, and fresh noise where it explores by parameters."""
-    assert model._last_obs is not None, "No previous observation was provided"
     model.policy.set_training_mode(False)
     buffer.reset()
     if model.use_sde:
@@ -100,6 +101,16 @@ def as_tensor(observation: Any, device: torch.device) -> Observation:
 def is_replaced(inherited: Callable[..., bool]) -> bool:
     """Whether a bound ``collect_rollouts`` is another than Stable-Baselines3's: a mixin's, or patched in."""
     return getattr(inherited, "__func__", None) is not SB3_COLLECT_ROLLOUTS
+
+
+def count_episodes(model: OnPolicyAlgorithm, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
+    """``_update_info_buffer``, which would have every info made where they are made when they are asked for."""
+    if type(infos) is Infos and getattr(model._update_info_buffer, "__func__", None) is SB3_COUNTING:
+        rows = infos.worth_counting(dones)
+        if rows:
+            model._update_info_buffer([infos[row] for row in rows], dones[rows])
+    else:
+        model._update_info_buffer(infos, dones)
 
 
 def within_bounds(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:

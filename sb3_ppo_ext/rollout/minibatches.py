@@ -47,6 +47,7 @@ class Rollout:
         self.normalize_advantage = normalize_advantage  # over the whole rollout
         self.size = buffer.buffer_size * buffer.n_envs
         self.has_rows = has_rows(type(buffer))
+        self.order: tuple[Tensor, ...] = ()  # of the last epoch: the rows of each minibatch
         self.value_target = self._flat(buffer.returns).flatten()
         self.state_value = self._flat(buffer.values).flatten()
         self._set_advantage()
@@ -96,7 +97,7 @@ class Rollout:
         if not self.has_rows:
             yield from self._minibatches_of_custom_buffer(batch_size)
             return
-        orders = self.orders(batch_size)
+        self.order = orders = self.orders(batch_size)
         if self.rows.distribution is None and splits_evenly(self.rows, batch_size):
             yield from split_rows(gathered_rows(self.rows, torch.cat(orders)), batch_size)
             return

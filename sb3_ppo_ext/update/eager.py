@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,8 @@ from sb3_ppo_ext.objective.terms import KnobValues
 from sb3_ppo_ext.policies.adapter import PolicyAdapter
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
-from sb3_ppo_ext.update.epochs import Update, epochs_of
+from sb3_ppo_ext.update.epochs import Update, epochs_of, exact_kl_of
+from sb3_ppo_ext.update.kl_probe import KLProbe
 from sb3_ppo_ext.update.optimizer_step import OptimizerStep, TorchStep, optimizer_steps
 from sb3_ppo_ext.update.step import (
     EpochStatistics,
@@ -103,18 +104,29 @@ class EagerRunner:
     """Runs the epochs of an update; ``steps`` makes what clips the gradient and takes the optimizer's step."""
 
     def __init__(
-        self, run: Run, rollout: Rollout, update: Update, gradients: Gradients, steps: Steps = optimizer_steps
+        self,
+        run: Run,
+        rollout: Rollout,
+        update: Update,
+        gradients: Gradients,
+        steps: Steps = optimizer_steps,
+        probe: KLProbe | None = None,
     ) -> None:
         self.run = run
         self.rollout = rollout
         self.update = update
         self.gradients = gradients
         self.steps = steps
+        self.probe = probe
         self.checks_steps = run.monitor.checks_steps()
 
     def epochs(self) -> Iterator[EpochStatistics]:
         """What each epoch showed, until ``target_kl`` stops them."""
         return epochs_of(self.run, self.rollout, self.update, self.epoch)
+
+    def exact_kl(self, epochs: Sequence[EpochStatistics]) -> float:
+        """See ``Runner``."""
+        return exact_kl_of(self.probe, epochs)
 
     def epoch(self, index: int) -> EpochStatistics:
         """All minibatches once, or until the sampled KL of one exceeds the limit."""

@@ -2,33 +2,81 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
+
+RATIO = "lr_ratio"  # of a parameter group; a policy may set it itself
 
 
 class GroupRates:
-    """The ratios between the learning rates an optimizer was built with, kept while the rate moves.
+    """Moves the learning rates of an optimizer's parameter groups together, each in its ratio to the one rate.
 
     Stable-Baselines3 sets every group to the same rate; a policy that gives its value head ten times the backbone's
-    rate would lose that at the first update.
+    rate would lose that at the first update. The ratio is reckoned once and stands in the group itself, under
+    ``RATIO``: so it goes with the optimizer's state dict, whatever the rate is when that is saved or loaded.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, base: float) -> None:
-        """``base`` is the rate the policy was given when it built ``optimizer``."""
+    def __init__(self, optimizer: torch.optim.Optimizer, rate: float, *others: float) -> None:
+        """``rate`` is the one in force, for which ``optimizer`` was built.
+
+        Where that is not certain, ``others`` are further rates it may have been built for. Of all these, and its own
+        default, the first that one of its groups has is the one; and if none has any, the rate of the first group.
+        """
         self.optimizer = optimizer
+        self.rate = rate
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        # With one group, or all groups equal, there is nothing to keep; and a rate of 0 tells no ratio.
-        self.known = base > 0 or len(rates) == 1
-        self.ratios = [rate / base if base > 0 and len(set(rates)) > 1 else 1.0 for rate in rates]
+        base = rate
+        if others:
+            candidates = (rate, *others, float(optimizer.defaults.get("lr", rates[0])))
+            base = next((one for one in candidates if any(math.isclose(one, lr) for lr in rates)), rates[0])
+        self._known = self._reckoned(rates, base)
+        if None not in self._known:
+            self.ratios()
+
+    def _reckoned(self, rates: list[float], base: float) -> list[float | None]:
+        """By group; None where that cannot be said, because a rate of 0 tells no ratio."""
+        stated = [group.get(RATIO) for group in self.optimizer.param_groups]
+        alike = len(rates) == 1 or (base > 0 and len(set(rates)) == 1)
+        if alike or (base == 0 and any(stated)):  # where some are stated, the others follow the rate itself
+            reckoned: list[float | None] = [1.0] * len(rates)
+        else:
+            reckoned = [rate / base if base > 0 else None for rate in rates]
+        return [other if ratio is None else ratio for ratio, other in zip(stated, reckoned, strict=True)]
+
+    def ratios(self) -> list[float]:
+        """By group. One that has none gets it: the optimizer's state is from a file without, or the group is new."""
+        groups = self.optimizer.param_groups
+        known = dict(enumerate(self._known))
+        found = [
+            group[RATIO] if RATIO in group else known[index] if index in known else self._of_new(group)
+            for index, group in enumerate(groups)
+        ]
+        if None in found:
+            raise ValueError(
+                f"learning_rate starts at 0, so the ratios of the optimizer's {len(groups)} parameter groups cannot be "
+                "read from it; let it start above 0, as in Warmup(0.1, after, start=1e-8), or state the ratio in every "
+                f'group, as in {{"params": ..., "lr": ..., "{RATIO}": 10.0}}'
+            )
+        if len(groups) > 1:
+            for group, ratio in zip(groups, found, strict=True):
+                group[RATIO] = ratio
+        self._known = found
+        return [ratio for ratio in found if ratio is not None]
+
+    def _of_new(self, group: dict[str, Any]) -> float | None:
+        """A group that was added while the rate moves, with a rate of its own or else the optimizer's default."""
+        rate = float(group["lr"])
+        if rate == float(self.optimizer.defaults.get("lr", self.rate)):
+            return 1.0
+        return rate / self.rate if self.rate > 0 else None
 
     def apply(self, rate: float) -> None:
         """Sets every group to ``rate`` times its ratio."""
-        if not self.known:
-            raise ValueError(
-                f"learning_rate starts at 0, so the ratios of the optimizer's {len(self.ratios)} parameter groups "
-                "cannot be read from it; let it start above 0, as in Warmup(0.1, after, start=1e-8)"
-            )
-        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios(), strict=True):
             group["lr"] = rate * ratio
+        self.rate = rate
 
 
 def prefer_foreach(optimizer: torch.optim.Optimizer) -> None:

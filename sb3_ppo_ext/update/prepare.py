@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import SB3Adapter, as_collected, evaluates_as_sb3, knows_distribution, unwrapped
-from sb3_ppo_ext.policies.popart import PopArtLinear
+from sb3_ppo_ext.policies.effects import without_trace
+from sb3_ppo_ext.policies.popart import PopArtLinear, install_popart
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Update
-from sb3_ppo_ext.update.kl_probe import KLProbe
 from sb3_ppo_ext.update.optimizers import prefer_foreach
 
 
@@ -22,21 +21,14 @@ def collected_rows(run: Run) -> Rollout:
     return kind(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
 
 
-def row_update(run: Run, rollout: Rollout) -> Update:
-    """What stays the same over the rollout's minibatches; the statistics of the return take the rollout in."""
-    head = popart_head(run)
-    if head is not None:
-        head.update(rollout.value_target)
-    update = prepared_update(run, rollout)
-    probed = not run.needs_exact_kl and knows_distribution(run.policy) and rollout.has_rows
-    return replace(update, probe=KLProbe(run, rollout, update.adapter)) if probed else update
-
-
-def prepared_update(run: Run, rollout: Rollout) -> Update:
-    """As ``row_update``, for a rollout that is not trained on: nothing moves."""
+def row_update(run: Run, rollout: Rollout, acted: ActionDistribution | None = None) -> Update:
+    """What stays the same over the rollout's minibatches; ``acted`` are the distributions it was collected by."""
     adapter = SB3Adapter(run.policy, with_distribution=run.needs_exact_kl)
-    if run.needs_exact_kl:
-        with as_collected(run.policy):
+    if run.needs_exact_kl and acted is not None:
+        rollout.rows = rollout.rows._replace(distribution=acted)
+    elif run.needs_exact_kl:
+        policy = unwrapped(run.policy)
+        with as_collected(policy), without_trace(policy):
             rollout.remember_distributions(adapter.distribution, max(CHUNK, run.settings.batch_size))
     prefer_foreach(run.policy.optimizer)
     head = popart_head(run)
@@ -46,6 +38,7 @@ def prepared_update(run: Run, rollout: Rollout) -> Update:
         optimizer=run.policy.optimizer,
         parameters=list(run.policy.parameters()),
         value_scale=None if head is None else head.std,
+        acted=acted,
     )
 
 
@@ -67,9 +60,7 @@ def popart_head(run: Run) -> PopArtLinear | None:
     """The layer that keeps the statistics of the return, with ``normalize_value``."""
     if not run.settings.normalize_value:
         return None
-    head = unwrapped(run.policy).value_net
-    assert isinstance(head, PopArtLinear)
-    return head
+    return install_popart(unwrapped(run.policy))  # which does nothing, unless the user has exchanged the policy
 
 
 def entropy_follows(run: Run) -> bool:

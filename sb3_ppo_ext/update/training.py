@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
-from sb3_ppo_ext.update.epochs import Runner, Update
+from sb3_ppo_ext.update.epochs import Runner
 from sb3_ppo_ext.update.step import EpochStatistics
 
 
@@ -19,7 +19,7 @@ class Trained(NamedTuple):
     summary: object = None  # see ``Rollout.summary``
 
 
-def train_on(run: Run, rollout: Rollout, update: Update, runner: Runner, after_epoch: Callable[[], None]) -> Trained:
+def train_on(run: Run, rollout: Rollout, runner: Runner, after_epoch: Callable[[], None]) -> Trained:
     """All epochs, or fewer where ``target_kl`` stops them; ``after_epoch`` is called after each."""
     epochs = []
     for index, found in enumerate(runner.epochs()):
@@ -28,5 +28,4 @@ def train_on(run: Run, rollout: Rollout, update: Update, runner: Runner, after_e
         if found.stopped and run.settings.verbose >= 1:
             kl = found.column("approx_kl")[-1]
             print(f"Early stopping at step {index} due to reaching max kl: {kl:.2f}")
-    exact_kl = epochs[-1].mean("kl_exact") if update.probe is None else update.probe.value()
-    return Trained(epochs, exact_kl, rollout.summary())
+    return Trained(epochs, runner.exact_kl(epochs), rollout.summary())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, _find_spec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from sb3_ppo_ext.vec_env.accepted import require_no_envpool
 from sb3_ppo_ext.vec_env.episodes import Array
+
+MAKE_VEC_ARGUMENTS = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}  # kept in ``spec.kwargs``
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 
@@ -18,26 +23,37 @@ REMEDY = (
 )
 
 
-def vector_env(env: AnyVectorEnv | str, n_envs: int | None, kwargs: dict[str, Any]) -> AnyVectorEnv:
-    """``env`` itself, or the environments of that id as ``gym.make_vec`` makes them."""
-    if isinstance(env, str):
-        count = 1 if n_envs is None else n_envs
-        if count < 1:
-            raise ValueError(f"n_envs={n_envs}: at least 1 is needed")
-        entry = gym.spec(env).vector_entry_point
-        mode = kwargs.get("vectorization_mode") or ("sync" if entry is None else "vector_entry_point")
-        if mode in ("sync", "async"):
-            # In SAME_STEP an environment that returns its own buffer loses the last observation to its reset.
-            own = kwargs.get("vector_kwargs") or {}
-            kwargs = {**kwargs, "vector_kwargs": {"autoreset_mode": AutoresetMode.DISABLED, **own}}
-        return gym.make_vec(env, count, **{**kwargs, "vectorization_mode": mode})
+def vector_env(env: AnyVectorEnv | str | EnvSpec, n_envs: int | None, kwargs: dict[str, Any]) -> AnyVectorEnv:
+    """``env`` itself, or the environments of that id or specification as ``gym.make_vec`` makes them."""
+    if isinstance(env, (str, EnvSpec)):
+        return _made(_find_spec(env) if isinstance(env, str) else env, n_envs, kwargs)
     if not isinstance(env, VectorEnv):
-        raise ValueError(f"env={env!r}: the id of an environment or a gymnasium.vector.VectorEnv is needed")
+        raise ValueError(
+            f"env={env!r}: an id or EnvSpec for gym.make_vec, or a gymnasium.vector.VectorEnv is needed; "
+            "of functions that make environments, gymnasium.vector.SyncVectorEnv(functions) is one"
+        )
+    require_no_envpool(env)
     if n_envs not in (None, env.num_envs):
         raise ValueError(f"n_envs={n_envs}: the environment has {env.num_envs}; leave n_envs out")
     if kwargs:
         raise ValueError(f"{', '.join(kwargs)}: arguments of gym.make_vec, for which env has to be an id, not {env!r}")
     return env
+
+
+def _made(spec: EnvSpec, n_envs: int | None, kwargs: dict[str, Any]) -> AnyVectorEnv:
+    """Arguments in the specification stand where there are none here."""
+    spec = copy.deepcopy(spec)
+    kwargs = {**{name: spec.kwargs.pop(name) for name in MAKE_VEC_ARGUMENTS & spec.kwargs.keys()}, **kwargs}
+    count = kwargs.pop("num_envs", 1) if n_envs is None else n_envs
+    kwargs.pop("num_envs", None)
+    if count < 1:
+        raise ValueError(f"n_envs={n_envs}: at least 1 is needed")
+    mode = kwargs.get("vectorization_mode") or ("sync" if spec.vector_entry_point is None else "vector_entry_point")
+    if getattr(mode, "value", mode) in ("sync", "async"):
+        # In SAME_STEP an environment that returns its own buffer loses the last observation to its reset.
+        settings = kwargs.get("vector_kwargs") or {}
+        kwargs = {**kwargs, "vector_kwargs": {"autoreset_mode": AutoresetMode.DISABLED, **settings}}
+    return gym.make_vec(spec, count, **{**kwargs, "vectorization_mode": mode})
 
 
 def autoreset_mode(env: AnyVectorEnv) -> AutoresetMode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,19 +10,16 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from sb3_ppo_ext.vec_env.episodes import (
-    Array,
-    EpisodeVecEnv,
-    Info,
-    Observation,
-    Step,
-    info_row,
-    put,
-    require_supported,
-    rows,
-)
+from sb3_ppo_ext.process_wide import ignoring_warnings
+from sb3_ppo_ext.vec_env.episodes import Array, EpisodeVecEnv, Observation, Step, put, require_supported, rows
+from sb3_ppo_ext.vec_env.infos import Info, info_row
 
 INSTALL = 'pip install "sb3_ppo_ext[envpool]"'
+
+NUMBERING = ("env_id", "players")  # of rows, EnvPool's own
+
+# It writes the bounds of float32 spaces in float64, when first asked for them.
+ROUNDED_BOUNDS = ignoring_warnings(".*precision lowered by casting to float32")
 
 # Their limit does nothing but end the episode. Elsewhere it may enter the reward (MiniGrid) or the observation.
 PLAIN_LIMIT = ("envpool.classic_control", "envpool.mujoco.gym", "envpool.box2d")
@@ -63,15 +59,14 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         self._fresh = True
         observation_space = _unbounded(self.pool.single_observation_space)
         action_space = _as_gymnasium(self.pool.single_action_space)
-        require_supported(observation_space)
+        require_supported(observation_space, action_space)
         super().__init__(n_envs, observation_space, action_space, monitor_file=monitor_file, name=task)
 
     def _make_pool(self) -> Any:
         import envpool
 
         pool: Any = envpool.make(self.task, env_type="gymnasium", seed=self._seed, **self._config)
-        with warnings.catch_warnings():  # it writes the bounds of float32 spaces in float64, when first asked for them
-            warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
+        with ROUNDED_BOUNDS:
             _ = pool.observation_space, pool.action_space
         return pool
 
@@ -82,7 +77,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
             self._reseed(_int32(self.num_envs, self._seeds[0]))
         self._fresh = False
         observation, info = self.pool.reset()
-        return self._cast(observation), _told(info)
+        return self._cast(observation), info
 
     def _reseed(self, seed: int) -> None:
         """EnvPool seeds at construction only, so there has to be a new pool unless this one is unused."""
@@ -108,10 +103,12 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         observation, info = self.pool.reset(ended.astype(np.int32))
         order = info["env_id"]
         put(step.observation, order, self._cast(observation))
-        first_info = _told(info)
         for position, row in enumerate(order.tolist()):
-            self.reset_infos[row] = info_row(first_info, position)
-        return last, _told(step.info)
+            self.reset_infos[row] = self._info_of(info, position)
+        return last, step.info
+
+    def _info_of(self, info: Info, row: int) -> dict[str, Any]:
+        return info_row({key: column for key, column in info.items() if key not in NUMBERING}, row)
 
     def _cast(self, observation: Any) -> Observation:
         """In the dtype of the space; EnvPool never writes to an array again once it has returned it."""
@@ -203,11 +200,6 @@ def _family(task: str) -> str:
     from envpool.registration import registry
 
     return str(registry.specs[task][0])
-
-
-def _told(info: Info) -> Info:
-    """What the task tells, without EnvPool's own numbering of the rows."""
-    return {key: column for key, column in info.items() if key not in ("env_id", "players")}
 
 
 def _int32(n_envs: int, seed: int | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,9 +15,11 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from sb3_ppo_ext.vec_env.accepted import require_start_at_zero
+from sb3_ppo_ext.vec_env.infos import Info, Infos, info_row, unmade_infos
+
 Array = npt.NDArray[Any]
 Observation = Array | dict[str, Array]
-Info = dict[str, Any]  # one column per key, as vector environments report them
 
 
 class Step(NamedTuple):
@@ -33,9 +35,10 @@ class Step(NamedTuple):
 class EpisodeVecEnv(VecEnv):
     """A VecEnv over one object that steps all environments; it keeps the episode statistics ``Monitor`` would keep.
 
-    ``infos`` is the same list of empty dicts on every step in which no episode ends. In the others it is a new list in
-    which the environments that ended have a new dict: the info of their last step, ``terminal_observation``,
-    ``TimeLimit.truncated`` and ``episode``. The columns of the latest step, for all environments, are ``step_info``.
+    ``infos`` has a new dict per environment and step: what the environment says of it, as over ``DummyVecEnv`` (values
+    are NumPy's where the environment's columns are). Such a dict is made when it is first asked for and costs nothing
+    before. Where an episode ended it has ``terminal_observation``, ``TimeLimit.truncated`` and ``episode`` too, and in
+    no other step. The columns of the latest step, for all environments, are ``step_info``.
 
     With ``monitor_file`` every finished episode is also a line in that file (``monitor.csv`` is appended to the name).
     """
@@ -51,9 +54,10 @@ class EpisodeVecEnv(VecEnv):
     ) -> None:
         super().__init__(num_envs, observation_space, action_space)
         self.step_info: Info = {}
-        self._no_infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+        self._unmade = (None,) * num_envs
         self._returns = np.zeros(num_envs)
-        self._lengths = np.zeros(num_envs, np.int64)
+        self._steps = 0
+        self._first_steps = np.zeros(num_envs, np.int64)  # of the episodes that go on, counted by _steps
         self._started = time.time()
         self._actions: Array = np.zeros(0)
         header: dict[str, float | str] = {"t_start": self._started, "env_id": name}
@@ -78,9 +82,9 @@ class EpisodeVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Starts an episode everywhere; seeds and options are used once."""
         observation, info = self._begin()
-        self.reset_infos = [info_row(info, row) for row in range(self.num_envs)]
+        self.reset_infos = [self._info_of(info, row) for row in range(self.num_envs)]
         self._returns[:] = 0
-        self._lengths[:] = 0
+        self._first_steps[:] = self._steps
         self._reset_seeds()
         self._reset_options()
         return observation
@@ -94,22 +98,27 @@ class EpisodeVecEnv(VecEnv):
         step = self._advance(self._actions)
         self.step_info = step.info
         self._returns += self._score(step)
-        self._lengths += 1
+        self._steps += 1
         done = step.terminated | step.truncated
-        infos = self._finish(np.flatnonzero(done), step) if np.count_nonzero(done) else self._no_infos
+        infos = unmade_infos(self._unmade, step.info, self._info_of)
+        if np.count_nonzero(done):
+            self._finish(np.flatnonzero(done), step, infos)
         return step.observation, step.reward.astype(np.float32), done, infos
 
     def _score(self, step: Step) -> Array:
         """What counts as reward in the episode statistics."""
         return step.reward
 
-    def _finish(self, ended: Array, step: Step) -> list[dict[str, Any]]:
+    def _info_of(self, info: Info, row: int) -> dict[str, Any]:
+        """A new dict of what the environment says of one row."""
+        return info_row(info, row)
+
+    def _finish(self, ended: Array, step: Step, infos: Infos) -> None:
         last_observations, last_info = self._restart(ended, step)
-        infos = self._no_infos.copy()
         for row, last in zip(ended.tolist(), last_observations, strict=True):
             infos[row] = {
                 "episode": self._statistics(row),  # where the environment keeps its own, that one stands
-                **info_row(last_info, row),
+                **self._info_of(last_info, row),
                 "terminal_observation": last,
                 "TimeLimit.truncated": bool(step.truncated[row] and not step.terminated[row]),
             }
@@ -117,13 +126,12 @@ class EpisodeVecEnv(VecEnv):
                 episode = infos[row]["episode"]
                 self._monitor.write_row({key: episode[key] for key in ("r", "l", "t")})
         self._returns[ended] = 0
-        self._lengths[ended] = 0
-        return infos
+        self._first_steps[ended] = self._steps
 
     def _statistics(self, row: int) -> dict[str, Any]:
         """As ``Monitor`` writes them: sum of rewards, steps, seconds since the start."""
         elapsed = round(time.time() - self._started, 6)
-        return {"r": round(float(self._returns[row]), 6), "l": int(self._lengths[row]), "t": elapsed}
+        return {"r": round(float(self._returns[row]), 6), "l": int(self._steps - self._first_steps[row]), "t": elapsed}
 
     def close(self) -> None:
         """Closes the monitor file."""
@@ -137,8 +145,8 @@ class EpisodeVecEnv(VecEnv):
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
-def require_supported(space: spaces.Space[Any]) -> None:
-    """Refuses the observation spaces no policy of SB3 takes."""
+def require_supported(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Refuses the observation spaces no policy of SB3 takes, and discrete spaces that do not start at 0."""
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if not all(
         isinstance(part, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)) for part in parts
@@ -147,6 +155,7 @@ def require_supported(space: spaces.Space[Any]) -> None:
             f"observation_space={space}: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of these is needed; "
             "flatten the observation or leave the rest out with a wrapper"
         )
+    require_start_at_zero(space, action_space)
 
 
 def copied(observation: Any, space: spaces.Space[Any]) -> Observation:
@@ -186,19 +195,3 @@ def same(one: Observation, other: Observation) -> bool:
         return isinstance(other, dict) and all(same(one[key], other[key]) for key in one)
     assert not isinstance(other, dict)
     return one.tobytes() == other.tobytes()
-
-
-def info_row(info: Info, row: int) -> dict[str, Any]:
-    """The info of one environment. Beside a column ``key``, a mask ``_key`` says which environments have it."""
-    found: dict[str, Any] = {}
-    for key, column in info.items():
-        mask = info.get(f"_{key}")
-        if (key.startswith("_") and key[1:] in info) or (mask is not None and not mask[row]):
-            continue
-        if isinstance(column, dict):
-            found[key] = info_row(column, row)
-        else:
-            found[key] = (
-                column[row] if isinstance(column, (np.ndarray, Sequence)) and not isinstance(column, str) else column
-            )
-    return found

@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.traced_adam import adam_step, groups_of
+from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.update_inputs import UpdateInputs
+from sb3_ppo_ext.objective.statistics import APPROX_KL, STATISTICS
+from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.update.prepare import prepare_update
+from tests import test_parity
 from tests.environments import Toy
 from tests.test_parity import Doubling
-from tests.test_ppox import TwoRates
+from tests.update.test_group_rates import TwoRates
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
 
@@ -48,7 +54,13 @@ CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
         TwoRates,
         {"learning_rate": AdaptiveKL(1e-3, 1e-4, Threshold(2.0, 1.5), every="minibatch"), "use_sde": True},
     ),
-    "dict, multidiscrete, spo": ("dict", "multidiscrete", "MultiInputPolicy", {"surrogate": "spo"}),
+    "stopped early, minibatch controller": (
+        "vector",
+        "box",
+        "MlpPolicy",
+        {"learning_rate": AdaptiveKL(3e-3, 2e-4, Threshold(2.0, 1.5), every="minibatch"), "target_kl": 1e-3},
+    ),
+    "dict, multibinary, spo": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
     "image, k3": ("image", "discrete", "CnnPolicy", {"kl_coef": 0.1, "kl_estimator": "k3", "n_epochs": 1}),
 }
 
@@ -95,14 +107,11 @@ def updated(name: str, *, compile: bool) -> PPOX:
     return model
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("name", CASES)
-def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
+def assert_same_update(name: str) -> None:
     eager, compiled = updated(name, compile=False), updated(name, compile=True)
-    # Rounding by itself: some 1e-7 a step, over at most 6 steps; a convolution's sums are longer.
-    assert_close(eager, compiled, 2e-5 if "image" in name else 2e-6)
+    # Rounding by itself: some 1e-7 a step, over at most 6 steps; a convolution's sums are longer, and at ten times the
+    # rate a step is ten times as long.
+    assert_close(eager, compiled, 2e-5 if "image" in name or "stopped" in name else 2e-6)
     assert eager.knobs.numbers() == pytest.approx(compiled.knobs.numbers(), rel=1e-4)
     assert eager._n_updates == compiled._n_updates
     for key, value in eager.logger.name_to_value.items():
@@ -111,8 +120,39 @@ def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
     assert steps[0] == steps[1] > 0
 
 
+def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_update() -> None:
+    model = model_of("discrete", compile=False)
+    model.target_kl = 0.03  # 1.5 of it, 0.045, is 0.0450000018 in float32
+    rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
+    eager = prepare_update(model, rollout, with_distribution=False)
+    prepared = UpdateInputs(eager, model._rates.ratios())
+    step = UpdateGraphs(model.policy, eager.adapter, prepared.plan).step
+    limit = prepared.inputs["kl_limit"]
+    zeros = [torch.zeros_like(parameter) for parameter in prepared.inputs["parameters"].values()]
+    for kl, stops in ((limit, False), (torch.nextafter(limit, limit + 1), True)):
+        row = torch.zeros(len(STATISTICS) + 1)
+        row[APPROX_KL] = kl
+        (went,) = step({**prepared.inputs, "row": row, "gradients": zeros})
+        assert eager.too_far(row) is stops is not went.item()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", CASES)
+def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", test_parity.CASES)
+def test_before_the_compiler_it_is_the_same_for_every_policy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, name, test_parity.CASES[name])
+    assert_same_update(name)
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(tmp_path: Path) -> None:
     models = []
     for compile in (False, True):

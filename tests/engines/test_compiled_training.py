@@ -9,28 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ks_2samp
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.monitoring.divergence import DivergedError
+from tests.engines import test_compiled
 from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.environments import Periodic, Toy
+from tests.update.test_group_rates import TwoRates
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("compiler"),
-    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
-CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+GSDE = "minibatch controller, two rates, gSDE"
+# Of rollouts as long as those of ``test_compiled``, so that the graphs of the update are the same libraries.
+CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
     "discrete": ("vector", "discrete", "MlpPolicy", {}),
-    "gSDE": ("vector", "box", "MlpPolicy", {"use_sde": True, "sde_sample_freq": 4}),
-    "dict, multibinary": ("dict", "multibinary", "MultiInputPolicy", {}),
+    "gSDE": ("vector", "box", TwoRates, {**test_compiled.CASES[GSDE][3], "sde_sample_freq": 4}),
+    "dict, multibinary": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
 }
 
 
@@ -54,6 +52,8 @@ class Rows(BaseCallback):
             self.rows = {name: np.copy(getattr(buffer, name)) for name in ("actions", "rewards", "values", "log_probs")}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", CASES)
 def test_the_first_rollout_is_the_eager_one(name: str) -> None:
     collected = []
@@ -69,6 +69,8 @@ def test_the_first_rollout_is_the_eager_one(name: str) -> None:
         np.testing.assert_array_equal(compiled["actions"], eager["actions"])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_nan_in_the_parameters_is_caught_before_the_environment_sees_it() -> None:
     errors = []
     for compile in (False, True):
@@ -95,6 +97,7 @@ def periodic(compile: bool) -> PPOX:
     return PPOX("MlpPolicy", Periodic(), compile=compile, **SETTINGS)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_an_interrupted_model_saves_loads_and_goes_on(tmp_path: Path) -> None:
     model = model_of("discrete", compile=True)
     with pytest.raises(KeyboardInterrupt):
@@ -106,6 +109,7 @@ def test_an_interrupted_model_saves_loads_and_goes_on(tmp_path: Path) -> None:
     assert loaded.learn(64).num_timesteps == 64
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_loading_and_continuing_is_never_having_stopped(tmp_path: Path) -> None:
     whole = periodic(True).learn(32)
     whole.save(tmp_path / "model")
@@ -116,6 +120,7 @@ def test_loading_and_continuing_is_never_having_stopped(tmp_path: Path) -> None:
         assert torch.equal(loaded.policy.state_dict()[name], tensor), name
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_replaced_parts_of_the_policy_are_noticed() -> None:
     models = []
     for compile in (False, True):
@@ -128,37 +133,3 @@ def test_replaced_parts_of_the_policy_are_noticed() -> None:
         assert torch.equal(model.policy.action_net.get_parameter("weight"), before)
     for name, tensor in models[0].policy.state_dict().items():
         torch.testing.assert_close(models[1].policy.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
-
-
-class Scores(BaseCallback):
-    """The score of every episode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores: list[float] = []
-
-    def _on_step(self) -> bool:
-        self.scores += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
-        return True
-
-
-def late_score(seed: int, compile: bool) -> float:
-    """The mean score over the second half of a short CartPole run."""
-    callback = Scores()
-    PPOX(
-        "MlpPolicy",
-        make_vec_env("CartPole-v1", 8, seed=seed),
-        n_steps=128,
-        learning_rate=1e-3,
-        n_epochs=4,
-        seed=seed,
-        device="cpu",
-        compile=compile,
-    ).learn(8192, callback)
-    return float(np.mean(callback.scores[len(callback.scores) // 2 :]))
-
-
-def test_scores_of_20_seeds_are_indistinguishable_from_the_eager_ones() -> None:
-    eager, compiled = ([late_score(seed, compile) for seed in range(20)] for compile in (False, True))
-    assert min(map(min, (eager, compiled))) > 40  # all of them learn; a random policy scores 22
-    assert ks_2samp(eager, compiled).pvalue > 0.1

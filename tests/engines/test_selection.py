@@ -26,7 +26,7 @@ def model_of(**options: Any) -> PPOX:
     return PPOX("MlpPolicy", Toy(), **{**SMALL, **options})
 
 
-def planned(model: PPOX, total_timesteps: int, **options: Any) -> bool:
+def planned(model: PPOX, total_timesteps: Any, **options: Any) -> bool:
     model._setup_learn(total_timesteps, **options)
     assert model._engines.compiles is not None
     return model._engines.compiles
@@ -52,6 +52,16 @@ def test_planned_work_counts_epochs_and_steps() -> None:
     assert planned_work(model._run(), 100) == (8, 128)
     model._n_updates = 6  # 3 rollouts behind it
     assert planned_work(model._run(), 100) == (14, 224)
+
+
+@pytest.mark.parametrize("endless", [float("inf"), 10**400])
+def test_endless_work_is_worth_compiling_and_is_said_to_be_endless(
+    endless: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_of(verbose=1)
+    capsys.readouterr()
+    assert planned(model, endless) and not planned(model_of(compile=False), endless)
+    assert capsys.readouterr().out == "PPOX trains compiled: learn() is to end by a callback alone\n"
 
 
 def test_the_choice_is_said_in_one_line_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.errors import CompileError
+from sb3_ppo_ext.engines.fingerprints import fingerprint, signature
+from sb3_ppo_ext.engines.noise import noise_as_inputs
+from sb3_ppo_ext.engines.substitution import substituted
 from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
-from sb3_ppo_ext.engines.tracing import Inputs, fingerprint, noise_as_inputs, signature, substituted, tensors_of, trace
+from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from tests.environments import ACTIONS, OBSERVATIONS
 
@@ -49,7 +52,7 @@ def acting_inputs(policy: ActorCriticPolicy, observation: Any) -> Inputs:
 
 def traced_actor(policy: ActorCriticPolicy, inputs: Inputs) -> tuple[fx.GraphModule, list[Any]]:
     with unvalidated_distributions():
-        graph = trace(ActorGraph(policy), inputs)
+        graph = trace(ActorGraph(policy), inputs, policy, draws=True)
     return graph, noise_as_inputs(graph)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stable_baselines3.common.logger import DISABLED, KVWriter, Logger
+from stable_baselines3.common.logger import DISABLED, KVWriter, Logger, configure
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.monitoring.tensorboard import CHARTS, write_dashboard, write_hyperparameters, write_pending
+from sb3_ppo_ext.monitoring.charts import CHARTS
+from sb3_ppo_ext.monitoring.tensorboard import forget_written, write_dashboard, write_hyperparameters, write_pending
 from tests.monitoring.test_tensorboard import events, titles
 
 
@@ -86,6 +87,38 @@ def test_a_custom_logger_gets_the_last_update_as_well() -> None:
     assert step == 64 and row["train/loss"] == model.logger.name_to_value["train/loss"]
     # Two dumps, each before its update, and the last update: once.
     assert [step for step, _ in output.rows] == [32, 64, 64]
+
+
+@pytest.mark.parametrize("log_interval", [1, 2, None])
+def test_repeated_calls_of_learn_write_each_update_once(log_interval: int | None, tmp_path: Path) -> None:
+    model = PPOX("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, seed=0, compile=False)
+    model.set_logger(configure(str(tmp_path), ["csv", "json", "tensorboard"]))
+    for _ in range(3):
+        model.learn(64, log_interval=log_interval, reset_num_timesteps=False)
+        assert model.logger.name_to_value["train/n_updates"] == model._n_updates  # still there to be read
+    model.learn(0, log_interval=log_interval, reset_num_timesteps=False)
+    assert model.logger.name_to_value["train/n_updates"] == 6
+    model.logger.close()
+    rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    updates = [row["train/n_updates"] for row in rows if "train/n_updates" in row]
+    # The first of each call's two is dumped with the second rollout, the second at the end of the call.
+    assert updates == ([] if log_interval is None else [1, 2, 3, 4, 5, 6])
+    with (tmp_path / "progress.csv").open() as file:
+        in_csv = [row["train/n_updates"] for row in csv.DictReader(file) if row.get("train/n_updates")]
+    assert [float(value) for value in in_csv] == updates
+    if updates:
+        losses = [(event.step, event.value) for event in events(tmp_path).Scalars("train/loss")]
+        assert [step for step, _ in losses] == [64, 64, 128, 128, 192, 192]
+        assert len({value for _, value in losses}) == 6
+
+
+def test_what_was_recorded_anew_is_kept(tmp_path: Path, recorded: Callable[..., Logger]) -> None:
+    logger = recorded(tmp_path, "json")
+    write_pending(logger, 64)
+    logger.record("train/loss", float("2.5"))
+    forget_written(logger)
+    assert dict(logger.name_to_value) == {"train/loss": 2.5}
+    assert set(logger.name_to_excluded) == {"train/loss"} and "train/reward" not in logger.name_to_count
 
 
 def test_a_folder_written_twice_has_one_dashboard(tmp_path: Path, logging_to: Callable[..., Logger]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
@@ -75,6 +75,32 @@ def test_a_nan_of_the_environment_is_named_and_the_last_good_model_saved(
     assert all(torch.isfinite(parameter).all() for parameter in restored.policy.parameters())
     assert restored._n_updates == 2  # the two epochs of the first rollout
     restored.learn(16)
+
+
+def stacked(what: str, at: int) -> VecFrameStack:
+    return VecFrameStack(VecNormalize(environments(what, at)), 2)
+
+
+@pytest.mark.parametrize(("what", "at"), [("observation", 20), ("observation", 16), ("reward", 20)])
+@pytest.mark.parametrize("wrapped", [lambda *spoiled: VecNormalize(environments(*spoiled)), stacked])
+def test_the_statistics_of_the_last_good_model_lie_beside_it(what: str, at: int, wrapped: Any, tmp_path: Path) -> None:
+    env = wrapped(what, at)
+    model = PPOX("MlpPolicy", env, **SMALL)
+    before: list[float] = []
+
+    class Noting(CheckpointCallback):
+        def _on_rollout_start(self) -> None:
+            normalizing: Any = model.get_vec_normalize_env()
+            before[:] = [normalizing.obs_rms.count]
+
+    text = failure(model, 64, Noting(10**6, str(tmp_path), name_prefix="m"))
+    (saved,), (statistics,) = tmp_path.glob("m_last_good_*.zip"), tmp_path.glob("m_last_good_vecnormalize_*_steps.pkl")
+    assert f"saved as {saved}, and the statistics of its VecNormalize as {statistics}" in text
+    restored: Any = VecNormalize.load(str(statistics), environments("", 0))
+    assert all(np.isfinite(value).all() for rms in (restored.obs_rms, restored.ret_rms) for value in vars(rms).values())
+    assert [restored.obs_rms.count] == before  # those the rollout began with
+    again = restored if env.observation_space.shape == (3,) else VecFrameStack(restored, 2)
+    PPOX.load(saved, env=again).learn(16)
 
 
 def test_a_nan_loss_stops_before_the_step(tmp_path: Path) -> None:

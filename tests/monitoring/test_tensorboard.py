@@ -16,15 +16,8 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
-from sb3_ppo_ext.monitoring.tensorboard import (
-    CHARTS,
-    METRICS,
-    OPTIONAL_CHARTS,
-    as_text,
-    write_dashboard,
-    write_hyperparameters,
-    write_pending,
-)
+from sb3_ppo_ext.monitoring.charts import CHARTS, OPTIONAL_CHARTS
+from sb3_ppo_ext.monitoring.tensorboard import METRICS, as_text, write_dashboard, write_hyperparameters, write_pending
 
 
 def events(folder: Path | str) -> EventAccumulator:

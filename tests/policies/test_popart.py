@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,78 @@ def test_saved_with_the_model_and_plain_zips_load_into_it(tmp_path: Path) -> Non
     torch.testing.assert_close(upgraded.policy.predict_values(observation), plain.policy.predict_values(observation))
     upgraded.learn(64)
     assert upgraded.policy.value_net.std != 1.0
+
+
+def values_of(policy: Any) -> torch.Tensor:
+    values: torch.Tensor = policy.predict_values(torch.linspace(-2, 2, 12).view(3, 4))
+    return values.detach()
+
+
+def test_a_policy_saved_alone_gives_the_same_values_to_the_last_bit(tmp_path: Path) -> None:
+    policy = trained(normalize_value=True).policy
+    policy.save(str(tmp_path / "policy.zip"))
+    for loaded in (type(policy).load(str(tmp_path / "policy.zip")), copy.deepcopy(policy)):
+        torch.testing.assert_close(values_of(loaded), values_of(policy), rtol=0, atol=0)
+    torch.save(policy, tmp_path / "whole")
+    whole = torch.load(tmp_path / "whole", weights_only=False)
+    torch.testing.assert_close(values_of(whole), values_of(policy), rtol=0, atol=0)
+    torch.testing.assert_close(whole.value_net.moments, policy.value_net.moments, rtol=0, atol=0)
+
+
+def test_plain_ppo_loads_the_model_with_its_values_and_hands_it_back(tmp_path: Path) -> None:
+    model = trained(normalize_value=True)
+    model.save(tmp_path / "ppox")
+    ppo = PPO.load(tmp_path / "ppox", env=Toy())
+    plain = PPOX.load(tmp_path / "ppox", env=Toy(), normalize_value=False)
+    other = PPO("MlpPolicy", Toy(), n_steps=64)
+    other.set_parameters(model.get_parameters())  # type: ignore[arg-type]
+    for one in (ppo, plain, other):
+        assert type(one.policy.value_net) is nn.Linear
+        torch.testing.assert_close(values_of(one.policy), values_of(model.policy), rtol=0, atol=0)
+        one.learn(64)
+    ppo.save(tmp_path / "ppo")
+    back = PPOX.load(tmp_path / "ppo", env=Toy(), normalize_value=True)
+    torch.testing.assert_close(values_of(back.policy), values_of(ppo.policy), rtol=0, atol=0)
+    back.learn(64)
+    assert back.policy.value_net.std != 1
+
+
+def test_a_changed_state_keeps_the_statistics_and_gives_the_values_it_says() -> None:
+    source, target = head(), head()
+    source.update(torch.tensor([-5.0, 15.0]))  # mean 5, standard deviation 10
+    state = source.state_dict()
+    features = torch.randn(8, 4)
+    state["weight"] = 2 * state["weight"]
+    target.load_state_dict(state)
+    wanted = nn.functional.linear(features, state["weight"], state["bias"])
+    torch.testing.assert_close(target(features), wanted)
+    assert (target.mean.item(), target.std.item()) == (5.0, 10.0)
+    torch.testing.assert_close(target.weight, 2 * source.weight)
+    # A plain dict has no metadata: the values come in the units that the target has.
+    target.update(torch.tensor([90.0, 110.0]))
+    target.load_state_dict({name: tensor.clone() for name, tensor in source.state_dict().items()})
+    torch.testing.assert_close(target(features), source(features), rtol=1e-5, atol=1e-4)
+    assert target.std != 1
+
+
+def test_a_state_of_the_first_kind_is_read() -> None:
+    source, target, features = head(), head(), torch.randn(8, 4)
+    source.update(torch.tensor([-5.0, 15.0]))
+    names = ("weight", "bias", "mean", "std", "moments")
+    target.load_state_dict({name: getattr(source, name).detach().clone() for name in names})
+    for name in names:
+        torch.testing.assert_close(getattr(target, name), getattr(source, name), rtol=0, atol=0)
+    torch.testing.assert_close(target(features), source(features), rtol=0, atol=0)
+
+
+def test_a_head_that_was_never_trained_is_still_that_after_loading(tmp_path: Path) -> None:
+    def fresh() -> PPOX:
+        return PPOX("MlpPolicy", Toy(), n_steps=64, seed=0, normalize_value=True, device="cpu")
+
+    fresh().save(tmp_path / "fresh")
+    loaded = PPOX.load(tmp_path / "fresh", env=Toy()).learn(64)
+    straight = fresh().learn(64)
+    torch.testing.assert_close(values_of(loaded.policy), values_of(straight.policy), rtol=0, atol=0)
 
 
 class TwoLayerHead(ActorCriticPolicy):

@@ -131,6 +131,11 @@ def test_stepped_between_collecting_and_training_it_gives_ppoxs_values() -> None
     assert [scheduler.step(64)["clip_epsilon"] for _ in range(4)] == seen
 
 
+def test_a_run_without_an_end_stays_at_the_start_of_its_schedules() -> None:
+    scheduler = KnobScheduler(loss_of(), {"clip_epsilon": "linear:0.2:0.1"}, total_frames=float("inf"))
+    assert scheduler.step(10**9) == {"clip_epsilon": 0.2}
+
+
 @pytest.mark.parametrize(
     ("knobs", "match"),
     [
@@ -153,8 +158,9 @@ def test_a_controller_wants_its_measurement() -> None:
         scheduler.step(5)
     with pytest.raises(ValueError, match="the policy has diverged"):
         scheduler.step(5, {"kl": float("nan")})
-    with pytest.raises(ValueError, match="total_frames=0"):
-        KnobScheduler(loss_of(), {}, total_frames=0)
+    for wrong in (0, float("nan")):
+        with pytest.raises(ValueError, match=f"total_frames={wrong}"):
+            KnobScheduler(loss_of(), {}, total_frames=wrong)
 
 
 FRAMES, BATCHES, EPOCHS, SIZE = 64, 3, 2, 16

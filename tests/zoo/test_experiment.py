@@ -119,3 +119,25 @@ def test_other_algorithms_keep_the_zoo_s_own_reading_of_schedules(tmp_path: Path
     assert type(schedules["clip_range"]).__name__ == "SimpleLinearSchedule"
     stock = Experiment(None, "ppo", "CartPole-v1", str(tmp_path), verbose=0)  # type: ignore[arg-type]
     assert stock.config.endswith("hyperparams/ppo.yml")
+
+
+def test_evaluations_run_with_the_settings_file_s_env_kwargs(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yml"
+    config.write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 100, env_kwargs: {sutton_barto_reward: true}}")
+
+    def evaluated(**options: Any) -> Any:
+        experiment = Experiment(None, "ppox", "CartPole-v1", str(tmp_path), config=str(config), verbose=0, **options)  # type: ignore[arg-type]
+        experiment._preprocess_hyperparams(experiment.read_hyperparameters()[0])
+        return experiment.create_envs(1, eval_env=True, no_log=True).get_attr("_sutton_barto_reward")
+
+    assert evaluated() == [True]
+    assert evaluated(eval_env_kwargs={"sutton_barto_reward": False}) == [False]
+
+
+def test_a_policy_that_a_continued_agent_does_not_take_is_warned_of(tmp_path: Path) -> None:
+    agent = tmp_path / "agent.zip"
+    agent.touch()
+    options = {"trained_agent": str(agent), "hyperparams": {"policy_kwargs": {"net_arch": [8]}, "gamma": 0.9}}
+    experiment = Experiment(None, "ppox", "CartPole-v1", str(tmp_path), verbose=0, **options)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="policy_kwargs: of no effect, the trained agent keeps its policy"):
+        experiment.read_hyperparameters()

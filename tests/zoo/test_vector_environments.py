@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from sb3_ppo_ext_zoo.cli import main
+from sb3_ppo_ext_zoo.experiment import Experiment
 from sb3_ppo_ext_zoo.vector_environments import NAMES, parse_vec_env, vec_env_as_setting
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -60,6 +63,32 @@ def test_arguments_of_the_environment_and_of_the_vec_env_arrive(build: Build) ->
     settings = "env_kwargs: {sutton_barto_reward: true}\nvec_env: {gymnasium: {vectorization_mode: sync}}\nn_envs: 2"
     env = build(settings).env
     assert len(env.env.envs) == 2 and env.get_attr("_sutton_barto_reward") == [True, True]
+
+
+def test_trials_in_threads_make_each_the_environment_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "mine.yml"
+    config.write_text("CartPole-v1: {policy: P, n_timesteps: 8, vec_env: {gymnasium: {vectorization_mode: sync}}}")
+    kwargs: dict[str, Any] = {"eval_env_kwargs": {"sutton_barto_reward": True}, "verbose": 0, "config": str(config)}
+    experiment = Experiment(None, "ppox", "CartPole-v1", str(tmp_path), **kwargs)  # type: ignore[arg-type]
+    experiment._preprocess_hyperparams(experiment.read_hyperparameters()[0])
+    first, other = threading.Event(), threading.Event()
+
+    def pause(env_id: str) -> bool:  # rl_zoo3 asks this on its way to the VecEnv's class
+        if not first.is_set():
+            first.set()
+            other.wait(0.3)  # the evaluation's thread may overtake the training's here, if it can
+        return False
+
+    monkeypatch.setattr(experiment, "is_robotics_env", pause)
+    with ThreadPoolExecutor(2) as threads:
+        training = threads.submit(experiment.create_envs, 1, no_log=True)
+        first.wait()
+        evaluation = threads.submit(experiment.create_envs, 1, eval_env=True)
+        evaluation.add_done_callback(lambda done: other.set())
+        assert training.result().get_attr("_sutton_barto_reward") == [False]
+        assert evaluation.result().get_attr("_sutton_barto_reward") == [True]
 
 
 def test_an_env_wrapper_lies_above_the_score(build: Build) -> None:

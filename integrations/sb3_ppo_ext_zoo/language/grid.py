@@ -10,6 +10,7 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from sb3_ppo_ext.language import CandidatePolicy, TextObservation
+from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
 from sb3_ppo_ext_zoo.language.pretraining import Pretrained
 from sb3_ppo_ext_zoo.language.scenes import ACTIONS, THINGS, Place, random_place, scene, wanderings
 
@@ -79,6 +80,8 @@ class TextGridPolicy(CandidatePolicy):
     """A ``CandidatePolicy`` whose model is the one made for TextGrid-v0, after ``pretraining_steps`` steps."""
 
     def __init__(self, *arguments: Any, pretraining_steps: int = MODEL.steps, **options: Any) -> None:
+        known = named_arguments(TextGridPolicy.__init__, CandidatePolicy.__init__)
+        refuse_unknown(type(self).__name__, options, known)
         own = {
             "model": replace(MODEL, steps=pretraining_steps),
             "tokenizer": MODEL.tokenizer(),

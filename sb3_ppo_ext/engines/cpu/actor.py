@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.graph_cache import Graphs
+from sb3_ppo_ext.engines.substitution import WrittenBuffers
 from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
-from sb3_ppo_ext.rollout.actors import Acted, predicted_values, refuse_nan
+from sb3_ppo_ext.rollout.actors import Acted, EagerActor, predicted_values, refuse_nan
 
 
 class CompiledActor:
@@ -26,7 +27,11 @@ class CompiledActor:
         self.policy = policy
         inputs = acting_inputs(policy, observation)
         with unvalidated_distributions():
-            self._call, self._noise, _ = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True)
+            graph = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True, writes=True)
+        self._call, self._noise = graph.call, graph.noise
+        self._written = WrittenBuffers(policy, graph.written)
+        # Of padded batches a policy that writes would remember the padding too.
+        self._terminal_values = EagerActor(policy).terminal_values if graph.written else self._values_of
         self._constants = list(inputs["constants"].values())
         self._explores = bool(inputs["exploration"])
         self._keys = list(observation) if isinstance(observation, dict) else []
@@ -40,6 +45,7 @@ class CompiledActor:
         return Acted(sampled.numpy(), sampled, values, log_probs)
 
     def _run(self, observation: Observation, noise: list[Tensor]) -> list[Tensor]:
+        self._written.bring_back()
         # Read anew each time: they are drawn again in the middle of a rollout.
         exploration = exploration_of(self.policy).values() if self._explores else ()
         parts = [observation[key] for key in self._keys] if isinstance(observation, dict) else [observation]
@@ -47,7 +53,10 @@ class CompiledActor:
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
-        yield from values_of(observations, self._rows, lambda batch: self._run(batch, self._quiet)[1])
+        yield from self._terminal_values(observations)
+
+    def _values_of(self, observations: list[Observation]) -> Iterator[Tensor]:
+        return values_of(observations, self._rows, lambda batch: self._run(batch, self._quiet)[1])
 
     def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
         """See ``Actor``."""

@@ -13,7 +13,7 @@ from sb3_ppo_ext.policies.adapter import unvalidated_distributions, unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Update
-from sb3_ppo_ext.update.prepare import prepared_update
+from sb3_ppo_ext.update.prepare import row_update
 
 
 class CpuEngine:
@@ -32,7 +32,7 @@ class CpuEngine:
             actor(run)
             run.policy.set_training_mode(True)  # as in train()
             rollout = Rollout(run.buffer, run.action_space, normalize_advantage=False)  # of zeros
-            runner(run, rollout, prepared_update(run, rollout))
+            runner(run, rollout, row_update(run, rollout))
 
     def actor(self, run: Run) -> CompiledActor:
         """See ``Engine``."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from sb3_ppo_ext.process_wide import ProcessWide
+
 # Parameters of mallopt(3), and the default of the last, from glibc's malloc.h and malloc.c.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 MMAP_MAX = 65536
@@ -24,15 +26,18 @@ FROM_HEAP = 32 * 2**20  # bytes of a block, at most; glibc's own limit, which it
 @contextmanager
 def keeping_freed_memory() -> Iterator[None]:
     """Until the end of the block large memory too comes from the heap; what the heap keeps stays set in the process."""
-    mallopt = _prepared()
-    if mallopt is None:
+    if _prepared() is None:
         yield
         return
-    mallopt(M_MMAP_MAX, 0)
-    try:
+    with _from_heap():
         yield
-    finally:
-        mallopt(M_MMAP_MAX, MMAP_MAX)
+
+
+@cache
+def _from_heap() -> ProcessWide[int]:
+    mallopt = _prepared()
+    assert mallopt is not None
+    return ProcessWide(lambda: mallopt(M_MMAP_MAX, 0), lambda _: mallopt(M_MMAP_MAX, MMAP_MAX))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from sb3_ppo_ext.engines.channels_last import convolves
+from sb3_ppo_ext.process_wide import ProcessWide
 
 # Floating point operations of a minibatch's update from which several threads are faster than one.
 MANY_THREADS_FROM = 40e6
@@ -21,12 +23,37 @@ def threads_for(policy: nn.Module, batch_size: int, available: int) -> int:
     return available if convolves(policy) or 6 * parameters * batch_size >= MANY_THREADS_FROM else 1
 
 
+class _ThisThread(threading.local):
+    """How many blocks of ``computing_with`` this thread is in."""
+
+    blocks = 0
+
+
+_this_thread = _ThisThread()
+_of_process = ProcessWide(torch.get_num_threads, lambda _: None)
+
+
+def available_threads() -> int:
+    """That torch may compute with here; what a training in another thread has set for itself does not count."""
+    with _of_process as number:
+        here = torch.get_num_threads()  # of a new thread what was set last, by whichever thread
+        return here if _this_thread.blocks else max(number, here)
+
+
 @contextmanager
 def computing_with(threads: int) -> Iterator[None]:
-    """Sets torch's number of threads until the end of the block; never more than there were."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(threads, before))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """Sets torch's number of threads until the end of the block, in this thread; never more than there were."""
+    with _of_process:
+        before = available_threads()
+        _this_thread.blocks += 1
+        try:
+            _set(min(threads, before))
+            yield
+        finally:
+            _this_thread.blocks -= 1
+            _set(before)
+
+
+def _set(number: int) -> None:
+    if torch.get_num_threads() != number:  # to set even the same number changes how MKL counts
+        torch.set_num_threads(number)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
 from sb3_ppo_ext.engines.cpu.libraries import Call
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
+from sb3_ppo_ext.engines.substitution import WrittenBuffers
 from sb3_ppo_ext.engines.traced_adam import groups_of
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
@@ -24,7 +25,8 @@ from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.rollout.rows import gathered_rows
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, step_controllers
-from sb3_ppo_ext.update.epochs import Update, epochs_of
+from sb3_ppo_ext.update.epochs import Update, epochs_of, exact_kl_of
+from sb3_ppo_ext.update.kl_probe import KLProbe, probe_of
 from sb3_ppo_ext.update.step import COLUMNS, EpochStatistics, exceeds
 
 UpdateRows = Callable[[Tensor], Tensor]  # indices of rows of the rollout -> the row of their update
@@ -44,17 +46,23 @@ class CompiledRunner:
         self.graphs = graphs
         self.eager = EagerRunner(run, rollout, update, RowGradients(update))
         self.batch_size = min(run.settings.batch_size, rollout.size)
-        self._calls: dict[tuple[str, int | None], Call] = {}
+        self._calls: dict[tuple[str, int | None], tuple[Call, WrittenBuffers]] = {}
         self._made: tuple[Minibatch | None, UpdateRows | None] = (None, None)
         self.prepared = UpdateInputs(run, update)
         self.state, self.inputs = self.prepared.state, self.prepared.inputs
         self.functions = UpdateFunctions(unwrapped(run.policy), update.adapter, self.prepared.plan)
         self._fixed = tensors_of(self.inputs)
+        self.probe: KLProbe | None = None
         self._updater()  # compiled now; CompileError with the reason where that fails
 
     def epochs(self) -> Iterator[EpochStatistics]:
         """What each epoch showed, until ``target_kl`` stops them."""
+        self.probe = probe_of(self.run, self.rollout, self.update.adapter, self.update.acted, eager=False)
         return epochs_of(self.run, self.rollout, self.update, self.epoch)
+
+    def exact_kl(self, epochs: Sequence[EpochStatistics]) -> float:
+        """See ``Runner``."""
+        return exact_kl_of(self.probe, epochs)
 
     @torch.no_grad()
     def epoch(self, index: int) -> EpochStatistics:
@@ -96,9 +104,10 @@ class CompiledRunner:
 
     def _in_one(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         """As one graph."""
-        call = self._graph("whole", inputs)
+        call, written = self._graph("whole", inputs)
 
         def update(order: Tensor) -> Tensor:
+            written.bring_back()
             tensors[-1] = order
             return call(tensors)[0]
 
@@ -106,15 +115,16 @@ class CompiledRunner:
 
     def _in_two(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         """As two graphs, between which controllers answer to the KL of this very minibatch, unless it takes no step."""
-        call = self._graph("gradient", inputs)
+        call, written = self._graph("gradient", inputs)
 
         def stepping(row: Tensor, gradients: Sequence[Tensor]) -> Inputs:
             return {**self.inputs, "row": row, "gradients": list(gradients)}
 
         shapes = [torch.empty_like(parameter) for parameter in self.inputs["parameters"].values()]
-        step = self._graph("step", stepping(torch.zeros(len(COLUMNS)), shapes))
+        step, _ = self._graph("step", stepping(torch.zeros(len(COLUMNS)), shapes))
 
         def update(order: Tensor) -> Tensor:
+            written.bring_back()
             tensors[-1] = order
             row, *gradients = call(tensors)
             found = Statistics.of_row(row)
@@ -125,13 +135,14 @@ class CompiledRunner:
 
         return update
 
-    def _graph(self, name: str, inputs: Inputs) -> Call:
+    def _graph(self, name: str, inputs: Inputs) -> tuple[Call, WrittenBuffers]:
         key = (name, len(inputs["rows"]) if "rows" in inputs else None)
         if key not in self._calls:  # looking a graph up takes as long as calling it
             functions = self.functions
             function = {"whole": functions.whole, "gradient": functions.gradient, "step": functions.step}[name]
-            graph = self.graphs.get(f"update, {name}", function, inputs, functions.policy, self.prepared.plan)
-            self._calls[key] = graph.call
+            plan, policy = self.prepared.plan, functions.policy
+            graph = self.graphs.get(f"update, {name}", function, inputs, policy, plan, writes=True)
+            self._calls[key] = graph.call, WrittenBuffers(policy, graph.written)
         return self._calls[key]
 
     def _eagerly(self, order: Tensor, epoch: int) -> Tensor:
@@ -152,7 +163,8 @@ def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.opt
     if not rollout.has_rows:
         raise CompileError(f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own")
     for name, module in unwrapped(policy).named_modules():
-        if isinstance(module, (_BatchNorm, _DropoutNd)):
+        tracks = isinstance(module, _NormBase) and (isinstance(module, _BatchNorm) or module.track_running_stats)
+        if tracks or isinstance(module, _DropoutNd):
             raise CompileError(f"the policy's {name} is a {type(module).__name__}, which does more than compute")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise CompileError("the optimizer has hooks on its steps")

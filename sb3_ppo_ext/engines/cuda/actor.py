@@ -14,8 +14,11 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.cpu.actor import acting_inputs, values_of
 from sb3_ppo_ext.engines.cuda.update import DeviceRecordings
+from sb3_ppo_ext.engines.fingerprints import fingerprint, signature
+from sb3_ppo_ext.engines.noise import Noise, noise_as_inputs
+from sb3_ppo_ext.engines.substitution import refuse_writes
 from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
-from sb3_ppo_ext.engines.tracing import Inputs, Noise, fingerprint, noise_as_inputs, signature, tensors_of, trace
+from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.rollout.actors import Acted, check_distribution, predicted_values
@@ -116,7 +119,8 @@ class Forward:
         self.given: Inputs = pytree.tree_map(torch.clone, given)
         self.packing = Packing(policy)
         with unvalidated_distributions():
-            traced = trace(self.packing, {**inputs, **self.given})
+            traced = trace(self.packing, {**inputs, **self.given}, policy, draws=True)
+        refuse_writes(traced, {**inputs, **self.given})
         self.kinds: list[Noise] = noise_as_inputs(traced)
         self.places = tensors_of(self.given)
         device = self.places[0].device

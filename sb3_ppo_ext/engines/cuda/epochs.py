@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +13,19 @@ from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.cuda_graphs import Recorder, Run
 from sb3_ppo_ext.engines.errors import CompileError, first_line
+from sb3_ppo_ext.engines.substitution import refuse_writes
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
-from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
+from sb3_ppo_ext.engines.tracing import ONE_AT_A_TIME, Inputs, tensors_of, trace
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics
+from sb3_ppo_ext.process_wide import ignoring_warnings
 from sb3_ppo_ext.update.step import COLUMNS, controller_inputs, exceeds
 
 MINIBATCHES = 256  # in one recording at most: its nodes take memory
+
+# What compilers say of the code they are given is no user's business; and how exact products of float32 are to be is
+# his to say: torch.set_float32_matmul_precision.
+SILENT_COMPILERS = ignoring_warnings()
 
 Traced = Callable[..., Any]
 Finish = Callable[[Traced, list[Tensor]], Traced]  # of a traced function and its inputs: as it is, or compiled
@@ -36,10 +41,7 @@ def fused(traced: Traced, tensors: list[Tensor], options: dict[str, Any] | None 
     from torch._inductor import compile as compile_fused
 
     try:
-        with warnings.catch_warnings():
-            # What compilers say of the code they are given is no user's business; and how exact products of float32
-            # are to be is his to say: torch.set_float32_matmul_precision.
-            warnings.simplefilter("ignore")
+        with ONE_AT_A_TIME, SILENT_COMPILERS:
             compiled: Traced = compile_fused(traced, tensors, options)  # type: ignore[arg-type]  # a function, as it is
     except Exception as error:  # also Triton's, and for want of the C compiler that its launchers are made by
         raise CompileError(f"TorchInductor fails on it ({type(error).__name__}: {first_line(error)})") from error
@@ -136,7 +138,8 @@ class EpochRecordings:
             functions = self.functions
             function = {"whole": functions.whole, "gradient": functions.gradient, "step": functions.step}[name]
             with torch.enable_grad():
-                traced = trace(function, inputs)
+                traced = trace(function, inputs, functions.policy)
+            refuse_writes(traced, inputs)
             self._calls[key] = self.finish(traced, tensors)
         return self._calls[key](*tensors)
 

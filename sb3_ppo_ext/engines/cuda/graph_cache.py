@@ -6,9 +6,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from torch import fx
+
 from sb3_ppo_ext.engines.cuda.engine import recordings_on
-from sb3_ppo_ext.engines.graph_cache import Function, Graph, Graphs, make_room
-from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
+from sb3_ppo_ext.engines.graph_cache import Graph, Graphs, make_room
+from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 
 
 class DeviceGraphs(Graphs):
@@ -25,10 +27,7 @@ class DeviceGraphs(Graphs):
         """See ``Graphs``; a recording is as good."""
         return super().knows(kind) or any(key[0] == kind for key in self.recordings.known)
 
-    def _make(self, key: Any, function: Function, inputs: Inputs, draws: bool) -> None:
-        assert not draws, "what is drawn is an input here"
-        traced = trace(function, inputs)
-        self.made += 1
+    def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs) -> None:
         with self.showing():
             call = self.recordings.finish(traced, tensors_of(inputs))
         make_room(self.known, key)

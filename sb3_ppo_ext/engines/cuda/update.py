@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from torch import Tensor
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.cuda_graphs import Recorder
 from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, Finish
-from sb3_ppo_ext.engines.graph_cache import make_room
+from sb3_ppo_ext.engines.fingerprints import fingerprint, signature
+from sb3_ppo_ext.engines.graph_cache import make_room, refuse_restless
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
-from sb3_ppo_ext.engines.tracing import fingerprint, signature, tensors_of
+from sb3_ppo_ext.engines.tracing import tensors_of
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
-from sb3_ppo_ext.update.epochs import Update, refresh_advantage
+from sb3_ppo_ext.update.epochs import Update, exact_kl_of, refresh_advantage
+from sb3_ppo_ext.update.kl_probe import KLProbe, probe_of
 from sb3_ppo_ext.update.step import EpochStatistics, exceeds
 
 
@@ -35,6 +37,7 @@ class DeviceRecordings:
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made for ``key``, made now where it is not known."""
         if key not in self.known:
+            refuse_restless(self.known, key)
             make_room(self.known, key)
             self.known[key] = make()
             self.made += 1
@@ -65,16 +68,22 @@ class RecordedRunner:
         # Recordings know the controllers they were made with, whose numbers they move.
         self.recorded.controllers.controllers = controllers.controllers
         self.recorded.load(inputs, rollout.rows)
+        self.probe: KLProbe | None = None
         with torch.no_grad():
             self.recorded.prepare(self.batch_size, recordings.recorder)
 
     def epochs(self) -> Iterator[EpochStatistics]:
         """What each epoch showed, until ``target_kl`` stopped them; all of them have been trained by the first."""
+        self.probe = probe_of(self.run, self.rollout, self.update.adapter, self.update.acted, eager=False)
         found = self._trained()
         self.run.apply_learning_rate()
         for index, epoch in enumerate(found):
             self.run.monitor.after_epoch(index, epoch.to_step)
             yield epoch
+
+    def exact_kl(self, epochs: Sequence[EpochStatistics]) -> float:
+        """See ``Runner``."""
+        return exact_kl_of(self.probe, epochs)
 
     @torch.no_grad()
     def _trained(self) -> list[EpochStatistics]:
@@ -85,8 +94,8 @@ class RecordedRunner:
                 self.recorded.load_advantages(rollout.rows)
             order = torch.cat(rollout.orders(rollout.size))
             results.append(self.recorded.epoch(order, self.batch_size))
-        if self.update.probe is not None:
-            self.update.probe.compute()
+        if self.probe is not None:
+            self.probe.compute()
         return self._read(results)
 
     def _read(self, results: list[tuple[Tensor, Tensor]]) -> list[EpochStatistics]:

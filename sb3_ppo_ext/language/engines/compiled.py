@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 
 from sb3_ppo_ext.engines.cpu.libraries import Call
 from sb3_ppo_ext.engines.errors import CompileError
+from sb3_ppo_ext.engines.fingerprints import fingerprint
 from sb3_ppo_ext.engines.graph_cache import Function, Graph, Graphs
-from sb3_ppo_ext.engines.tracing import Inputs, fingerprint, tensors_of
+from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 from sb3_ppo_ext.engines.update_inputs import knob_tensors
 from sb3_ppo_ext.language.engines.traced_tokens import (
     TokenDraw,
@@ -36,6 +37,7 @@ from sb3_ppo_ext.objective.batch import Minibatch, Observation
 from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.objective.terms import KnobValues
 from sb3_ppo_ext.rollout.actors import Acted, predicted_values
+from sb3_ppo_ext.run import Run
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
@@ -185,20 +187,22 @@ class CompiledDecoder(Decoder):
 
 
 class EagerTokenActor:
-    """The policy itself; ``seconds`` counts what generation takes."""
+    """The policy itself; the seconds that generation takes are counted in those of the run."""
 
-    def __init__(self, policy: LanguageModelPolicy, seconds: dict[str, float]) -> None:
+    def __init__(self, policy: LanguageModelPolicy, run: Run) -> None:
         self.policy = policy
-        self.seconds = seconds
+        self.run = run
         self.decoder_of: Callable[..., Decoder] = Decoder
 
     def act(self, observation: Observation) -> Acted:
         """Responses, and value and log-probability of every token, all [N, L]."""
         started = time.perf_counter()
         with torch.no_grad():
-            responses, values, log_probs = self.policy(observation, decoder_of=self.decoder_of)
-        on_host = responses.cpu().numpy()
-        self.seconds["generation"] = self.seconds.get("generation", 0.0) + time.perf_counter() - started
+            responses, values, log_probs = self.policy(
+                observation, decoder_of=self.decoder_of, progress=self.run.progress
+            )
+        on_host, seconds = responses.cpu().numpy(), self.run.seconds
+        seconds["generation"] = seconds.get("generation", 0.0) + time.perf_counter() - started
         return Acted(on_host, responses, values, log_probs)
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
@@ -219,18 +223,17 @@ class CompiledTokenActor(EagerTokenActor):
     def __init__(
         self,
         policy: LanguageModelPolicy,
-        seconds: dict[str, float],
+        run: Run,
         graphs: Graphs,
-        n_envs: int,
         decoder: Callable[..., Decoder] = CompiledDecoder,
     ) -> None:
         """``CompileError`` where the model cannot be compiled."""
-        super().__init__(policy, seconds)
+        super().__init__(policy, run)
         require_traceable(policy)
         self.decoder_of = partial(decoder, policy=policy, graphs=graphs)
         # One that does not fit is made anew on the way.
         if policy.responses.max_new_tokens > 1 and not graphs.knows(DECODING):
-            self._compile(policy, n_envs)
+            self._compile(policy, run.n_envs)
 
     @torch.no_grad()
     def _compile(self, policy: LanguageModelPolicy, n_envs: int) -> None:

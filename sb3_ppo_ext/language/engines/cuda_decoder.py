@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
-from sb3_ppo_ext.engines.tracing import fingerprint, tensors_of, trace
+from sb3_ppo_ext.engines.fingerprints import fingerprint
+from sb3_ppo_ext.engines.substitution import refuse_writes
+from sb3_ppo_ext.engines.tracing import tensors_of, trace
 from sb3_ppo_ext.language.engines.compiled import DECODING, CompiledDecoder
 from sb3_ppo_ext.language.engines.traced_tokens import TokenDraw, draw_inputs, weights_of
 from sb3_ppo_ext.language.model.generation import RoomyLayer
@@ -34,7 +36,8 @@ class RecordedDraw:
         rest = {"seen": self.seen, "token": self.token, "slot": self.slot, "noise": self.noise}
         inputs = draw_inputs(policy, layers, **rest)
         tensors = tensors_of(inputs)
-        traced = trace(TokenDraw(policy), inputs)
+        traced = trace(TokenDraw(policy), inputs, policy.lm)
+        refuse_writes(traced, inputs)
         (returned,) = next(iter(reversed(traced.graph.nodes))).args
         shapes = [node.meta["val"] for node in returned]
         self.results = [torch.zeros(one.shape, dtype=one.dtype, device=device) for one in shapes]

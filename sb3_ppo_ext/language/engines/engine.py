@@ -52,7 +52,7 @@ class EagerTokenEngine:
 
     def actor(self, run: Run) -> Actor:
         """See ``Engine``."""
-        return EagerTokenActor(language_model(run), run.seconds)
+        return EagerTokenActor(language_model(run), run)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
         """See ``Engine``."""
@@ -78,7 +78,7 @@ class CompiledTokenEngine:
         """See ``Engine``."""
         self.verbose = run.settings.verbose
         decoder = RecordedDecoder if self.recorded else CompiledDecoder
-        return CompiledTokenActor(language_model(run), run.seconds, self.graphs, run.n_envs, decoder)
+        return CompiledTokenActor(language_model(run), run, self.graphs, decoder)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
         """See ``Engine``."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_ppo_ext.engines.engine import Engine
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.arguments import check_algorithm
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
+from sb3_ppo_ext.language.model.progress import progress_of
 from sb3_ppo_ext.language.monitoring.findings import Findings
 from sb3_ppo_ext.language.monitoring.records import response_records
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
@@ -46,6 +49,15 @@ class TokenFamily:
     def check(self, arguments: Any) -> None:
         """See ``Family``."""
         check_algorithm(arguments, SequenceRolloutBuffer)
+
+    @contextmanager
+    def collecting(self, run: Run, callback: BaseCallback) -> Iterator[None]:
+        """See ``Family``."""
+        with progress_of(run, callback) as run.progress:
+            try:
+                yield
+            finally:
+                run.progress = None
 
     def rollout(self, run: Run) -> Rollout:
         """See ``Family``; its KL to the reference is known afterwards."""

@@ -15,7 +15,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from sb3_ppo_ext.engines.errors import CompileError
-from sb3_ppo_ext.engines.tracing import Inputs, substituted
+from sb3_ppo_ext.engines.substitution import carry, substituted
+from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.language.model.causal_lm import before_response, prepared_mask
 from sb3_ppo_ext.language.model.critics import SeparateCritic, SharedCritic
 from sb3_ppo_ext.language.model.generation import RoomyLayer, draw
@@ -93,8 +94,9 @@ def in_a_graph(
     try:
         for trunk in trunks:
             trunk.config._attn_implementation = "eager" if written_out(policy) else "sdpa"
-        with substituted(policy, tensors):
+        with substituted(policy, tensors) as assigned:
             yield
+        carry(assigned)
     finally:
         lm.prepares_mask, lm.prepared = False, None
         for trunk in trunks:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from sb3_ppo_ext.language.envs.prompts import RewardFunction
+from sb3_ppo_ext.language.inputs import at_least, columns_of
+from sb3_ppo_ext.language.model.adapters import has_adapter, merged
 from sb3_ppo_ext.language.model.causal_lm import widened
+from sb3_ppo_ext.language.model.pretrained import pretrained
 
 SCORES = ("logit", "log_prob")
 PAIR = "pair"
@@ -28,7 +32,7 @@ class ClassifierReward:
     Given as ``PromptVecEnv(prompts, ClassifierReward("folder"), tokenizer, ...)``; a bare classifier there stands for
     ``ClassifierReward(classifier)``. It is frozen, and switched to evaluation: no dropout; nothing of it is saved.
 
-    :param model: folder or hub name, or a model of transformers with labels
+    :param model: folder or hub name, or a model of transformers with labels; a PEFT adapter is merged into its base
     :param tokenizer: the classifier's, which need not be the policy's; None loads it from where the model came from
     :param label: whose score it is, by name or number; None only where there is a single label
     :param score: that label's "logit", or its "log_prob" among the labels
@@ -43,7 +47,7 @@ class ClassifierReward:
 
     def __init__(
         self,
-        model: str | Path | PreTrainedModel,
+        model: str | Path | PreTrainedModel | PeftModel,
         tokenizer: Any = None,
         *,
         label: str | int | None = None,
@@ -54,8 +58,7 @@ class ClassifierReward:
         batch_size: int = 64,
         device: str | torch.device | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: at least 1 is needed")
+        batch_size = at_least(1, "batch_size", batch_size)
         for name, value, allowed in (("score", score, SCORES), ("long_texts", long_texts, LONG_TEXTS)):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
@@ -64,20 +67,22 @@ class ClassifierReward:
         self.model = _classifier(model)
         if device is not None:
             torch.nn.Module.to(self.model, torch.device(device))
-        self.tokenizer = _tokenizer(self.model, tokenizer)
+        self.tokenizer = _tokenizer(self.model, tokenizer, model)
         self.label, self.score, self.text = _label(self.model, label, score), score, text
-        self.max_length = _longest(self.model, self.tokenizer) if max_length is None else max_length
+        longest = _longest(self.model, self.tokenizer) if max_length is None else max_length
+        self.max_length = at_least(1, "max_length", longest)
         self.long_texts, self.batch_size = long_texts, batch_size
         self._check_padding()
         self.n_cut = 0
 
     def __call__(self, prompts: Sequence[Any], responses: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One score per response."""
+        listed = columns_of(columns, len(prompts))
         texts = []
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             if not isinstance(prompt, str) or not isinstance(response, str):
                 raise ValueError("a classifier reads text: give the environment the policy's tokenizer")
-            texts.append(self._text(prompt, response, {name: column[row] for name, column in columns.items()}))
+            texts.append(self._text(prompt, response, {name: column[row] for name, column in listed.items()}))
         rows = [self._ids(text, row) for row, text in enumerate(texts)]
         return self._scores(rows).tolist()
 
@@ -138,10 +143,14 @@ def _pieces(rows: list[int], size: int) -> Iterator[list[int]]:
         yield rows[start : start + size]
 
 
-def _classifier(source: str | Path | PreTrainedModel) -> PreTrainedModel:
-    model: Any = source
+def _classifier(source: Any) -> PreTrainedModel:
+    """The classifier, with an adapter that it brings along merged into its weights."""
     if isinstance(source, (str, Path)):
-        model = AutoModelForSequenceClassification.from_pretrained(str(source), dtype="auto")
+        model = pretrained(AutoModelForSequenceClassification, str(source))
+    elif isinstance(source, nn.Module) and has_adapter(source):
+        model = merged(copy.deepcopy(source), f"model={type(source).__name__}")
+    else:
+        model = source
     if not isinstance(model, PreTrainedModel) or "ForSequenceClassification" not in type(model).__name__:
         raise ValueError(
             f"a {type(model).__name__} is no sequence classifier: load it with AutoModelForSequenceClassification; "
@@ -150,23 +159,9 @@ def _classifier(source: str | Path | PreTrainedModel) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
-def _tokenizer(model: PreTrainedModel, given: Any) -> Any:
+def _tokenizer(model: PreTrainedModel, given: Any, source: Any) -> Any:
     """The classifier's tokenizer, padding on the right, where no model miscounts its positions."""
-    tokenizer = given
-    if tokenizer is None:
-        where = model.name_or_path
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where) if where else None
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no tokenizer could be loaded from {where!r}, where the classifier is from ({error}); pass it as "
-                "ClassifierReward(model, tokenizer)"
-            ) from error
-    if tokenizer is None:
-        raise ValueError(
-            f"this {type(model).__name__} was not loaded from anywhere, and neither can its tokenizer be: pass it, as "
-            "ClassifierReward(model, tokenizer)"
-        )
+    tokenizer = _loaded_tokenizer(model, source) if given is None else given
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
     pad, own = tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)
@@ -183,6 +178,27 @@ def _tokenizer(model: PreTrainedModel, given: Any) -> Any:
             "together"
         )
     return tokenizer
+
+
+def _loaded_tokenizer(model: PreTrainedModel, source: Any) -> Any:
+    """From where the classifier is from; an adapter's folder may have one, else it is its base model's."""
+    named = [str(source)] if isinstance(source, (str, Path)) else []
+    places = list(dict.fromkeys([*named, model.name_or_path] if model.name_or_path else named))
+    if not places:
+        raise ValueError(
+            f"this {type(model).__name__} was not loaded from anywhere, and neither can its tokenizer be: pass it, as "
+            "ClassifierReward(model, tokenizer)"
+        )
+    errors: list[Exception] = []
+    for place in places:
+        try:
+            return AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    raise ValueError(
+        f"no tokenizer could be loaded from {' or '.join(map(repr, places))}, where the classifier is from "
+        f"({errors[-1]}); pass it as ClassifierReward(model, tokenizer)"
+    ) from errors[-1]
 
 
 def _label(model: PreTrainedModel, label: str | int | None, score: str) -> int:
@@ -204,7 +220,7 @@ def _longest(model: PreTrainedModel, tokenizer: Any) -> int:
 
 def as_reward_function(given: Any, *, reads_text: bool) -> RewardFunction:
     """A function as it is, a bare classifier as a ``ClassifierReward``; ``ValueError`` for anything else."""
-    if isinstance(given, PreTrainedModel):
+    if isinstance(given, (PreTrainedModel, PeftModel)):
         given = ClassifierReward(given)
     if not callable(given):
         raise ValueError(

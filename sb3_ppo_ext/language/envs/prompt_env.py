@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -14,8 +14,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.envs.classifier import as_reward_function
-from sb3_ppo_ext.language.envs.prompts import PromptOrder, PromptSource, RewardFunction, Vocabulary, scores_of
+from sb3_ppo_ext.language.envs.prompts import PromptOrder, PromptSource, RewardFunction, scores_of
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, ResponseSpace, prompt_space
+from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
+from sb3_ppo_ext.language.inputs import at_least
+from sb3_ppo_ext.language.model.end_tokens import EndTokens
+from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
 
 Observation = dict[str, np.ndarray]
 
@@ -25,23 +29,25 @@ class PromptTask:
 
     def __init__(
         self,
-        prompts: Sequence[Any],
+        prompts: Iterable[Any],
         reward_fn: RewardFunction | PreTrainedModel,
         tokenizer: Any = None,
         *,
         max_new_tokens: int,
         max_prompt_length: int | None = None,
         long_prompts: str = "refuse",
-        columns: Mapping[str, Sequence[Any]] | None = None,
+        ended_prompts: str = "refuse",
+        columns: Mapping[str, Iterable[Any]] | None = None,
         vocab_size: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: EndTokens | None = None,
         pad_token_id: int | None = None,
     ) -> None:
         self.vocabulary = Vocabulary.of(tokenizer, vocab_size, eos_token_id, pad_token_id)
-        self.source = PromptSource(prompts, self.vocabulary, max_prompt_length, long_prompts, columns or {})
+        choices = {"long_prompts": long_prompts, "ended_prompts": ended_prompts}
+        self.source = PromptSource(prompts, self.vocabulary, max_prompt_length, columns=columns, **choices)
         self.reward_fn = as_reward_function(reward_fn, reads_text=tokenizer is not None)
         size = self.vocabulary.size
-        self.action_space = ResponseSpace(size, max_new_tokens, self.vocabulary.eos, self.vocabulary.pad)
+        self.action_space = ResponseSpace(size, max_new_tokens, self.vocabulary.ends, self.vocabulary.pad)
         self.observation_space = prompt_space(size, self.source.length)
         self.scoring_seconds = 0.0  # by reward_fn, since they were last asked for
 
@@ -59,16 +65,16 @@ class PromptTask:
         masks = self.action_space.mask_of(responses)
         ids = [response[mask] for response, mask in zip(responses, masks, strict=True)]
         prompts = [self.source.texts[row] for row in rows]
-        texts = [self.vocabulary.text_of(one) for one in ids]
+        texts = [self.vocabulary.text_of(response) for response in ids]
         started = time.perf_counter()
         columns = {name: [column[row] for row in rows] for name, column in self.source.columns.items()}
         scores = scores_of(self.reward_fn, prompts, texts, columns)
         self.scoring_seconds += time.perf_counter() - started
         infos: list[dict[str, Any]] = []
-        for prompt, text, response, mask, score in zip(prompts, texts, responses, masks, scores, strict=True):
-            cut_off = bool(mask[-1] and response[-1] != self.vocabulary.eos)
+        cut_off = self.action_space.cut_off(responses, masks).tolist()
+        for prompt, text, cut, mask, score in zip(prompts, texts, cut_off, masks, scores, strict=True):
             episode = {"r": float(score), "l": int(mask.sum())}
-            infos.append({"prompt": prompt, "response": text, "cut_off": cut_off, "episode": episode})
+            infos.append({"prompt": prompt, "response": text, "cut_off": cut, "episode": episode})
         return scores, infos
 
 
@@ -79,6 +85,8 @@ class PromptVecEnv(VecEnv):
     algorithm subtracts (the KL to the reference) does not show in ``rollout/ep_rew_mean``. Each info has ``prompt``,
     ``response``, ``cut_off`` (the response did not end by itself) and ``episode`` (``l`` counts tokens).
 
+    Prompts, columns and scores come in any list, array, tensor, Series or generator, and belong together by position.
+
     :param prompts: strings, lists of chat messages (the tokenizer's template is applied), or lists of token ids
     :param reward_fn: ``reward_fn(prompts, responses, **columns)`` gives one number per response; prompts and responses
         are texts without special tokens, or lists of ids where there is no tokenizer; or a classifier of transformers
@@ -88,13 +96,19 @@ class PromptVecEnv(VecEnv):
     :param max_new_tokens: the longest response
     :param max_prompt_length: None takes the longest prompt's
     :param long_prompts: what is done with longer ones: "refuse", or "cut" their beginning (``n_cut`` counts them)
+    :param ended_prompts: what is done with those that end with an end-of-text token of their own, after which there is
+        nothing to go on with: "refuse", "cut" that token off, or "keep" it, for a model whose prompts end so. What the
+        tokenizer puts after every text is left off in any case
     :param columns: what ``reward_fn`` is to know of each prompt besides its text: name -> one value per prompt
+    :param eos_token_id: what ends a response, one id or several; None takes the tokenizer's. A model with a list of
+        them in its ``generation_config`` needs that list here
+    :param pad_token_id: what fills the slots after that; None takes the tokenizer's, or the first ``eos_token_id``
     :param shuffle: False takes the prompts as they come
     """
 
     def __init__(
         self,
-        prompts: Sequence[Any],
+        prompts: Iterable[Any],
         reward_fn: RewardFunction | PreTrainedModel,
         tokenizer: Any = None,
         *,
@@ -103,9 +117,11 @@ class PromptVecEnv(VecEnv):
         shuffle: bool = True,
         **options: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, options, named_arguments(PromptVecEnv.__init__, PromptTask.__init__))
         self.task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
         self.render_mode = None
-        self.order = PromptOrder(len(prompts), shuffle=shuffle)
+        self.order = PromptOrder(len(self.task.source.ids), shuffle=shuffle)
+        n_envs = at_least(1, "n_envs", n_envs)
         self.rows = np.zeros(n_envs, np.int64)
         self.started = time.time()
         super().__init__(n_envs, self.task.observation_space, self.task.action_space)
@@ -183,7 +199,7 @@ class PromptEnv(gym.Env[Observation, np.ndarray]):
 
     def __init__(
         self,
-        prompts: Sequence[Any],
+        prompts: Iterable[Any],
         reward_fn: RewardFunction | PreTrainedModel,
         tokenizer: Any = None,
         *,
@@ -191,8 +207,9 @@ class PromptEnv(gym.Env[Observation, np.ndarray]):
         shuffle: bool = True,
         **options: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, options, named_arguments(PromptEnv.__init__, PromptTask.__init__))
         self.task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
-        self.order = PromptOrder(len(prompts), shuffle=shuffle)
+        self.order = PromptOrder(len(self.task.source.ids), shuffle=shuffle)
         self.observation_space = self.task.observation_space  # type: ignore[assignment]  # a Dict of arrays
         self.action_space = self.task.action_space
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
+from sb3_ppo_ext.language.inputs import at_least
+from sb3_ppo_ext.language.model.end_tokens import EndTokens, end_tokens, written
+
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 
@@ -12,22 +15,31 @@ ATTENTION_MASK = "attention_mask"
 class ResponseSpace(spaces.MultiDiscrete):
     """Responses of ``max_new_tokens`` slots, each an id below ``vocab_size``.
 
-    A response ends with its first ``eos_token_id``; ``pad_token_id``, which may be the same, fills the slots after it.
+    A response ends with its first ``eos_token_id``, which may be several ids: the first of any. ``pad_token_id`` fills
+    the slots after it; it may be one of them, and is the first of them where it is None.
     """
 
+    more_end_tokens: tuple[int, ...] = ()  # besides ``eos_token_id``; none in files saved when there was one only
+
     def __init__(
-        self, vocab_size: int, max_new_tokens: int, eos_token_id: int, pad_token_id: int | None = None
+        self, vocab_size: int, max_new_tokens: int, eos_token_id: EndTokens, pad_token_id: int | None = None
     ) -> None:
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens}: at least 1 is needed")
-        pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
-        for name, token in (("eos_token_id", eos_token_id), ("pad_token_id", pad_token_id)):
-            if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
-                raise ValueError(f"{name}={token!r}: an id among the {vocab_size} tokens of the vocabulary is needed")
-        super().__init__([vocab_size] * max_new_tokens)
-        self.vocab_size = int(vocab_size)
-        self.eos_token_id = int(eos_token_id)
-        self.pad_token_id = int(pad_token_id)
+        self.vocab_size = at_least(1, "vocab_size", vocab_size)
+        max_new_tokens = at_least(1, "max_new_tokens", max_new_tokens)
+        self.eos_token_id, *more = end_tokens(eos_token_id)
+        self.more_end_tokens = tuple(more)
+        self.pad_token_id = self.eos_token_id if pad_token_id is None else at_least(0, "pad_token_id", pad_token_id)
+        for name, tokens in (("eos_token_id", self.eos_token_ids), ("pad_token_id", (self.pad_token_id,))):
+            if wrong := [token for token in tokens if not 0 <= token < self.vocab_size]:
+                raise ValueError(
+                    f"{name}={wrong[0]}: an id among the {self.vocab_size} tokens of the vocabulary is needed"
+                )
+        super().__init__([self.vocab_size] * max_new_tokens)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All tokens that end a response."""
+        return (self.eos_token_id, *self.more_end_tokens)
 
     @property
     def max_new_tokens(self) -> int:
@@ -36,21 +48,39 @@ class ResponseSpace(spaces.MultiDiscrete):
 
     def mask_of(self, response: np.ndarray) -> np.ndarray:
         """Which slots [..., L] hold the response: those up to and including its first end-of-text token."""
-        ends = response == self.eos_token_id
+        ends = self._ends(response)
         mask: np.ndarray = np.cumsum(ends, axis=-1) - ends == 0
         return mask
+
+    def cut_off(self, response: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Which responses [...] reached the last slot without ending; ``mask`` [..., L] is that of ``mask_of``."""
+        cut: np.ndarray = mask[..., -1] & ~self._ends(response[..., -1])
+        return cut
+
+    def _ends(self, token: np.ndarray) -> np.ndarray:
+        ends: np.ndarray = token == self.eos_token_id
+        for other in self.more_end_tokens:
+            ends = ends | (token == other)
+        return ends
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, ResponseSpace)
             and super().__eq__(other)
-            and (self.eos_token_id, self.pad_token_id) == (other.eos_token_id, other.pad_token_id)
+            and (set(self.eos_token_ids), self.pad_token_id) == (set(other.eos_token_ids), other.pad_token_id)
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"ResponseSpace({self.vocab_size}, {self.max_new_tokens}, eos_token_id={written(self.eos_token_ids)}, "
+            f"pad_token_id={self.pad_token_id})"
         )
 
 
 def prompt_space(vocab_size: int, max_prompt_length: int) -> spaces.Dict:
     """Prompts of up to ``max_prompt_length`` tokens, padded on the left, and the mask of what is not padding."""
-    shape = (max_prompt_length,)
+    vocab_size = at_least(1, "vocab_size", vocab_size)
+    shape = (at_least(1, "max_prompt_length", max_prompt_length),)
     return spaces.Dict(
         {
             INPUT_IDS: spaces.Box(0, vocab_size - 1, shape, np.int64),

@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_ppo_ext.language.inputs import at_least
+
 LONG_TEXTS = ("refuse", "cut")
 TEXT, ACTION_MASK = "text", "action_mask"
 
@@ -32,8 +34,7 @@ class TextObservation(gym.ObservationWrapper[Any, Any, str]):
         action_masks: bool = False,
     ) -> None:
         super().__init__(env)
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes={max_bytes}: at least 1 is needed")
+        max_bytes = at_least(1, "max_bytes", max_bytes)
         if long_texts not in LONG_TEXTS:
             raise ValueError(f"long_texts={long_texts!r}: one of {', '.join(map(repr, LONG_TEXTS))} is needed")
         self.max_bytes, self.long_texts, self.n_cut = max_bytes, long_texts, 0

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from sb3_ppo_ext.language.model.adapters import unloaded
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
 
 
@@ -63,5 +64,4 @@ def merged_model(model: CausalLM) -> PreTrainedModel:
     """The Hugging Face model, with an adapter's product added to the weights it belongs to."""
     if not isinstance(model.lm, PeftModel):
         return model.plain
-    merged: PreTrainedModel = copy.deepcopy(model.lm).merge_and_unload()
-    return merged
+    return unloaded(copy.deepcopy(model.lm))

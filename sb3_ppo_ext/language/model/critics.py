@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 from typing import Any, Protocol, cast
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sb3_ppo_ext.language.model.adapters import adapted
 from sb3_ppo_ext.language.model.causal_lm import BLOCKS, CausalLM, last_mlp_from, positions, widened
 
 CRITICS = ("shared", "branch", "separate")
@@ -99,7 +100,7 @@ class SeparateCritic(nn.Module):
 
     def __init__(self, trunk: PreTrainedModel, size: int, lora: LoraConfig | None) -> None:
         super().__init__()
-        self.trunk = trunk if lora is None else get_peft_model(trunk, copy.deepcopy(lora))
+        self.trunk = trunk if lora is None else adapted(trunk, lora)
         self.head = value_head(size)
 
     def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
+from sb3_ppo_ext.language.model.end_tokens import EndTokens, end_tokens
+from sb3_ppo_ext.language.model.progress import RolloutProgress
 
 SMALLEST = 2.0**-25  # half the step of uniform numbers in float32
 
@@ -51,11 +53,12 @@ def generate(
     prompt_mask: Tensor,
     *,
     max_new_tokens: int,
-    eos_token_id: int,
+    eos_token_id: EndTokens,
     pad_token_id: int,
     value_of: Callable[[Tensor], Tensor] | None = None,
     deterministic: bool = False,
     decoder_of: Callable[..., Decoder] = Decoder,
+    progress: RolloutProgress | None = None,
 ) -> Response:
     """Responses to prompts [B, P] padded on the left, token by token over a key-value cache.
 
@@ -63,6 +66,7 @@ def generate(
     cutting it (top-k, top-p) would sample from another distribution than the one that is trained. Stops as soon as
     every row has ended. ``value_of`` maps hidden states [B, D] to values [B].
     """
+    ends = end_tokens(eos_token_id)
     batch, longest = len(prompt), max(int(prompt_mask.sum(-1).max()), 1)
     prompt, prompt_mask = prompt[:, -longest:], prompt_mask[:, -longest:].bool()
     token = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=prompt.device)
@@ -79,10 +83,15 @@ def generate(
         mask[:, step] = going
         if drawn_value is not None:
             value[:, step] = drawn_value.masked_fill(~going, 0.0)
-        going = going & (drawn != eos_token_id)
+        for end in ends:
+            going = going & (drawn != end)
+        if progress is not None:
+            progress.after_token(mask, going)
         if not going.any():
             break
         ids = drawn[:, None]
+    if progress is not None:
+        progress.after_batch(mask)
     return Response(token, mask, log_prob, value)
 
 

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftMixedModel, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from sb3_ppo_ext.language.model.adapters import adapted, has_adapter, merged
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, widened
+from sb3_ppo_ext.language.model.end_tokens import EndTokens, check_ends
+from sb3_ppo_ext.language.model.pretrained import pretrained
 
-ModelSource = str | Path | Callable[[], PreTrainedModel] | PreTrainedModel
+Model = PreTrainedModel | PeftModel | PeftMixedModel
+ModelSource = str | Path | Callable[[], Model] | Model
 Lora = LoraConfig | Mapping[str, Any]
 
 LOGITS_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -26,19 +30,25 @@ GELUS_BY_TANH = (NewGELUActivation, FastGELUActivation, AccurateGELUActivation)
 
 
 def load_model(source: ModelSource, dtype: str | torch.dtype | None = None) -> PreTrainedModel:
-    """The model: a copy of a given one, what a factory returns, or ``from_pretrained`` of a folder or hub name."""
+    """The model: a copy of a given one, what a factory returns, or that of a folder or hub name.
+
+    With the adapters that are active in it merged into its weights: training and its reference begin as that model.
+    """
+    named = type(source).__name__ if isinstance(source, nn.Module) else repr(source)
     model: Any
-    if isinstance(source, nn.Module):
-        model = copy.deepcopy(source)  # the given one stays as it is: it is the reference, and is what is saved
-    elif callable(source):
-        model = source()
+    if isinstance(source, (str, Path)):
+        model = pretrained(AutoModelForCausalLM, str(source), "auto" if dtype is None else dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype="auto" if dtype is None else dtype)
+        model = source if isinstance(source, nn.Module) else source()
+        # The given one stays as it is: it is the reference, and is what is saved. A function may return one and the
+        # same model with its adapter again and again.
+        if isinstance(source, nn.Module) or (isinstance(model, nn.Module) and has_adapter(model)):
+            model = copy.deepcopy(model)
+        model = merged(model, f"model={named}") if isinstance(model, nn.Module) else model
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
-        given = type(source).__name__ if isinstance(source, nn.Module) else repr(source)
         raise ValueError(
-            f"model={given} is a {type(model).__name__}; a causal language model of transformers, a function that "
-            "returns one, or the folder or hub name of one is needed (PEFT adapters: pass lora=...)"
+            f"model={named} is a {type(model).__name__}; a causal language model of transformers, a function that "
+            "returns one, or the folder or hub name of one is needed (a PEFT adapter on it is merged into it)"
         )
     if dtype is not None:
         nn.Module.to(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -82,13 +92,13 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig | None) -> PreTrainedM
     """The model with a fresh adapter as its only trainable part; all of it is trainable without one."""
     if lora is None:
         return model.requires_grad_(True)
-    adapted = cast(PeftModel, get_peft_model(model, copy.deepcopy(lora)))  # it writes into the settings
-    without_dropout(adapted)  # get_peft_model returns it in training mode
-    return adapted
+    with_fresh = adapted(model, lora)
+    without_dropout(with_fresh)  # get_peft_model returns it in training mode
+    return with_fresh
 
 
-def check_model(model: CausalLM, *, eos_token_id: int, sequence_length: int) -> None:
-    """``ValueError`` where model, tokenizer and lengths do not belong together."""
+def check_model(model: CausalLM, *, eos_token_id: EndTokens | None, sequence_length: int) -> None:
+    """``ValueError`` where model, tokenizer and lengths do not belong together; no end tokens where it only reads."""
     plain, name = model.plain, type(model.plain).__name__
     rows = int(cast(nn.Linear, plain.get_output_embeddings()).weight.shape[0])
     if model.vocab_size > rows:
@@ -96,8 +106,8 @@ def check_model(model: CausalLM, *, eos_token_id: int, sequence_length: int) -> 
             f"the tokenizer has {model.vocab_size} tokens, {name} only {rows}: they do not belong together. Load the "
             "model's own tokenizer, or call resize_token_embeddings on the model"
         )
-    if not 0 <= eos_token_id < model.vocab_size:
-        raise ValueError(f"eos_token_id={eos_token_id} is not among the {model.vocab_size} tokens of the vocabulary")
+    if eos_token_id is not None:
+        check_ends(plain, eos_token_id, model.vocab_size)
     longest = getattr(plain.config, "max_position_embeddings", None)
     if isinstance(longest, int) and sequence_length > longest:
         raise ValueError(

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
+from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 from sb3_ppo_ext.language.training.token_rollout import ResponseSummary
+from sb3_ppo_ext.update.training import Trained
 
 HEADER = ("", "score", "KL", "prompt", "response")
+PROMPT = HEADER.index("prompt")
+CUT = "..."
+LONG = 40  # characters in common: fewer words than that are not worth leaving out
 
 
 class SampleTable(BaseCallback):
     """Every ``every`` rollouts, a table of samples: in TensorBoard's texts, and on the terminal with ``verbose=1``.
 
-    It shows the rollout that was last trained on, whose KL (nats per response, k1) is known. A score that rises while
-    the samples turn to gibberish is a reward function being exploited; no curve shows that.
+    It shows the rollout that was last trained on, whose KL (nats per response, k1) is known, and of prompts what tells
+    them apart: the lines that all of them begin and end with, as a chat template's, are left out. A score that rises
+    while the samples turn to gibberish is a reward function being exploited; no curve shows that.
     """
 
     def __init__(self, every: int = 10, *, random_rows: int = 2, width: int = 60, verbose: int = 0) -> None:
@@ -53,17 +60,19 @@ class SampleTable(BaseCallback):
             if isinstance(output, TensorBoardOutputFormat):
                 output.writer.add_text("lm/samples", as_markdown(rows), self.num_timesteps)
 
-    def _summary(self) -> ResponseSummary:
-        update = getattr(self.model, "last_update", None)
-        summary = None if update is None else update.summary
-        if not isinstance(summary, ResponseSummary):
+    def _summary(self) -> ResponseSummary | None:
+        if not isinstance(self.model.policy, LanguageModelPolicy):
             raise ValueError(f"SampleTable is for a LanguageModelPolicy; this is a {type(self.model.policy).__name__}")
-        return summary
+        update: Trained | None = self.model.last_update  # type: ignore[attr-defined]  # of PPOX, which alone trains it
+        return cast(ResponseSummary, update.summary) if update is not None else None
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows, as text."""
-        score, kl = self._summary()
-        texts = [pair for step in self.texts for pair in step]
+        if (summary := self._summary()) is None:
+            return []  # the first rollout is not trained on yet
+        score, kl = summary
+        prompts, responses = zip(*(pair for step in self.texts for pair in step), strict=True)
+        texts = list(zip(what_differs(prompts), responses, strict=True))
         middle = self.generator.choice(len(score), min(self.random_rows, len(score)), replace=False).tolist()
         chosen = {"best": int(score.argmax()), "worst": int(score.argmin())}
         chosen |= {f"random {number}": row for number, row in enumerate(middle, start=1)}
@@ -73,9 +82,35 @@ class SampleTable(BaseCallback):
         ]
 
 
+def what_differs(prompts: Sequence[Any]) -> list[Any]:
+    """Texts without the lines that all of them begin and end with, or the words where those make one long line.
+
+    Dots stand for what is left out. Prompts that are no texts, or all the same, stay as they are.
+    """
+    if not all(isinstance(prompt, str) for prompt in prompts) or len(set(prompts)) < 2:
+        return list(prompts)
+    head = _shared_lines(prompts)
+    rest = [prompt[head:] for prompt in prompts]
+    tail = _shared_lines([prompt[::-1] for prompt in rest])
+    return [
+        (CUT if head else "") + prompt[: len(prompt) - tail].strip() + (CUT if tail else "") if head or tail else prompt
+        for prompt in rest
+    ]
+
+
+def _shared_lines(texts: Sequence[str]) -> int:
+    """With how many characters all texts begin, in whole lines; or in whole words, where it is one long line."""
+    first, last = min(texts), max(texts)  # all others begin with what these two do
+    differing = (index for index, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
+    common = first[: next(differing, min(len(first), len(last)))]
+    return common.rfind("\n") + 1 or (common.rfind(" ") + 1 if len(common) > LONG else 0)
+
+
 def as_text(rows: list[tuple[str, ...]], width: int) -> str:
-    """A table for the terminal, its long texts cut to ``width`` characters."""
-    cells = [[_one_line(cell, width) for cell in row] for row in (HEADER, *rows)]
+    """A table for the terminal, its long texts cut to ``width`` characters: of prompts the end stays."""
+    cells = [
+        [_one_line(cell, width, end=column == PROMPT) for column, cell in enumerate(row)] for row in (HEADER, *rows)
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(" | ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)) for row in cells)
 
@@ -86,7 +121,9 @@ def as_markdown(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {line} |" for line in (lines[0], " | ".join(["---"] * len(HEADER)), *lines[1:]))
 
 
-def _one_line(text: str, width: int) -> str:
+def _one_line(text: str, width: int, *, end: bool) -> str:
     # Line breaks, and what else a terminal would take as an order to it.
     text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-    return text if len(text) <= width else text[: width - 3] + "..."
+    if len(text) <= width:
+        return text
+    return CUT + text[len(text) - width + len(CUT) :] if end else text[: width - len(CUT)] + CUT

@@ -6,7 +6,7 @@ Discrete action space, for the scores of the n texts are the logits of a categor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sb3_ppo_ext.language.arguments import check_options
-from sb3_ppo_ext.language.envs.prompts import Vocabulary
+from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, scattered
 from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
 from sb3_ppo_ext.language.model.critics import SharedCritic
 from sb3_ppo_ext.language.model.loading import Lora, ModelSource, check_model, load_model, lora_config, with_adapter
-from sb3_ppo_ext.language.policies.choices import check_candidates, divisor_of, masked, texts_of
+from sb3_ppo_ext.language.policies.choices import check_candidates, divisor_of, listed_candidates, masked, texts_of
 
 KEPT_TEXTS = 2**14
 
@@ -38,7 +38,8 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
 
     :param model: as for :class:`LanguageModelPolicy`
     :param tokenizer: of transformers, for the observations and the candidates
-    :param candidates: the text of each action, in order; mind the space before it, where the tokenizer wants one
+    :param candidates: the text of each action, in order; mind the space before it, where the tokenizer wants one. What
+        the tokenizer puts around a text is left off: a candidate continues the prompt
     :param score: a candidate's logit: the "sum" of its tokens' log-probabilities, the probability that the model would
         say just that, by which a text of several more tokens than another is hardly ever chosen and hardly ever
         learned; that sum by its tokens ("token_mean") or its words ("word_mean"), which puts texts of different length
@@ -57,7 +58,7 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
         lr_schedule: Schedule,
         model: ModelSource,
         tokenizer: Any,
-        candidates: Sequence[str],
+        candidates: Iterable[str],
         *,
         score: str = "sum",
         prompt: str = "{}",
@@ -68,7 +69,8 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
     ) -> None:
-        check_options(temperature, 1.0, 0, use_sde=use_sde, sampling={})
+        temperature, *_ = check_options(temperature, 1.0, 0, use_sde=use_sde, sampling={})
+        candidates = listed_candidates(candidates)
         check_candidates(observation_space, action_space, candidates, score, prompt)
         if optimizer_kwargs is None and issubclass(optimizer_class, torch.optim.Adam):
             optimizer_kwargs = {"eps": 1e-5}  # as ActorCriticPolicy
@@ -76,16 +78,17 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
             self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
         )
         self.options = {
-            **{"model": model, "tokenizer": tokenizer, "candidates": list(candidates), "score": score},
+            **{"model": model, "tokenizer": tokenizer, "candidates": candidates, "score": score},
             **{"prompt": prompt, "lora": lora, "temperature": temperature, "dtype": dtype},
         }
-        self.score, self.prompt, self.temperature = score, prompt, float(temperature)
-        self.vocabulary = Vocabulary.of(tokenizer, None, None, None)
+        self.score, self.prompt, self.temperature = score, prompt, temperature
+        self.vocabulary = Vocabulary.of(tokenizer)
         plain = load_model(model, dtype)
         config = lora_config(lora, plain)
         self.lm = CausalLM(with_adapter(plain, config), vocab_size=self.vocabulary.size, temperature=1.0)
-        check_model(self.lm, eos_token_id=self.vocabulary.eos, sequence_length=2)
-        self._set_candidates([self.vocabulary.ids_of(text, row) for row, text in enumerate(candidates)])
+        check_model(self.lm, eos_token_id=None, sequence_length=2)
+        texts = enumerate(candidates)
+        self._set_candidates([self.vocabulary.ids_of_continuation(text, f"candidate {row}") for row, text in texts])
         self.critic = SharedCritic(int(plain.get_output_embeddings().weight.shape[1]))
         self.action_dist = CategoricalDistribution(len(candidates))
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,21 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.text_observation import ACTION_MASK, TEXT, text_of
+from sb3_ppo_ext.language.inputs import in_order
 
 SCORES = ("sum", "token_mean", "word_mean", "first_token")
 
 # The logit of an action that is not allowed, as in sb3-contrib's MaskablePPO: its probability is 0 to the last bit,
 # and unlike -inf it leaves products with that 0 and their gradients finite.
 EXCLUDED = -1e8
+
+
+def listed_candidates(candidates: Iterable[str]) -> list[str]:
+    """The texts by position, of any container; ``ValueError`` where they are no sequence of texts."""
+    listed = in_order(candidates)
+    if listed is None or not all(isinstance(text, str) for text in listed):
+        raise ValueError(f"candidates={candidates!r}: a list of texts, one for each action, is needed")
+    return [str(text) for text in listed]
 
 
 def check_candidates(

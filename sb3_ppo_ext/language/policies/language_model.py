@@ -29,7 +29,9 @@ from sb3_ppo_ext.language.model.loading import (
     with_adapter,
 )
 from sb3_ppo_ext.language.model.nan_origin import require_finite
+from sb3_ppo_ext.language.model.progress import RolloutProgress
 from sb3_ppo_ext.language.model.reference import WithReference
+from sb3_ppo_ext.update.optimizers import RATIO
 
 
 class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
@@ -40,9 +42,9 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
     with settings of its own, is :class:`SequenceRolloutBuffer`.
 
     :param model: folder or hub name, a function that returns a model of transformers, or such a model (it is copied,
-        and saved inside the zip; the others are not)
-    :param lora: train only a low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear layers
-        unless ``target_modules`` says otherwise); None trains all of the model
+        and saved inside the zip; the others are not). A PEFT adapter in any of them is merged into its weights
+    :param lora: train only a fresh low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear
+        layers unless ``target_modules`` says otherwise); None trains all of the model
     :param value: where the values come from: a head on the model ("shared"), on a copy of its last block ("branch"), or
         on a model of its own ("separate")
     :param temperature: of sampling; the log-probabilities are those of the distribution at this temperature
@@ -74,7 +76,9 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
         use_sde: bool = False,
         **sampling: Any,
     ) -> None:
-        check_options(temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling)
+        temperature, value_lr_ratio, value_warmup = check_options(
+            temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling, owner=type(self)
+        )
         self.prompt_length, self.responses = require_spaces(observation_space, action_space)
         if optimizer_kwargs is None and issubclass(optimizer_class, torch.optim.Adam):
             optimizer_kwargs = {"eps": 1e-5}  # as ActorCriticPolicy
@@ -95,11 +99,8 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
         config = lora_config(lora, plain)
         trunk: Any = copy.deepcopy(plain.base_model) if value == "separate" else None
         self.lm = CausalLM(with_adapter(plain, config), vocab_size=size, temperature=temperature)
-        check_model(
-            self.lm,
-            eos_token_id=self.responses.eos_token_id,
-            sequence_length=self.prompt_length + self.responses.max_new_tokens,
-        )
+        length = self.prompt_length + self.responses.max_new_tokens
+        check_model(self.lm, eos_token_id=self.responses.eos_token_ids, sequence_length=length)
         self.critic = build_critic(value, self.lm, trunk, config)
         self.optimizer = self._build_optimizer(lr_schedule(1))
 
@@ -107,8 +108,8 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
         groups: list[dict[str, Any]] = [{"params": self.model_parameters() + self.value_parameters()}]
         if self.value_lr_ratio != 1:
             groups = [
-                {"params": self.model_parameters()},
-                {"params": self.value_parameters(), "lr": rate * self.value_lr_ratio},
+                {"params": self.model_parameters(), RATIO: 1.0},
+                {"params": self.value_parameters(), "lr": rate * self.value_lr_ratio, RATIO: self.value_lr_ratio},
             ]
         return self.optimizer_class(groups, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]  # all take lr
 
@@ -130,9 +131,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
         assert isinstance(observation, dict)
         return Tokens(observation[INPUT_IDS].long(), observation[ATTENTION_MASK].bool(), response.long(), mask.bool())
 
-    def generate(
-        self, observation: PyTorchObs, *, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
-    ) -> Response:
+    def generate(self, observation: PyTorchObs, *, deterministic: bool = False, **options: Any) -> Response:
         """Responses [B, L] to the prompts, with their values where the critic shares the model's states."""
         assert isinstance(observation, dict)
         return generate(
@@ -140,18 +139,22 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
             observation[INPUT_IDS].long(),
             observation[ATTENTION_MASK].bool(),
             max_new_tokens=self.responses.max_new_tokens,
-            eos_token_id=self.responses.eos_token_id,
+            eos_token_id=self.responses.eos_token_ids,
             pad_token_id=self.responses.pad_token_id,
             value_of=self.critic.of_hidden if isinstance(self.critic, SharedCritic) else None,
             deterministic=deterministic,
-            decoder_of=decoder_of,
+            **options,
         )
 
     def forward(
-        self, obs: PyTorchObs, deterministic: bool = False, decoder_of: Callable[..., Decoder] = Decoder
+        self,
+        obs: PyTorchObs,
+        deterministic: bool = False,
+        decoder_of: Callable[..., Decoder] = Decoder,
+        progress: RolloutProgress | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Responses, and value and log-probability of every token, all [B, L] (0 after a response's end)."""
-        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of)
+        response = self.generate(obs, deterministic=deterministic, decoder_of=decoder_of, progress=progress)
         value = response.value
         tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):

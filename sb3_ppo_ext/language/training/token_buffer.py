@@ -13,10 +13,12 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import require_spaces
+from sb3_ppo_ext.language.inputs import at_least, number_of
 from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
+from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
 
 CHOICES = {
     "ref_kl": ("reward", "loss", "both"),
@@ -71,6 +73,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.whiten_rewards = whiten_rewards
         self.loss_mean = loss_mean
         self.micro_batch_tokens = micro_batch_tokens
+        known = named_arguments(SequenceRolloutBuffer.__init__, TokenRolloutBuffer.__init__)
+        refuse_unknown(type(self).__name__, kwargs, known)
         self._check()
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
 
@@ -93,10 +97,13 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
                 TrainingWarning,
                 stacklevel=3,
             )
-        if self.missing_eos_penalty is not None and not self.missing_eos_penalty >= 0:
-            raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty}: at least 0, or None, is needed")
-        if self.micro_batch_tokens is not None and self.micro_batch_tokens < 1:
-            raise ValueError(f"micro_batch_tokens={self.micro_batch_tokens}: at least 1, or None, is needed")
+        if self.missing_eos_penalty is not None:
+            penalty = number_of(self.missing_eos_penalty)
+            if penalty is None or not penalty >= 0:
+                raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty!r}: at least 0, or None, is needed")
+            self.missing_eos_penalty = penalty
+        if self.micro_batch_tokens is not None:
+            self.micro_batch_tokens = at_least(1, "micro_batch_tokens", self.micro_batch_tokens)
 
     def reset(self) -> None:
         """Empties the buffer; the arrays of the last rollout are left to whoever holds them."""
@@ -162,8 +169,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
 
     def cut_off(self) -> np.ndarray:
         """Which responses [T, N] reached the last slot without ending."""
-        cut: np.ndarray = self.masks[..., -1] & (self.actions[..., -1] != self.response_space.eos_token_id)
-        return cut
+        return self.response_space.cut_off(self.actions, self.masks)
 
     def _compute_advantages(self, kl: np.ndarray | None, ref_kl_coef: float) -> None:
         score = self.rewards

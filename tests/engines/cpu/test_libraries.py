@@ -35,7 +35,7 @@ def affine(inputs: Inputs) -> tuple[torch.Tensor, ...]:
 
 def job_of(function: Any = affine, rows: int = 3, threads: int = 1) -> Job:
     inputs = {"a": torch.ones(rows), "b": torch.ones(rows)}
-    return Job(trace(function, inputs), list(inputs.values()), threads)
+    return Job(trace(function, inputs, POLICY), list(inputs.values()), threads)
 
 
 def test_a_library_is_named_after_all_that_it_depends_on() -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from tests.engines.cuda.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.engines.cuda.test_training import model_of
+from tests.engines.test_side_effects import Extractor
 from tests.environments import Periodic
 
 pytestmark = [
@@ -50,7 +53,7 @@ def test_other_parameters_and_settings_are_noticed() -> None:
     settings = {"n_steps": 32, "batch_size": 16}
     model, other = model_of("box", compile=True, **settings).learn(64), model_of("box", compile=False, **settings)
     other.learn(192)
-    model.set_parameters(other.get_parameters())  # type: ignore[arg-type]  # its own signature is too narrow
+    model.set_parameters(other.get_parameters())
     model.batch_size = 32
     before = parameters_of(model.policy)
     model.learn(64, reset_num_timesteps=False)
@@ -227,3 +230,61 @@ def test_a_nan_stops_the_training() -> None:
     model._setup_lr_schedule()
     with pytest.raises(DivergedError):
         model.learn(640, reset_num_timesteps=False)
+
+
+class Holding(BaseCallback):
+    """Takes the buffer where callbacks do, and compares it with the one that is filled."""
+
+    def _init_callback(self) -> None:
+        self.held = [self.model.rollout_buffer]  # type: ignore[attr-defined]  # of an on-policy algorithm
+        self.arrays = [type(self.held[0].observations)]
+
+    def _on_training_start(self) -> None:
+        self.held.append(self.model.rollout_buffer)  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.held.append(self.locals["rollout_buffer"])
+        self.arrays.append(type(self.held[0].observations))
+        assert self.held[0].full and self.held[0].returns.any()
+
+
+def test_what_callbacks_hold_is_what_is_filled_wherever_it_is() -> None:
+    model = model_of("box", compile=True)
+    before = model.rollout_buffer
+    # By graphs, eagerly, again by graphs in a second environment: "auto" decides so from one learn() to the next.
+    for compile, kind in ((True, torch.Tensor), (False, np.ndarray), (True, torch.Tensor)):
+        model.compile = compile
+        callback = Holding()
+        model.learn(64, callback, reset_num_timesteps=False)
+        assert all(held is before is model.rollout_buffer for held in callback.held) and len(callback.held) == 3
+        assert callback.arrays == [kind, kind]
+        model.set_env(model_of("box").env)  # type: ignore[arg-type]  # it has one
+    assert type(before) is DeviceRolloutBuffer
+
+
+def writes(self: Any, x: Tensor) -> Any:
+    self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+    return x - self.mean
+
+
+def counts(self: Any, x: Tensor) -> Any:
+    self.calls += 1
+    return x
+
+
+@pytest.mark.parametrize(("forward", "message"), [(writes, "writes to features_extractor.mean"), (counts, "calls")])
+def test_a_recording_has_no_side_effects(forward: Any, message: str) -> None:
+    kwargs = {"features_extractor_class": Extractor, "features_extractor_kwargs": {"forward": forward}}
+    with pytest.raises(ValueError, match=message):
+        model_of("box", compile=True, policy_kwargs=kwargs).learn(64)
+    auto = model_of("box", compile="auto", policy_kwargs=kwargs)
+    auto._compilation.wanted = True
+    with pytest.warns(CompileWarning, match=message):
+        auto.learn(64)
+    theirs = model_of("box", compile=False, policy_kwargs=kwargs).learn(64).policy
+    for name, tensor in auto.policy.state_dict().items():
+        torch.testing.assert_close(tensor, theirs.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert auto.policy.features_extractor.calls == theirs.features_extractor.calls

@@ -20,7 +20,7 @@ from tests.engines import test_compiled
 from tests.engines.cuda.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
 from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.test_parity import environments
-from tests.test_ppox import TwoRates
+from tests.update.test_group_rates import TwoRates
 
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),

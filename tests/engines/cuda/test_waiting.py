@@ -28,7 +28,7 @@ from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.rollout.device_buffers import DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.prepare import prepared_update
+from sb3_ppo_ext.update.prepare import row_update
 from sb3_ppo_ext.update.step import COLUMNS
 from tests.engines.cuda.test_training import CASES, model_of
 
@@ -70,7 +70,7 @@ def test_an_epoch_never_waits_for_the_gpu(name: str) -> None:
     model.policy.set_training_mode(True)
     with unvalidated_distributions():
         run = model._run()
-        update = prepared_update(run, rollout)
+        update = row_update(run, rollout)
         prepared = UpdateInputs(run, update)
         functions = UpdateFunctions(model.policy, update.adapter, prepared.plan)
         with FakeTensorMode():

@@ -110,6 +110,7 @@ BAD: dict[str, dict[str, Any]] = {
     "prompt 0 is text": {"prompts": ["hello"]},
     "2 prompts are longer than max_prompt_length=2, the first of them prompt 1": {"max_prompt_length": 2},
     "long_prompts='drop'": {"long_prompts": "drop"},
+    "ended_prompts='drop'": {"ended_prompts": "drop"},
     "eos_token_id=None": {"eos_token_id": None},
     "eos_token_id=24": {"eos_token_id": 24},
     "vocab_size=None": {"vocab_size": None},

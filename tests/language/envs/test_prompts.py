@@ -54,6 +54,40 @@ def test_the_text_of_a_response_is_without_special_tokens() -> None:
     assert seen == ["left right"]
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_end_that_a_tokenizer_puts_after_a_text_is_not_part_of_a_prompt(begins: bool) -> None:
+    """The response goes on where the prompt stops; an end of the user's own within the text stays."""
+    env = prompts_of(["go left", "go <eos> left"], tokenizer(begins=begins, ends=True))
+    first = [BOS] if begins else []
+    assert ids_of(env) == [[*first, GO, LEFT], [*first, GO, EOS, LEFT]]
+    assert env.task.source.texts[0] == "go left"
+
+
+def test_so_is_a_separator_which_readers_have_at_the_end() -> None:
+    words = tokenizer(ends=True, eos_token="<pad>", sep_token="<eos>")
+    assert ids_of(prompts_of(["go left"], words, eos_token_id=PAD, pad_token_id=PAD)) == [[GO, LEFT]]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["go <eos>", [GO, EOS], np.array([GO, LEFT, 8]), [{"role": "go", "content": "left <eos>"}]]
+)
+def test_a_prompt_that_has_ended_is_refused_cut_or_kept_as_is_asked(prompt: Any) -> None:
+    words = tokenizer(chat=True)
+    words.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"  # says no "now"
+    settings: dict[str, Any] = {"eos_token_id": [EOS, 8]}
+    with pytest.raises(ValueError, match=r'prompt 0 ends with the end-of-text token [18].*ended_prompts="cut"'):
+        prompts_of([prompt], words, **settings)
+    ((*_, last),) = ids_of(prompts_of([prompt], words, ended_prompts="keep", **settings))
+    assert last in (EOS, 8)
+    ((*_, last),) = ids_of(prompts_of([prompt], words, ended_prompts="cut", **settings))
+    assert last in (GO, LEFT)
+
+
+def test_a_prompt_of_one_token_begins_a_text() -> None:
+    """GPT-2's texts begin with the token that ends them."""
+    assert ids_of(prompts_of([[EOS], "<eos>"], tokenizer())) == [[EOS], [EOS]]
+
+
 BAD: dict[str, tuple[Any, Any]] = {
     "prompts='go': a list of prompts": ("go", tokenizer()),
     "prompt 1 is None: a text": (["go", None], tokenizer()),

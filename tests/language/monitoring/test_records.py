@@ -17,9 +17,10 @@ from sb3_ppo_ext.language.envs.scoring_time import take_scoring_seconds
 from sb3_ppo_ext.language.monitoring.findings import PATIENCE, Findings
 from sb3_ppo_ext.language.monitoring.records import distinct_pairs, speeds
 from sb3_ppo_ext.language.monitoring.samples import as_text
+from sb3_ppo_ext.monitoring.charts import CHARTS, LANGUAGE_CHARTS, LANGUAGE_TITLES, charts_of
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from tests.language import setups
-from tests.monitoring.test_tensorboard import events, layout
+from tests.monitoring.test_tensorboard import events, layout, titles
 
 HEALTHY = {"lm/eos_rate": 0.9, "lm/score_std": 1.0, "lm/score": 0.5, "lm/distinct_2": 0.8, "lm/kl_ref": 2.0}
 
@@ -57,6 +58,24 @@ def test_the_dashboard_shows_what_a_language_model_records(tmp_path: Path) -> No
     recorded = {name for name in model.logger.name_to_value if name.startswith("lm/") or name.endswith("per_second")}
     assert recorded - drawn == {"lm/cut_off_rate", "lm/kl_ref_per_token"}  # what is shown says the same
     assert len(recorded) > 10
+
+
+def test_a_language_models_charts_come_first_and_say_responses_and_tokens(tmp_path: Path) -> None:
+    model = setups.ppox(tensorboard_log=str(tmp_path))
+    model.learn(16)
+    shown = titles(events(tmp_path / "PPOX_1"))
+    assert shown[:3] == [
+        "Score, its spread, and less the KL penalty",
+        "KL to the reference (nats per response)",
+        "Length of a response (tokens)",
+    ]
+    assert not [title for title in shown if "steps" in title or "per action" in title or "samples" in title]
+    assert len(shown) == len(set(shown)) == len(CHARTS) + len(LANGUAGE_CHARTS)
+
+
+def test_titles_are_changed_of_charts_that_there_are() -> None:
+    assert set(LANGUAGE_TITLES) <= set(CHARTS)
+    assert list(charts_of(["train/loss"])) == list(CHARTS)  # of another policy
 
 
 def test_samples_give_a_terminal_no_orders() -> None:

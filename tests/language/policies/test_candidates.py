@@ -69,6 +69,16 @@ def test_scores_are_those_of_each_text_by_itself(family: str, score: str, lora: 
             torch.testing.assert_close(logits[row, column], expected[score], rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_what_a_tokenizer_puts_around_texts_is_not_among_the_candidates_nor_after_the_prompt(begins: bool) -> None:
+    """One that puts "<bos>" before every text has it before the prompt alone."""
+    mine, plain = policy(tokenizer=tokenizer(begins=begins, ends=True)), policy(prompt="<bos> {}" if begins else "{}")
+    there = observations("the door is on your left", "here")
+    torch.testing.assert_close(mine.logits_and_values(there)[0], plain.logits_and_values(there)[0], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="candidate 1 is empty"):
+        policy(candidates=["go", "", "stay"], tokenizer=tokenizer(begins=begins, ends=True))
+
+
 def test_gradients_flow_through_the_cache() -> None:
     """Equal to those of texts read by themselves, without a cache."""
     mine, text = policy(), "the door is on your left"

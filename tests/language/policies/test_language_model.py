@@ -75,6 +75,16 @@ def test_the_value_function_has_a_learning_rate_of_its_own() -> None:
     assert [group["lr"] for group in model.policy.optimizer.param_groups] == [rate, pytest.approx(10 * rate)]
 
 
+def test_its_ratio_is_known_after_loading_and_where_the_rate_starts_at_zero(tmp_path: Path) -> None:
+    model = setups.ppox(policy_kwargs={"value_lr_ratio": 10.0}, learning_rate="warmup:0.5:linear:1e-3:0")
+    assert [group["lr"] for group in model.policy.optimizer.param_groups] == [0, 0]
+    model.learn(48)
+    assert [group["lr"] for group in model.policy.optimizer.param_groups] == [0, 0]  # at its end
+    model.save(tmp_path / "model")
+    loaded = PPOX.load(tmp_path / "model", env=setups.env(), learning_rate=1e-4).learn(16)
+    assert [group["lr"] for group in loaded.policy.optimizer.param_groups] == pytest.approx([1e-4, 1e-3])
+
+
 def test_it_brings_its_buffer_and_trains_eagerly_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     model = setups.ppox(verbose=1)
     model.learn(16)

@@ -1,0 +1,50 @@
+"""Switches that the whole process shares: trainings in several threads set them and put them back in any order."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+State = TypeVar("State")
+
+
+class ProcessWide(Generic[State]):
+    """A switch that stays set as long as there is a holder; ``with`` gives what it was before the first of them.
+
+    Each thread putting back what it found would leave the switch as another thread had set it, for good.
+    """
+
+    def __init__(self, set_it: Callable[[], State], put_back: Callable[[State], object]) -> None:
+        """``set_it`` returns what ``put_back`` is to be called with."""
+        self._set_it, self._put_back = set_it, put_back
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._before: State
+
+    def __enter__(self) -> State:
+        with self._lock:
+            if self._holders == 0:
+                self._before = self._set_it()
+            self._holders += 1
+            return self._before
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._put_back(self._before)
+
+
+def ignoring_warnings(message: str = "") -> ProcessWide[warnings.catch_warnings[None]]:
+    """No warning whose text matches the pattern is shown while there is a holder."""
+
+    def ignore() -> warnings.catch_warnings[None]:
+        caught = warnings.catch_warnings()
+        caught.__enter__()
+        warnings.filterwarnings("ignore", message)
+        return caught
+
+    return ProcessWide(ignore, lambda caught: caught.__exit__(None, None, None))

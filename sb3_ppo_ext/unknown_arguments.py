@@ -1,0 +1,32 @@
+"""Keyword arguments that are passed on: an unknown one is reported for the class that the user named."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def named_arguments(*functions: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that these functions take by keyword, each once."""
+    parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
+    return list(dict.fromkeys(one.name for one in parameters if one.kind in BY_KEYWORD and one.name != "self"))
+
+
+def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
+    """The error for an argument that ``owner`` does not have; it names the nearest of the ``known`` ones, or all."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    return TypeError(f"{owner} has no argument {name!r}; {hint}")
+
+
+def refuse_unknown(owner: str, arguments: Iterable[str], known: Iterable[str]) -> None:
+    """``TypeError`` for the first of the ``arguments``' names that is not among the ``known`` ones."""
+    names = list(known)
+    for name in arguments:
+        if name not in names:
+            raise unknown_argument(owner, name, names)
