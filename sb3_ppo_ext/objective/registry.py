@@ -71,7 +71,7 @@ class ErrorOfValue(Registered):
     def __post_init__(self) -> None:
         object.__setattr__(self, "averages", "reduction" in self.parameters)
 
-    def __call__(self, value: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]  # no more than these
+    def __call__(self, value: Tensor, target: Tensor) -> Tensor:
         """One number per slot."""
         if self.averages:
             return self.function(value, target, reduction="none")

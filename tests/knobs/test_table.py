@@ -97,7 +97,7 @@ def test_every_knob_is_drawn_in_its_chart() -> None:
 def test_a_knob_with_a_chart_of_its_own_comes_after_the_others(monkeypatch: pytest.MonkeyPatch, optional: bool) -> None:
     new = KnobEntry("warmth", "Warmth", ("warmth",), optional=optional)
     monkeypatch.setitem(KNOBS, "warmth", new)
-    charts = {"Learning rate": ("train/x",)}
+    charts: dict[str, tuple[str, ...]] = {"Learning rate": ("train/x",)}
     of_all = tensorboard._with_knobs(charts, {"Learning rate": ()} if optional else {}, optional=optional)
     assert list(of_all)[-1] == "Warmth" and of_all["Warmth"] == ("train/warmth",)
     assert of_all["Learning rate"] == ("train/learning_rate", "train/x")
