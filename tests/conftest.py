@@ -6,6 +6,7 @@ Compiled libraries are kept in the checkout, from run to run, and not among the 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from stable_baselines3.common.logger import Logger, configure
 from torch.distributions import Distribution
 
 from sb3_ppo_ext.engines.graph_cache import Graphs, make_room
+from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIPS, VALUE_ERRORS, Registry
 
 torch.set_num_threads(1)
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))
@@ -39,6 +41,14 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
             self.known[key] = graph._replace(call=lambda tensors, traced=job.traced: list(traced(*tensors)))  # type: ignore[misc]
 
     monkeypatch.setattr(Graphs, "_finish", finish)
+
+
+@pytest.fixture
+def objectives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    registries: tuple[Registry[Any], ...] = (SURROGATES, KL_ESTIMATORS, VALUE_ERRORS, VALUE_CLIPS)
+    for registry in registries:
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def surrogate(
     ``high``, the two sides of the clip range in force; PPOX then knows which arguments go with this surrogate. A
     parameter of another name keeps its default. See ``Surrogate`` for the two flags.
     """
+    _require_name(SURROGATES.argument, name)
 
     def register(function: Function) -> Function:
         entry = Surrogate(name, function, keeps_gradient, divides_by_clip_range)
@@ -59,6 +60,7 @@ def surrogate(
 
 def kl_estimator(name: str, *, replace: bool = False) -> Callable[[Function], Function]:
     """Registers ``function(log_ratio, mask, reduce)``: KL(old || new) in nats per action."""
+    _require_name(KL_ESTIMATORS.argument, name)
 
     def register(function: Function) -> Function:
         entry = Registered(name, function)
@@ -72,6 +74,7 @@ def kl_estimator(name: str, *, replace: bool = False) -> Callable[[Function], Fu
 
 def value_error(name: str, *, replace: bool = False) -> Callable[[Function], Function]:
     """Registers ``function(value, target)``, one number >= 0 per slot, or a loss of torch, which takes a reduction."""
+    _require_name(VALUE_ERRORS.argument, name)
 
     def register(function: Function) -> Function:
         entry = ErrorOfValue(name, function)
@@ -87,6 +90,7 @@ def value_error(name: str, *, replace: bool = False) -> Callable[[Function], Fun
 
 def value_clip(name: str, *, replace: bool = False) -> Callable[[Function], Function]:
     """Registers ``function(value, target, old_value, *, clip, mask, error, reduce)``; ``error`` names a value error."""
+    _require_name(VALUE_CLIPS.argument, name)
 
     def register(function: Function) -> Function:
         entry = Registered(name, function)
@@ -97,10 +101,14 @@ def value_clip(name: str, *, replace: bool = False) -> Callable[[Function], Func
     return register
 
 
+def _require_name(kind: str, name: object) -> None:
+    """``ValueError`` for what is no name, as the function itself is where the parentheses are forgotten."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f'{kind}({name!r}): the name comes first, as in @{kind}("mine")')
+
+
 def _require_parameters(kind: str, entry: Registered, tensors: int, *names: str) -> None:
     """``ValueError`` unless the function takes so many tensors by position, and the parameters of these names."""
-    if not isinstance(entry.name, str) or not entry.name:
-        raise ValueError(f"{kind} {entry.name!r}: the name is a text that is not empty")
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = list(entry.parameters.values())[:tensors]
     if [one.kind in by_position for one in first] != [True] * tensors:
@@ -124,9 +132,8 @@ def _require_mask(kind: str, entry: Registered, tensors: int, knobs: dict[str, f
         except Exception as error:  # of the user's own code
             text = f"{type(error).__name__}: {error}"
             raise ValueError(f"{_named(kind, entry)} fails on tensors [2, {width}] and a mask ({text})") from error
-    if any(not isinstance(one, Tensor) or one.shape != () for one in results) or not torch.allclose(
-        results[0], results[1]
-    ):
+    scalars = all(isinstance(one, Tensor) and one.shape == () for one in results)
+    if not scalars or not torch.allclose(results[0], results[1]):
         raise ValueError(
             f"{_named(kind, entry)} counts slots that the mask excludes, or does not return one number; end it with "
             '"return reduce(..., mask)" of one number per slot'

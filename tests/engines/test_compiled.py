@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.traced_adam import adam_step, groups_of
-from sb3_ppo_ext.engines.traced_update import UpdateGraphs
+from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
-from sb3_ppo_ext.objective.statistics import APPROX_KL, STATISTICS
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from sb3_ppo_ext.update.prepare import prepare_update
+from sb3_ppo_ext.update.prepare import row_update
+from sb3_ppo_ext.update.step import COLUMNS, exceeds
 from tests import test_parity
 from tests.environments import Toy
 from tests.test_parity import Doubling
@@ -124,16 +124,17 @@ def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_upd
     model = model_of("discrete", compile=False)
     model.target_kl = 0.03  # 1.5 of it, 0.045, is 0.0450000018 in float32
     rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
-    eager = prepare_update(model, rollout, with_distribution=False)
-    prepared = UpdateInputs(eager, model._rates.ratios())
-    step = UpdateGraphs(model.policy, eager.adapter, prepared.plan).step
+    run = model._run()
+    update = row_update(run, rollout)
+    prepared = UpdateInputs(run, update)
+    step = UpdateFunctions(model.policy, update.adapter, prepared.plan).step
     limit = prepared.inputs["kl_limit"]
     zeros = [torch.zeros_like(parameter) for parameter in prepared.inputs["parameters"].values()]
     for kl, stops in ((limit, False), (torch.nextafter(limit, limit + 1), True)):
-        row = torch.zeros(len(STATISTICS) + 1)
-        row[APPROX_KL] = kl
-        (went,) = step({**prepared.inputs, "row": row, "gradients": zeros})
-        assert eager.too_far(row) is stops is not went.item()
+        row = torch.zeros(len(COLUMNS))
+        row[COLUMNS.index("approx_kl")] = kl
+        (decided,) = step({**prepared.inputs, "row": row, "gradients": zeros})
+        assert bool(exceeds(kl, run.settings.kl_limit)) is stops is not bool(decided[COLUMNS.index("stepped")])
 
 
 @pytest.mark.slow

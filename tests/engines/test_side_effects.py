@@ -25,7 +25,7 @@ from sb3_ppo_ext.engines.selection import CompileWarning
 from sb3_ppo_ext.engines.side_effects import Snapshot
 from sb3_ppo_ext.engines.tracing import Inputs
 from tests.environments import Toy
-from tests.traced_graphs import Traced
+from tests.traced_graphs import Traced, graphs_of, trace_only
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning", "ignore:You have specified a mini-batch size"
@@ -56,7 +56,7 @@ class Extractor(BaseFeaturesExtractor):
 def model_of(forward: Forward, *, compile: Any = True, **options: Any) -> PPOX:
     kwargs = {"features_extractor_class": Extractor, "features_extractor_kwargs": {"forward": forward}, "net_arch": [8]}
     model = PPOX("MlpPolicy", Toy(length=7), compile=compile, policy_kwargs=kwargs, **{**SETTINGS, **options})
-    model._compilation.graphs = Traced()
+    trace_only(model)
     return model
 
 
@@ -111,7 +111,7 @@ def test_buffers_that_are_written_to_are_those_of_eager_training(forward: Forwar
     options = {"learning_rate": AdaptiveKL(1e-3, 1e-4, every="minibatch")} if minibatch_controller else {}
     eager = model_of(forward, compile=False, **options).learn(60).policy.state_dict()
     compiled = model_of(forward, **options).learn(60)
-    assert compiled._compilation.graphs.calls["acting"] >= 60  # type: ignore[attr-defined]  # of Traced
+    assert graphs_of(compiled).calls["acting"] >= 60
     assert eager["features_extractor.mean"].abs().min() > 1e-4
     for name, tensor in compiled.policy.state_dict().items():
         torch.testing.assert_close(tensor, eager[name], rtol=1e-5, atol=1e-5, msg=name)
@@ -217,7 +217,7 @@ def test_statistics_of_a_norm_are_refused_in_the_update() -> None:
 def test_auto_trains_eagerly_then_and_says_once_why(forward: Forward) -> None:
     eager = model_of(forward, compile=False).learn(40).learn(20, reset_num_timesteps=False)
     model = model_of(forward, compile="auto")
-    model._compilation.wanted = True  # as in a long training
+    model._engines.compiles = True  # as in a long training
     with pytest.warns(CompileWarning, match=r"the policy's forward pass .* features_extractor\.") as told:
         model.learn(40)
     assert len(told) == 1
@@ -236,7 +236,7 @@ def settles(self: Any, x: Tensor) -> Any:
 
 def test_what_is_set_once_is_no_side_effect() -> None:
     model = model_of(settles).learn(40)
-    assert model._compilation.graphs.calls["acting"] >= 40  # type: ignore[attr-defined]  # of Traced
+    assert graphs_of(model).calls["acting"] >= 40
 
 
 class Copying(BaseCallback):
@@ -254,7 +254,7 @@ class Copying(BaseCallback):
 @pytest.mark.parametrize("action", ["discrete", "box", "multidiscrete"])
 def test_a_callback_copies_the_policy_in_the_first_rollout(action: str) -> None:
     model = PPOX("MlpPolicy", Toy("vector", action), compile=True, **SETTINGS)
-    model._compilation.graphs = Traced()
+    trace_only(model)
     callback = Copying()
     model.learn(20, callback)
     assert callback.copied == 20
@@ -285,7 +285,7 @@ def test_a_distribution_of_ones_own_may_keep_tensors_and_may_not_count() -> None
     trained = []
     for compile in (False, True):
         model = PPOX(WithNoting, Toy(), compile=compile, **SETTINGS)
-        model._compilation.graphs = Traced()
+        trace_only(model)
         trained.append(model.learn(40).policy.state_dict())
     for name, tensor in trained[0].items():
         torch.testing.assert_close(trained[1][name], tensor, rtol=1e-5, atol=1e-6, msg=name)
@@ -315,10 +315,11 @@ class Counting(ActorCriticPolicy):
 
 def test_an_attribute_that_never_rests_makes_no_graph_every_rollout() -> None:
     model = PPOX(Counting, Toy(), compile="auto", **SETTINGS)
-    model._compilation.graphs, model._compilation.wanted = Traced(), True
+    trace_only(model)
+    model._engines.compiles = True
     with pytest.warns(CompileWarning, match=r"Counting\.calls has changed again and again"):
         model.learn(240)
-    assert model._compilation.graphs.made <= 8 and model.num_timesteps == 240
+    assert graphs_of(model).made <= 8 and model.num_timesteps == 240
 
 
 def test_graphs_that_may_not_write_say_so() -> None:

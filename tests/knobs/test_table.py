@@ -15,7 +15,7 @@ from sb3_ppo_ext_torchrl.scheduling import COEFFICIENTS
 from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL
 from sb3_ppo_ext.engines.update_inputs import knob_tensors
 from sb3_ppo_ext.knobs.table import KNOBS, KnobEntry, is_on
-from sb3_ppo_ext.monitoring import tensorboard
+from sb3_ppo_ext.monitoring import charts
 from sb3_ppo_ext.objective.terms import KnobValues
 
 ALL = {name: 0.1 for name in KNOBS}
@@ -66,7 +66,7 @@ def test_what_is_added_or_clamped_counts_in_double_precision() -> None:
 def test_every_knob_is_drawn_in_its_chart() -> None:
     titles = {
         tag.removeprefix("train/"): title
-        for title, tags in (tensorboard.CHARTS | tensorboard.OPTIONAL_CHARTS).items()
+        for title, tags in (charts.CHARTS | charts.OPTIONAL_CHARTS).items()
         for tag in tags
         if tag.removeprefix("train/") in KNOBS
     }
@@ -80,25 +80,25 @@ def test_every_knob_is_drawn_in_its_chart() -> None:
         "kl_coef": "Weight of the KL penalty",
         "ref_kl_coef": "Weight of the KL penalty",
     }
-    assert tensorboard.CHARTS["Clip range, and samples outside it"] == (
+    assert charts.CHARTS["Clip range, and samples outside it"] == (
         *("train/clip_range", "train/clip_range_high"),
         *("train/clip_fraction_low", "train/clip_fraction_high"),
     )
     # Three to a row, each row a subject: the order is part of the picture.
-    assert list(tensorboard.CHARTS)[3:9] == [
+    assert list(charts.CHARTS)[3:9] == [
         *("KL and its target (nats per action)", "Clip range, and samples outside it"),
         *("Largest ratio, new / old probability", "Learning rate"),
         *("Gradient norm (before clipping)", "Weight of the KL penalty"),
     ]
-    assert list(tensorboard.OPTIONAL_CHARTS)[2] == "Clip range of the value"
+    assert list(charts.OPTIONAL_CHARTS)[2] == "Clip range of the value"
 
 
 @pytest.mark.parametrize("optional", [False, True])
 def test_a_knob_with_a_chart_of_its_own_comes_after_the_others(monkeypatch: pytest.MonkeyPatch, optional: bool) -> None:
     new = KnobEntry("warmth", "Warmth", ("warmth",), optional=optional)
     monkeypatch.setitem(KNOBS, "warmth", new)
-    charts = {"Learning rate": ("train/x",)}
-    of_all = tensorboard._with_knobs(charts, {"Learning rate": ()} if optional else {}, optional=optional)
+    known: dict[str, tuple[str, ...]] = {"Learning rate": ("train/x",)}
+    of_all = charts._with_knobs(known, {"Learning rate": ()} if optional else {}, optional=optional)
     assert list(of_all)[-1] == "Warmth" and of_all["Warmth"] == ("train/warmth",)
     assert of_all["Learning rate"] == ("train/learning_rate", "train/x")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,21 +19,17 @@ from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIP
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
 from tests.objective.test_terms import evaluation, minibatch
 
-
-@pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
-    kept = [(registry, dict(registry._entries)) for registry in (SURROGATES, KL_ESTIMATORS, VALUE_ERRORS, VALUE_CLIPS)]
-    yield
-    for registry, entries in kept:
-        registry._entries = entries  # type: ignore[assignment]
+pytestmark = pytest.mark.usefixtures("objectives")
 
 
 def plain(log_ratio: Tensor, advantage: Tensor, *, low: Any, mask: Tensor | None, reduce: Any) -> Tensor:
-    return -reduce(log_ratio * advantage * low, mask)
+    loss: Tensor = -reduce(log_ratio * advantage * low, mask)
+    return loss
 
 
 def other(log_ratio: Tensor, advantage: Tensor, *, mask: Tensor | None, reduce: Any) -> Tensor:
-    return -reduce(log_ratio * advantage, mask)
+    loss: Tensor = -reduce(log_ratio * advantage, mask)
+    return loss
 
 
 def test_ppox_s_own_are_registered_with_what_is_known_of_them() -> None:
@@ -178,8 +174,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: value_clip("mine")(lambda value, target, old_value, *, clip, mask, reduce: reduce(value, mask)),
         "value_clip 'mine' .*has no parameter 'error'",
     ),
-    "no name": (lambda: surrogate("")(plain), "the name is a text that is not empty"),
-    "forgotten name": (lambda: surrogate(plain)(plain), "the name is a text"),  # type: ignore[arg-type]
+    "no name": (lambda: surrogate("")(plain), r"surrogate\(''\): the name comes first"),
+    "forgotten name": (lambda: surrogate(plain), r'the name comes first, as in @surrogate\("mine"\)'),  # type: ignore[arg-type]
 }
 
 

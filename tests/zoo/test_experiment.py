@@ -11,7 +11,6 @@ from sb3_ppo_ext_zoo.experiment import SETTINGS, Experiment, default_settings
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Exponential, Linear, Threshold, Warmup, surrogate
 from sb3_ppo_ext.objective.losses import clipped_surrogate
-from sb3_ppo_ext.objective.registry import SURROGATES
 
 Build = Callable[..., PPOX]
 
@@ -71,8 +70,7 @@ def test_a_bad_setting_is_a_value_error_that_names_it(line: str, complaint: str,
         build(line)
 
 
-def test_an_objective_of_one_s_own_is_named_in_yaml(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SURROGATES, "_entries", dict(SURROGATES._entries))
+def test_an_objective_of_one_s_own_is_named_in_yaml(build: Build, objectives: None) -> None:
     surrogate("twice the clip")(partial(clipped_surrogate, low=0.4, high=0.4))
     assert build("surrogate: twice the clip\ndual_clip: 3.0").surrogate == "twice the clip"
 

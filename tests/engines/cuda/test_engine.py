@@ -281,7 +281,7 @@ def test_a_recording_has_no_side_effects(forward: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_of("box", compile=True, policy_kwargs=kwargs).learn(64)
     auto = model_of("box", compile="auto", policy_kwargs=kwargs)
-    auto._compilation.wanted = True
+    auto._engines.compiles = True
     with pytest.warns(CompileWarning, match=message):
         auto.learn(64)
     theirs = model_of("box", compile=False, policy_kwargs=kwargs).learn(64).policy
