@@ -3,6 +3,8 @@
 from sb3_ppo_ext.knobs.controllers import AdaptiveClipFraction, AdaptiveKL
 from sb3_ppo_ext.knobs.laws import Proportional, Threshold
 from sb3_ppo_ext.knobs.schedules import Cosine, Exponential, Linear, Piecewise, Warmup
+from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
+from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.objective.registration import kl_estimator, surrogate, value_clip, value_error
 from sb3_ppo_ext.ppox import PPOX
 
@@ -11,14 +13,23 @@ __all__ = [
     "AdaptiveClipFraction",
     "AdaptiveKL",
     "Cosine",
+    "DivergedError",
     "Exponential",
     "Linear",
     "Piecewise",
     "Proportional",
     "Threshold",
+    "TrainingWarning",
     "Warmup",
     "kl_estimator",
     "surrogate",
     "value_clip",
     "value_error",
 ]
+
+# Saved models name classes by this path, so that they load wherever the code of a class lies later.
+for _public in (
+    *(PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold, DivergedError, TrainingWarning),
+    *(Cosine, Exponential, Linear, Piecewise, Warmup),
+):
+    _public.__module__ = __name__

@@ -14,22 +14,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_ppo_ext.arguments import (
-    check_arguments,
-    check_buffer,
-    check_compilable,
-    check_exact_kl,
-    check_learn,
-    joined_signature,
-    with_knobs,
-)
+from sb3_ppo_ext import arguments, model_files, streams
 from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
 from sb3_ppo_ext.engines.family import family_of
 from sb3_ppo_ext.engines.selection import EngineChoice, training
 from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of, parse_knobs
 from sb3_ppo_ext.knobs.parsing import Knob
 from sb3_ppo_ext.knobs.table import ADDED, is_on
-from sb3_ppo_ext.model_files import completed, controllers_in, read_parameters, with_controllers
 from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
 from sb3_ppo_ext.monitoring.update_log import record_update
 from sb3_ppo_ext.policies.popart import install_popart
@@ -37,7 +28,6 @@ from sb3_ppo_ext.rollout.by_hand import begin_collecting, prepare_logs, require_
 from sb3_ppo_ext.rollout.collect import collect_rollouts, is_replaced
 from sb3_ppo_ext.run import Run, run_of
 from sb3_ppo_ext.saving import File, save_atomically
-from sb3_ppo_ext.streams import after_loading, learning_from_its_own, seeding, states_while_learning
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
 from sb3_ppo_ext.update.epochs import step_controllers
 from sb3_ppo_ext.update.optimizers import GroupRates
@@ -123,20 +113,20 @@ class PPOX(PPO):
     # load() calls it after it has put back the saved attributes and its own keyword arguments.
     def _setup_model(self) -> None:
         parse_knobs(self)
-        check_arguments(self)
+        arguments.check_arguments(self)
         self._family = family_of(self.policy_class)
         self._family.check(self)
-        check_compilable(self, self._family.compilable)
+        arguments.check_compilable(self, self._family.compilable)
         self.rollout_buffer_class = self.rollout_buffer_class or self._family.buffer_class
-        with seeding(self):
+        with streams.seeding(self):
             super()._setup_model()
         prepare_logs(self)
         self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))  # as the policy has read it
         self.knobs = knobs_of(self)
         self.knobs.load_state_dict(self._controllers)
         self._controllers = {}
-        check_exact_kl(self)
-        check_buffer(self)
+        arguments.check_exact_kl(self)
+        arguments.check_buffer(self)
         self._monitor = RunMonitor()
         self._engines = EngineChoice(self._family)
         self._seconds: dict[str, float] = {}
@@ -170,15 +160,18 @@ class PPOX(PPO):
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         self._set_learning_rate(float(self.knobs.values.learning_rate))
 
-    def _set_learning_rate(self, rate: float) -> None:
+    def _group_rates(self) -> GroupRates:
         if self._rates.optimizer is not self.policy.optimizer:  # replaced by the user since
             self._rates = GroupRates(self.policy.optimizer, self._rates.rate, self.lr_schedule(1.0))
-        self._rates.apply(rate)
+        return self._rates
+
+    def _set_learning_rate(self, rate: float) -> None:
+        self._group_rates().apply(rate)
         self.logger.record("train/learning_rate", rate)
 
     def _run(self) -> Run:
         """What the rooms below are handed: settings, and the state of the training as it stands now."""
-        self._monitor.run = run_of(self, self._monitor, self._rates.ratios(), self._seconds)
+        self._monitor.run = run_of(self, self._monitor, self._group_rates().ratios(), self._seconds)
         return self._monitor.run
 
     def train(self) -> None:
@@ -225,7 +218,7 @@ class PPOX(PPO):
     ) -> SelfPPOX:
         """As :meth:`PPO.learn`; the last update is logged too."""
         watched = self._monitor.learning(self, logged=log_interval is not None)
-        with learning_from_its_own(self), self._engines.threads(self._run()), watched:
+        with streams.learning_from_its_own(self), self._engines.threads(self._run()), watched:
             interval: Any = log_interval  # None switches logging off, which is not in the annotation of PPO.learn
             return super().learn(total_timesteps, callback, interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -237,7 +230,7 @@ class PPOX(PPO):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
-        check_learn(self, total_timesteps)
+        arguments.check_learn(self, total_timesteps)
         self._earlier_timesteps += self.num_timesteps if reset_num_timesteps else 0
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, *args, **kwargs
@@ -254,17 +247,17 @@ class PPOX(PPO):
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """As :meth:`PPO.get_parameters`; what controllers have reached stands in the optimizer's state."""
-        return with_controllers(super().get_parameters(), self.knobs)
+        return model_files.with_controllers(super().get_parameters(), self.knobs)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
         """As :meth:`PPO.set_parameters`; with the optimizer's state come controllers of the same settings."""
-        parameters = read_parameters(load_path_or_dict, device)
+        parameters = model_files.read_parameters(load_path_or_dict, device)
         super().set_parameters(parameters, exact_match, device)
-        self.knobs.load_state_dict(controllers_in(parameters))
+        self.knobs.load_state_dict(model_files.controllers_in(parameters))
 
     def save(self, path: File, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """As :meth:`PPO.save`, but a crash while saving leaves the previous file as it was."""
-        with completed(self):
+        with model_files.completed(self):
             save_atomically(path, lambda file: super(PPOX, self).save(file, exclude, include))
 
     @classmethod
@@ -274,10 +267,10 @@ class PPOX(PPO):
         Loaded while another model learns, it does so when it learns itself: that one's streams stay where they are. Own
         arguments given here take effect; a controller given with the settings it was saved with continues.
         """
-        around = states_while_learning()
+        around = streams.states_while_learning()
         model = super().load(path, *args, **kwargs)
         warn_of_start(model.action_space)
-        after_loading(model, around)
+        streams.after_loading(model, around)
         return model
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -291,5 +284,5 @@ class PPOX(PPO):
 
 
 # For ``help`` and editors: what ``*args`` and ``**kwargs`` are.
-PPOX.__init__.__signature__ = joined_signature(PPO.__init__, PPOX.__init__)  # type: ignore[attr-defined]
-PPOX.__doc__ = with_knobs(PPOX.__doc__)
+PPOX.__init__.__signature__ = arguments.joined_signature(PPO.__init__, PPOX.__init__)  # type: ignore[attr-defined]
+PPOX.__doc__ = arguments.with_knobs(PPOX.__doc__)

@@ -20,7 +20,16 @@ FLOORS = [
     {"ppox", "language"},
     {"__init__"},
 ]
-LANGUAGE = [{"inputs"}, {"model", "arguments"}, {"envs"}, {"policies"}, {"training"}, {"monitoring"}, {"engines"}, {"__init__"}]
+LANGUAGE = [
+    {"inputs"},
+    {"model", "arguments"},
+    {"envs"},
+    {"policies"},
+    {"training"},
+    {"monitoring"},
+    {"engines"},
+    {"__init__"},
+]
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

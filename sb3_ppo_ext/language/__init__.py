@@ -34,3 +34,9 @@ __all__ = [
     "TextObservation",
     "prompt_space",
 ]
+
+for _public in (
+    *(CandidatePolicy, ClassifierReward, LanguageModelPolicy, PromptEnv, PromptVecEnv, RatioError, ResponseSpace),
+    *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, prompt_space),
+):
+    _public.__module__ = __name__  # what saved models name

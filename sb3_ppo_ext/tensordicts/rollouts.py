@@ -26,22 +26,14 @@ the last dimension for the time, and are silently wrong.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from torch import Tensor
-
-if find_spec("tensordict") is None:
-    raise ImportError(
-        "sb3_ppo_ext.tensordicts needs tensordict, which cannot be found. Install with\n"
-        '  pip install "sb3_ppo_ext[torchrl]"'
-    )
-
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.tensordicts.reading import TIME, Key, array_of, numbers_of, steps_first
