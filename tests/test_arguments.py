@@ -12,7 +12,7 @@ from tests.test_parity import Doubling
 from tests.test_ppox import model_with
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning"
+    "ignore::sb3_ppo_ext.TrainingWarning"
 )  # targets out of reach
 
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from tests.environments import PaidAtTheEnd, Periodic
 
-pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
 TARGET = 0.01
 

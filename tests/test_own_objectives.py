@@ -18,7 +18,7 @@ from tests.language import setups
 from tests.torchrl.rollouts import collected, moved, rollout_of
 from tests.traced_graphs import graphs_of, trace_only
 
-pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 4, "seed": 0, "device": "cpu"}
 

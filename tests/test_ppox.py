@@ -21,7 +21,7 @@ from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Threshold, Warmup
 from tests.environments import Toy
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning"
+    "ignore::sb3_ppo_ext.TrainingWarning"
 )  # targets out of reach
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}

@@ -24,7 +24,7 @@ from sb3_ppo_ext.process_wide import ignoring_warnings
 from sb3_ppo_ext.saving import random_state, restore_random_state, save_atomically
 from tests.environments import Toy
 
-pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
 
 def in_a_thread(work: Callable[[], object]) -> Any:

@@ -17,7 +17,7 @@ from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Cosine, Threshol
 from tests.environments import Periodic, Toy
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning"
+    "ignore::sb3_ppo_ext.TrainingWarning"
 )  # targets out of reach
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 1, "device": "cpu"}

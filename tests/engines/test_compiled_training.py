@@ -19,7 +19,7 @@ from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.environments import Periodic, Toy
 from tests.update.test_group_rates import TwoRates
 
-pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
 

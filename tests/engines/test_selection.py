@@ -16,7 +16,7 @@ from sb3_ppo_ext.engines.cpu.threads import MANY_THREADS_FROM, computing_with, t
 from sb3_ppo_ext.engines.selection import CompileWarning, planned_work
 from tests.environments import Toy
 
-pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
 SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
 LONG = 10_000_000

@@ -28,7 +28,7 @@ from tests.environments import Toy
 from tests.traced_graphs import Traced, graphs_of, trace_only
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning", "ignore:You have specified a mini-batch size"
+    "ignore::sb3_ppo_ext.TrainingWarning", "ignore:You have specified a mini-batch size"
 )
 
 # Of 20 rows the last minibatch has 4, which is updated eagerly; episodes are cut by their time limit in between.

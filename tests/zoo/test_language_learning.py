@@ -9,11 +9,10 @@ from stable_baselines3.common.monitor import load_results
 pytest.importorskip("transformers")
 
 
-@pytest.mark.slow
-def test_random_walks_become_nearly_optimal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The corpus's walks score 0.79 on average; 1 is the best there is. Three seeds of 10,000 responses ended at 0.99.
-    monkeypatch.chdir(tmp_path)
-    main(["train", "--env", "RandomWalks-v0", "-n", "4096", "--eval-freq", "-1", "--verbose", "0", "--seed", "0"])
-    scores = load_results("logs/ppox/RandomWalks-v0_1")["r"]
-    assert scores[:256].mean() < 0.85
-    assert scores[-1024:].mean() > 0.95
+def test_random_walks_become_shorter(tmp_path: Path) -> None:
+    short = ["-n", "2048", "--eval-freq", "-1", "--verbose", "0", "--seed", "0"]
+    main(["train", "--env", "RandomWalks-v0", "-f", str(tmp_path), *short])
+    scores = load_results(str(tmp_path / "ppox/RandomWalks-v0_1"))["r"]
+    # 1 is the best there is. 8 seeds, and 4 after another pretraining, began at 0.74 to 0.77 and gained 0.16 to 0.25;
+    # the mean of 512 scores, which scatter by 0.2, has a standard error of 0.01.
+    assert scores[-512:].mean() > scores[:256].mean() + 0.08

@@ -72,7 +72,7 @@ def test_enjoy_plays_it_and_shows_what_is_written(trained: Path, capsys: pytest.
 
 def test_a_run_goes_on_from_its_zip(trained: Path) -> None:
     before = PPOX.load(f"{FIRST}/PromptCopy-v0.zip", device="cpu")
-    main([*TRAIN, "--eval-freq", "-1", "-i", f"{FIRST}/PromptCopy-v0.zip", "-params", *SHORT])
+    main([*TRAIN, "--eval-freq", "-1", "-i", f"{FIRST}/PromptCopy-v0.zip", "-params", *SHORT[:-1]])
     after = PPOX.load("logs/ppox/PromptCopy-v0_2/PromptCopy-v0.zip", device="cpu")
     assert after._n_updates == before._n_updates + 2
     assert any(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C
 PROGRAM = """
 import resource
 from contextlib import nullcontext
-from sb3_ppo_ext.memory import keeping_freed_memory
+from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
 
 def faults(context, size=2**26):
     with context:

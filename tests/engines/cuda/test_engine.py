@@ -31,7 +31,7 @@ from tests.environments import Periodic
 
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
-    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning"),
+    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning"),
 ]
 
 

@@ -25,7 +25,7 @@ from tests.update.test_group_rates import TwoRates
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
     pytest.mark.filterwarnings(
-        "ignore::sb3_ppo_ext.monitoring.diagnostics.TrainingWarning", "ignore:You have specified"
+        "ignore::sb3_ppo_ext.TrainingWarning", "ignore:You have specified"
     ),
 ]
 

@@ -117,7 +117,7 @@ def test_it_is_a_term_of_the_loss_with_its_gradient() -> None:
         torch.testing.assert_close(one, parameter.grad, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:ref_kl_estimator:sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+@pytest.mark.filterwarnings("ignore:ref_kl_estimator:sb3_ppo_ext.TrainingWarning")
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_in_the_reward_it_is_paid_by_each_token(lora: dict[str, Any] | None) -> None:
     model = setups.ppox(
@@ -147,7 +147,7 @@ def test_in_the_reward_it_is_paid_by_each_token(lora: dict[str, Any] | None) -> 
     assert expected.max() > 0.01
 
 
-@pytest.mark.filterwarnings("ignore:ref_kl_estimator:sb3_ppo_ext.monitoring.diagnostics.TrainingWarning")
+@pytest.mark.filterwarnings("ignore:ref_kl_estimator:sb3_ppo_ext.TrainingWarning")
 @pytest.mark.parametrize("place", ["reward", "loss", "both"])
 def test_it_trains_and_steers_wherever_it_is_put(place: str) -> None:
     model = setups.ppox(

@@ -117,15 +117,17 @@ def test_what_was_sampled_under_a_mask_is_trained_under_it(score: str) -> None:
     assert mean >= 0  # greedy too keeps to what is open
 
 
+@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # the steps are large
 def test_a_masked_environment_is_learned() -> None:
     env = DummyVecEnv([masked_env] * 8)
     kwargs = {"model": lambda: tiny.model(sharpness=3.0), "tokenizer": tokenizer(), "candidates": ACTIONS}
     model = PPOX(
-        CandidatePolicy, env, n_steps=16, batch_size=64, n_epochs=4, learning_rate=5e-4, gamma=0.0, seed=0,
+        CandidatePolicy, env, n_steps=16, batch_size=64, n_epochs=4, learning_rate=1e-3, gamma=0.0, seed=0,
         device="cpu", policy_kwargs={**kwargs, "score": "word_mean"},
     )  # fmt: skip
     model.learn(128 * 12)
-    # By chance E[1 / (1 + Binomial(3, 1/2))] = (1 - 2^-4) / (4 / 2) = 0.47.
+    # By chance E[1 / (1 + Binomial(3, 1/2))] = (1 - 2^-4) / (4 / 2) = 0.47; 8 seeds reached 0.91 to 0.95. 128 samples
+    # at 0.9 have a standard error of 0.03.
     assert model.rollout_buffer.rewards.mean() > 0.75
 
 

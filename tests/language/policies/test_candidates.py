@@ -95,6 +95,7 @@ def test_gradients_flow_through_the_cache() -> None:
         torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # the steps are large
 def test_a_text_environment_is_learned_and_continues_after_loading(tmp_path: Path) -> None:
     env = DummyVecEnv([lambda: TextObservation(Doors(), 60)] * 8)
     model = PPOX(
@@ -102,12 +103,16 @@ def test_a_text_environment_is_learned_and_continues_after_loading(tmp_path: Pat
         policy_kwargs={"model": lambda: tiny.model(sharpness=3.0), "tokenizer": tokenizer(), "candidates": ACTIONS,
                        "score": "token_mean"},
     )  # fmt: skip
-    model.learn(64 * 40)
-    assert model.rollout_buffer.rewards.mean() > 0.9
+    model.learn(64 * 20)
+    both = observations("the door is on your left", "the door is on your right")
+    assert isinstance(model.policy, CandidatePolicy)
+    distribution = model.policy.get_distribution(both).distribution
+    assert isinstance(distribution, torch.distributions.Categorical)
+    # 1 / 3 by chance; 8 seeds reached 0.86 to 0.88 for the door that was harder to learn.
+    assert distribution.probs[[0, 1], [0, 1]].min() > 0.7
     assert model.logger.name_to_value["train/kl_exact"] >= 0  # the exact one, of a categorical choice
     model.save(tmp_path / "doors")
     loaded = PPOX.load(tmp_path / "doors", env=env)
-    both = observations("the door is on your left", "the door is on your right")
     for one in (model, loaded):
         assert one.predict(both.numpy(), deterministic=True)[0].tolist() == [0, 1]
 

@@ -22,10 +22,9 @@ def responses(begun: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
     return [one for token in range(VOCABULARY) for one in responses((*begun, token))]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*of the samples are outside the clip range")  # a toy moves far at once
 @pytest.mark.filterwarnings("ignore:the model's generation_config has eos_token_id")  # an ordinary token here
-def test_training_reaches_the_closed_form_optimum() -> None:
+def test_training_approaches_the_closed_form_optimum() -> None:
     every = responses()
     reward = dict(zip(every, np.random.default_rng(0).normal(size=len(every)), strict=True))
 
@@ -54,6 +53,8 @@ def test_training_reaches_the_closed_form_optimum() -> None:
 
     best = float(BETA * torch.logsumexp(ref + rewards / BETA, dim=0))
     start = reached()
-    model.learn(80 * 256)
-    assert start < 0.2 * best
-    assert 0.95 * best < reached() <= best + 1e-6
+    model.learn(30 * 256)
+    # It begins at -0.85 of the best. Of 8 seeds each reached 0.86 to 0.92; with half of beta, or twice as much, one
+    # reaches 0.50 and 0.55, and no more than 0.63 however long it learns.
+    assert start < 0
+    assert 0.75 * best < reached() <= best + 1e-6
