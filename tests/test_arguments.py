@@ -11,9 +11,7 @@ from sb3_ppo_ext import AdaptiveKL
 from tests.test_parity import Doubling
 from tests.test_ppox import model_with
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::sb3_ppo_ext.TrainingWarning"
-)  # targets out of reach
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # targets out of reach
 
 
 def test_knobs_look_as_third_parties_expect() -> None:

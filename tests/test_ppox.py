@@ -20,9 +20,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Threshold, Warmup
 from tests.environments import Toy
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::sb3_ppo_ext.TrainingWarning"
-)  # targets out of reach
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # targets out of reach
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
 

@@ -16,9 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Cosine, Threshold
 from tests.environments import Periodic, Toy
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::sb3_ppo_ext.TrainingWarning"
-)  # targets out of reach
+pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # targets out of reach
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 1, "device": "cpu"}
 

@@ -108,13 +108,28 @@ WRITING = [assigns, assigns_in_either_mode, assigns_after_use, swaps, adds, copi
 @pytest.mark.parametrize("minibatch_controller", [False, True])
 @pytest.mark.parametrize("forward", WRITING)
 def test_buffers_that_are_written_to_are_those_of_eager_training(forward: Forward, minibatch_controller: bool) -> None:
-    options = {"learning_rate": AdaptiveKL(1e-3, 1e-4, every="minibatch")} if minibatch_controller else {}
+    controller = {"learning_rate": AdaptiveKL(1e-3, 1e-4, every="minibatch"), "kl_estimator": "k3"}
+    options = controller if minibatch_controller else {}
     eager = model_of(forward, compile=False, **options).learn(60).policy.state_dict()
     compiled = model_of(forward, **options).learn(60)
     assert graphs_of(compiled).calls["acting"] >= 60
     assert eager["features_extractor.mean"].abs().min() > 1e-4
     for name, tensor in compiled.policy.state_dict().items():
         torch.testing.assert_close(tensor, eager[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_the_exact_kl_to_what_acted_is_not_computed_from_buffers_that_have_changed_since() -> None:
+    options = {"kl_coef": AdaptiveKL(1.0, 0.01)}
+    with pytest.raises(ValueError, match=r'compile=True: acting changes features_extractor\.mean.*kl_estimator="k3"'):
+        model_of(assigns_in_either_mode, **options).learn(20)
+    eager = model_of(assigns_in_either_mode, compile=False, **options).learn(60)
+    model = model_of(assigns_in_either_mode, compile="auto", **options)
+    model._engines.compiles = True  # as in a long training
+    with pytest.warns(CompileWarning, match="acting is not compiled"):
+        model.learn(60)
+    assert graphs_of(model).calls["update, whole"] == 3 * 2  # of the full minibatches, all the same
+    for name, tensor in model.policy.state_dict().items():
+        torch.testing.assert_close(tensor, eager.policy.state_dict()[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 def assigns_data(self: Any, x: Tensor) -> Any:

@@ -52,7 +52,7 @@ def test_schedules_are_values(schedule: ProgressSchedule) -> None:
     assert eval(repr(schedule)) == schedule
     pickled = pickle.dumps(schedule)
     assert pickle.loads(pickled) == schedule
-    assert b"sb3_ppo_ext.knobs.schedules" in pickled  # by reference, not by byte code
+    assert f"{type(schedule).__name__}".encode() in pickled and b"sb3_ppo_ext" in pickled  # no byte code
 
 
 def test_horizon_counts_timesteps_of_all_learn_calls() -> None:

@@ -19,9 +19,7 @@ from tests.torchrl.rollouts import collected, moved, rows_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
-    pytest.mark.filterwarnings(
-        "ignore::sb3_ppo_ext.TrainingWarning"
-    ),  # the steps here are large
+    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning"),  # the steps here are large
 ]
 
 LOSSES = ("loss_objective", "loss_entropy", "loss_critic")

@@ -30,6 +30,7 @@ class CompiledActor:
             graph = graphs.get("acting", ActorGraph(policy), inputs, policy, draws=True, writes=True)
         self._call, self._noise = graph.call, graph.noise
         self._written = WrittenBuffers(policy, graph.written)
+        self.writes_to = list(graph.written)  # the policy's buffers, by name
         # Of padded batches a policy that writes would remember the padding too.
         self._terminal_values = EagerActor(policy).terminal_values if graph.written else self._values_of
         self._constants = list(inputs["constants"].values())

@@ -8,6 +8,7 @@ from sb3_ppo_ext.engines.compile_progress import compile_progress
 from sb3_ppo_ext.engines.cpu.actor import CompiledActor
 from sb3_ppo_ext.engines.cpu.update import CompiledRunner, require_compilable
 from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions, unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
@@ -38,7 +39,13 @@ class CpuEngine:
         """See ``Engine``."""
         self.verbose = run.settings.verbose
         observation = obs_as_tensor(run.last_observation, run.device)
-        return CompiledActor(unwrapped(run.policy), self.graphs, observation)
+        actor = CompiledActor(unwrapped(run.policy), self.graphs, observation)
+        if actor.writes_to and run.needs_exact_kl:
+            raise CompileError(
+                f"acting changes {', '.join(actor.writes_to)}: the exact KL to the distributions it acted by cannot be "
+                'computed afterwards (kl_estimator="k3" can)'
+            )
+        return actor
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> CompiledRunner:
         """See ``Engine``."""

@@ -45,10 +45,6 @@ class RolloutProgress:
         self.started = time.perf_counter()
         self.due = self.started + pause
 
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """A copy of the policy, or its pickle, has none: the terminal is not copied."""
-        return type(None), ()
-
     def after_token(self, mask: Tensor, going: Tensor) -> None:
         """With the ``mask`` [B, L] of a batch's tokens until now, and which of its responses [B] are ``going`` on."""
         if time.perf_counter() >= self.due:  # to count is to wait for the device

@@ -14,7 +14,7 @@ from sb3_ppo_ext.engines.cuda.engine import CudaEngine
 from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, combined
 from sb3_ppo_ext.engines.cuda.update import RecordedRunner
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
-from sb3_ppo_ext.update.kl_probe import KLProbe
+from sb3_ppo_ext.update.kl_probe import KLByPasses
 from tests import test_parity
 from tests.engines import test_compiled
 from tests.engines.cuda.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
@@ -24,9 +24,7 @@ from tests.update.test_group_rates import TwoRates
 
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
-    pytest.mark.filterwarnings(
-        "ignore::sb3_ppo_ext.TrainingWarning", "ignore:You have specified"
-    ),
+    pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning", "ignore:You have specified"),
 ]
 
 CASES = {
@@ -116,7 +114,7 @@ def test_the_exact_kl_of_the_log_is_computed_before_anybody_waits(monkeypatch: p
 
         monkeypatch.setattr(owner, name, call)
 
-    noted(KLProbe, "compute")
+    noted(KLByPasses, "compute")
     noted(RecordedRunner, "_read")
     model = model_of("box", compile=True).learn(64)
     assert order == ["compute", "_read"] and model.logger.name_to_value["train/kl_exact"] > 0
