@@ -50,4 +50,5 @@ class DeviceRollout(Rollout):
         buffer.advantages = buffer.advantages_for(in_time, last_values, dones)
         buffer.returns = buffer.advantages + in_time
         self._set_advantage()
-        self.rows = self.rows._replace(advantage=self.advantage, value_target=self._flat(buffer.returns))
+        self.value_target = self._flat(buffer.returns).flatten()
+        self.rows = self.rows._replace(advantage=self.advantage, value_target=self.value_target)

@@ -151,4 +151,5 @@ class Rollout:
         compute_returns_and_advantage(self.buffer, last_values, dones)
         self.buffer.values = collected
         self._set_advantage()
-        self.rows = self.rows._replace(advantage=self.advantage, value_target=self._flat(self.buffer.returns).flatten())
+        self.value_target = self._flat(self.buffer.returns).flatten()
+        self.rows = self.rows._replace(advantage=self.advantage, value_target=self.value_target)

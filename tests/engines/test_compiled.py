@@ -82,11 +82,21 @@ def model_of(name: str, *, compile: bool) -> PPOX:
     return PPOX(policy, env, compile=compile, **{**SETTINGS, **options})
 
 
-def assert_close(one: PPOX, other: PPOX, tolerance: float) -> None:
-    for name, tensor in one.policy.state_dict().items():
-        scale = tensor.abs().max().item() + 1e-3
-        difference = (other.policy.state_dict()[name] - tensor).abs().max().item()
-        assert difference <= tolerance * scale, f"{name} differs by {difference / scale:.1e} of its largest entry"
+def assert_close(one: PPOX, other: PPOX, start: PPOX) -> None:
+    """Both have moved from ``start`` by the same, up to rounding.
+
+    Rounding is some 1e-7 of a gradient, and more where a gradient is small: Adam divides by its size. Which entries
+    that meets depends on the machine. Of all cases here and 8 seeds of each, the moves differed by at most 2.2e-6 of
+    their norm, and those of a single tensor by at most 1.2e-4 of its largest.
+    """
+    moves, differences = [], []
+    for name, before in start.policy.state_dict().items():
+        mine, theirs = (model.policy.state_dict()[name].double() for model in (one, other))
+        moves.append((mine - before).flatten())
+        differences.append((theirs - mine).flatten())
+        ratio = differences[-1].abs().max() / moves[-1].abs().max().clamp(min=1e-12)
+        assert ratio <= 1e-3, f"{name} differs by {ratio:.1e} of its largest move"
+    assert torch.cat(differences).norm() <= 2e-5 * torch.cat(moves).norm()
 
 
 def graphs_made(model: PPOX) -> int:
@@ -109,9 +119,7 @@ def updated(name: str, *, compile: bool) -> PPOX:
 
 def assert_same_update(name: str) -> None:
     eager, compiled = updated(name, compile=False), updated(name, compile=True)
-    # Rounding by itself: some 1e-7 a step, over at most 6 steps; a convolution's sums are longer, and at ten times the
-    # rate a step is ten times as long.
-    assert_close(eager, compiled, 2e-5 if "image" in name or "stopped" in name else 2e-6)
+    assert_close(eager, compiled, model_of(name, compile=False))
     assert eager.knobs.numbers() == pytest.approx(compiled.knobs.numbers(), rel=1e-4)
     assert eager._n_updates == compiled._n_updates
     for key, value in eager.logger.name_to_value.items():
@@ -165,7 +173,7 @@ def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(
         model.batch_size = 16
         models.append(model.learn(64))
         assert graphs_made(model) == 3 * compile
-    assert_close(models[0], models[1], 5e-5)
+    assert_close(models[0], models[1], model_of("discrete", compile=False))
     loaded = PPOX.load(tmp_path / "model", env=Toy())
     assert loaded.compile is True and loaded._engines.engine is None
 
@@ -173,7 +181,9 @@ def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_no_step_is_taken_on_a_gradient_that_is_not_finite() -> None:
-    model = model_of("discrete", compile=True).learn(64)
+    model = model_of("discrete", compile=True)
+    model._engines.actor_refused = True  # it is the update that is tried here
+    model.learn(64)
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     model.rollout_buffer.returns[3] = float("nan")
     with pytest.raises(ValueError, match="value_loss is nan"):

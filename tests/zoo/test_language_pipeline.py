@@ -118,25 +118,6 @@ def test_rl_zoo3_s_own_scripts_find_them_after_the_one_line(trained: Path) -> No
     assert Path("stock/ppox/PromptCopy-v0_1/PromptCopy-v0.zip").is_file()
 
 
-def test_nothing_of_them_is_imported_until_one_is_made_and_then_the_extra_is_named() -> None:
+def test_they_are_registered_by_name_alone() -> None:
     register()
     assert {name: gym.spec(name).entry_point for name in ENVIRONMENTS} == ENVIRONMENTS
-    code = """
-import importlib.util, sys
-import sb3_ppo_ext_zoo; sb3_ppo_ext_zoo.register()
-assert not [name for name in sys.modules if name.startswith(("transformers", "sb3_ppo_ext_zoo.language"))]
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "transformers" else find_spec(name, *rest)
-import gymnasium
-gymnasium.make("PromptCopy-v0")
-"""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "needs transformers, which cannot be found" in done.stderr
-    assert 'pip install "sb3_ppo_ext[lm]"' in done.stderr

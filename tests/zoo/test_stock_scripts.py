@@ -40,7 +40,5 @@ def test_the_one_line_teaches_train_enjoy_and_record_video(folder: Path) -> None
     assert list(folder.rglob("*.mp4"))
 
 
-def test_other_algorithms_and_a_settings_file_work_as_before(folder: Path) -> None:
-    (folder / "mine.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 16, clip_range: cosine:0.2:0.1}")
-    assert "mine.yml" in stock(folder, "train", "--algo", "ppox", "-conf", "mine.yml", *TINY)
+def test_other_algorithms_work_as_before(folder: Path) -> None:
     assert "hyperparams/ppo.yml" in stock(folder, "train", "--algo", "ppo", *TINY)

@@ -53,7 +53,7 @@ def test_a_library_is_named_after_all_that_it_depends_on() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_graphs_are_compiled_once_and_then_loaded(cache: Path) -> None:
+def test_graphs_are_compiled_once_and_then_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs: Inputs = {"a": torch.ones(3), "b": torch.arange(3.0)}
     compiled: list[str] = []
 
@@ -78,10 +78,18 @@ def test_graphs_are_compiled_once_and_then_loaded(cache: Path) -> None:
     assert len(compiled) == 1
     assert sorted(path.suffix for path in cache.iterdir()) == [".so", ".so"]
     broken = job_of().path
-    assert broken.exists()
-    half = broken.read_bytes()[:10_000]
-    broken.unlink()  # this process still has it mapped
-    broken.write_bytes(half)
+    whole = broken.read_bytes()
+
+    def replaced(content: bytes) -> None:
+        broken.unlink()  # this process still has it mapped
+        broken.write_bytes(content)
+
+    def compiled_again(jobs: list[Job]) -> None:
+        assert [job.path for job in jobs] == [broken]
+        replaced(whole)
+
+    replaced(whole[:10_000])
+    monkeypatch.setattr(artifacts, "compile_all", compiled_again)
     Graphs(Shown).get("one", affine, inputs, POLICY).call([torch.ones(3), torch.ones(3)])
     assert len(compiled) == 2
 

@@ -9,14 +9,16 @@ import sys
 
 import pytest
 
+from sb3_ppo_ext.engines.cpu import malloc
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
 # The pages that the operating system has to find for a block written and freed ten times, but for the first.
 # The larger one at the end does not fit into what the heap has kept.
 PROGRAM = """
-import resource
+import resource, runpy, sys
 from contextlib import nullcontext
-from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
+keeping_freed_memory = runpy.run_path(sys.argv[1])["keeping_freed_memory"]  # it needs no package: torch takes seconds
 
 def faults(context, size=2**26):
     with context:
@@ -33,9 +35,8 @@ print(faults(nullcontext()), faults(keeping_freed_memory()), faults(nullcontext(
 
 
 def faults(**environment: str) -> list[int]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PROGRAM, malloc.__file__]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
     return [int(number) for number in done.stdout.split()]
 
 

@@ -58,7 +58,7 @@ def filled(buffer: Any, observation_space: spaces.Space[Any], action_space: spac
 
 
 @pytest.mark.parametrize(("observation", "action"), [*itertools.product(OBSERVATIONS, ACTIONS)])
-def test_a_buffer_of_tensors_holds_what_that_of_arrays_holds(observation: str, action: str) -> None:
+def test_a_buffer_of_tensors_holds_and_renews_what_that_of_arrays_does(observation: str, action: str) -> None:
     where, what = OBSERVATIONS[observation], ACTIONS[action]
     is_dict = isinstance(where, spaces.Dict)
     kinds: list[Any] = [DictRolloutBuffer, DeviceDictRolloutBuffer] if is_dict else [RolloutBuffer, DeviceRolloutBuffer]
@@ -73,6 +73,12 @@ def test_a_buffer_of_tensors_holds_what_that_of_arrays_holds(observation: str, a
     assert rollouts[1].explained_variance() == pytest.approx(rollouts[0].explained_variance(), rel=1e-4)
     rows = torch.cat([sample.returns for sample in device.get(4)])
     torch.testing.assert_close(rows.sort().values, one.value_target.sort().values, rtol=1e-5, atol=1e-5)
+    values = torch.linspace(-1, 1, 33)  # of a value function that has learned since
+    before = rollouts[0].explained_variance()
+    for rollout in rollouts:
+        rollout.refresh_advantage(values, torch.zeros(3, 1), np.zeros(3))
+    assert rollouts[1].explained_variance() == pytest.approx(rollouts[0].explained_variance(), rel=1e-4)
+    assert rollouts[0].explained_variance() != pytest.approx(before, rel=1e-3)  # it is that of the renewed targets
 
 
 def test_a_buffer_shows_every_step_it_was_given() -> None:
