@@ -67,7 +67,7 @@ def test_graphs_are_compiled_once_and_then_loaded(cache: Path, monkeypatch: pyte
     first = Graphs(Shown)
     with first.together():
         unfinished = first.get("one", affine, inputs, POLICY)
-        first.get("other", lambda given: (given["a"] - given["b"],), inputs, POLICY)
+        first.get("other", lambda given: (2 * given["a"] - given["b"],), inputs, POLICY)  # as long
         with pytest.raises(RuntimeError, match="before it was compiled"):
             unfinished.call([])
     call = first.get("one", affine, inputs, POLICY).call
