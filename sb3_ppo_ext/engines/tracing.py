@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.errors import CompileError, first_line
 from sb3_ppo_ext.engines.noise import refuse_draws
-from sb3_ppo_ext.engines.side_effects import Change, Snapshot, holds_tensor, plain_tensors
+from sb3_ppo_ext.policies.side_effects import Change, Snapshot, holds_tensor, plain_tensors
 
 Inputs = dict[str, Any]
 aten = torch.ops.aten

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from sb3_ppo_ext import PPOX, AdaptiveKL
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.selection import CompileWarning
-from sb3_ppo_ext.engines.side_effects import Snapshot
 from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.policies.side_effects import Snapshot
 from tests.environments import Toy
 from tests.traced_graphs import Traced, graphs_of, trace_only
 

@@ -1,4 +1,4 @@
-"""What a policy's own code changes while it is traced: found, named and undone.
+"""What a policy's own code changes besides computing: found, named and undone.
 
 A graph computes and runs no Python: an attribute that ``forward`` sets would stay as tracing left it, and what Python
 draws from NumPy would be one number for ever. Tensors are told apart by identity, plain values by what they are.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
 DEPTH = 4  # of containers and objects within each other, below a module
-SMALL = 2**16  # bytes of an array that is compared
+LARGEST = 2**26  # bytes of an array that is copied and compared
 MISSING = object()
 
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
@@ -110,6 +110,14 @@ class Snapshot:
         elif hasattr(value, "__dict__"):
             self._add(vars(value), where, value, DEPTH if isinstance(value, nn.Module) else depth)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Buffers and what attributes hold; a forward pass that writes to parameters is beyond help."""
+        for container in self.containers:
+            contents = container.contents
+            items = contents.values() if isinstance(contents, dict) else contents
+            if isinstance(items, Iterable) and not isinstance(items, np.ndarray):
+                yield from (item for item in items if isinstance(item, Tensor) and not isinstance(item, nn.Parameter))
+
     def changes(self) -> list[Change]:
         """All but what is written anew at every call anyway."""
         found = [change for container in self.containers for change in container.changes()]
@@ -146,7 +154,7 @@ def contents_of(value: Any) -> Any:
     if isinstance(value, set):
         return set(value)
     if isinstance(value, np.ndarray):
-        return value.copy() if value.nbytes <= SMALL and value.dtype != object else None
+        return value.copy() if value.nbytes <= LARGEST and value.dtype != object else None
     for kind, (state, _) in GENERATORS.items():
         if isinstance(value, kind):
             return (state(value),)
