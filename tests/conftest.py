@@ -30,6 +30,17 @@ def _validated_distributions() -> Iterator[None]:
 
 
 @pytest.fixture
+def compiler() -> None:
+    """What inductor compiles with."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        pytest.skip(f"no C++ compiler here: {error}")
+
+
+@pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they were traced, without a compiler, for what does not depend on the compiler's work: when they
     are made, what they are given, what becomes of their results.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,56 +12,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_ppo_ext import PPOX
-from tests.environments import Toy
-
-
-def falling(progress_remaining: float) -> float:
-    return 1e-3 * progress_remaining + 1e-4
-
-
-CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "box": ("vector", "box", "MlpPolicy", {}),
-    "discrete": ("vector", "discrete", "MlpPolicy", {}),
-    "multidiscrete": ("vector", "multidiscrete", "MlpPolicy", {}),
-    "multibinary": ("vector", "multibinary", "MlpPolicy", {}),
-    "float64 observations": ("double", "box", "MlpPolicy", {}),
-    "dict": ("dict", "box", "MultiInputPolicy", {}),
-    "image": ("image", "discrete", "CnnPolicy", {}),
-    "gSDE": ("vector", "box", "MlpPolicy", {"use_sde": True, "sde_sample_freq": 4}),
-    "squashed gSDE": (
-        "vector",
-        "box",
-        "MlpPolicy",
-        {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True}},
-    ),
-    "target_kl, clip_range_vf": ("vector", "box", "MlpPolicy", {"target_kl": 1e-4, "clip_range_vf": 0.2}),
-    "truncated last minibatch": ("vector", "box", "MlpPolicy", {"batch_size": 24}),
-    "last minibatch of one": ("vector", "box", "MlpPolicy", {"batch_size": 21}),
-    "entropy, no normalisation": ("vector", "box", "MlpPolicy", {"ent_coef": 0.01, "normalize_advantage": False}),
-    "lambda schedules": (
-        "vector",
-        "discrete",
-        "MlpPolicy",
-        {"learning_rate": falling, "ent_coef": 0.01},
-    ),
-    "AdamW, separate networks": (
-        "vector",
-        "box",
-        "MlpPolicy",
-        {"policy_kwargs": {"optimizer_class": torch.optim.AdamW, "share_features_extractor": False}},
-    ),
-}
-
-
-def environments(observation: str, action: str, count: int = 2) -> VecEnv:
-    return DummyVecEnv([partial(Toy, observation, action, 10 + index) for index in range(count)])
+from tests.cases import OF_PPO, environments
 
 
 def trained(algorithm: type[PPO], name: str, env: VecEnv | None = None) -> PPO:
-    observation, action, policy, options = CASES[name]
+    observation, action, policy, options = OF_PPO[name]
     settings = {"n_steps": 32, "batch_size": 16, "n_epochs": 3, "seed": 3, "device": "cpu", **options}
     model = algorithm(policy, env or environments(observation, action), **settings)
     return model.learn(4 * 64)
@@ -76,7 +33,7 @@ def assert_same(one: PPO, other: PPO) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OF_PPO)
 def test_default_knobs_are_ppo_bit_for_bit(name: str) -> None:
     ppo, ppox = trained(PPO, name), trained(PPOX, name)
     assert_same(ppo, ppox)

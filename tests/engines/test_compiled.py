@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
+from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.traced_adam import adam_step, groups_of
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
@@ -20,60 +20,13 @@ from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.update.prepare import row_update
 from sb3_ppo_ext.update.step import COLUMNS, exceeds
-from tests import test_parity
+from tests.cases import CASES, OF_PPOX
 from tests.environments import Toy
 from tests.test_parity import Doubling
-from tests.update.test_group_rates import TwoRates
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu"}
-
-CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
-    "discrete": ("vector", "discrete", "MlpPolicy", {"ent_coef": 0.01, "clip_range": "linear:0.3:0.1"}),
-    "everything": (
-        "double",
-        "box",
-        "MlpPolicy",
-        {
-            "batch_size": 40,  # the last minibatch of 24 rows is updated without a graph
-            "clip_range_high": 0.3,
-            "dual_clip": 3.0,
-            "clip_range_vf": 0.2,
-            "kl_coef": AdaptiveKL(0.3, 0.001, every="epoch"),
-            "normalize_value": True,
-            "recompute_advantage": True,
-            "advantage_scope": "rollout",
-            "target_kl": 0.02,
-            "policy_kwargs": {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}},
-        },
-    ),
-    "minibatch controller, two rates, gSDE": (
-        "vector",
-        "box",
-        TwoRates,
-        {"learning_rate": AdaptiveKL(1e-3, 1e-4, Threshold(2.0, 1.5), every="minibatch"), "use_sde": True},
-    ),
-    "stopped early, minibatch controller": (
-        "vector",
-        "box",
-        "MlpPolicy",
-        {"learning_rate": AdaptiveKL(3e-3, 2e-4, Threshold(2.0, 1.5), every="minibatch"), "target_kl": 1e-3},
-    ),
-    "dict, multibinary, spo": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
-    "image, k3": ("image", "discrete", "CnnPolicy", {"kl_coef": 0.1, "kl_estimator": "k3", "n_epochs": 1}),
-}
-
-
-@pytest.fixture
-def compiler() -> None:
-    """What inductor compiles with."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        pytest.skip(f"no C++ compiler here: {error}")
 
 
 def model_of(name: str, *, compile: bool) -> PPOX:
@@ -129,7 +82,7 @@ def assert_same_update(name: str) -> None:
 
 
 def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_update() -> None:
-    model = model_of("discrete", compile=False)
+    model = model_of("clip schedule", compile=False)
     model.target_kl = 0.03  # 1.5 of it, 0.045, is 0.0450000018 in float32
     rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
     run = model._run()
@@ -148,16 +101,15 @@ def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_upd
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OF_PPOX)
 def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
     assert_same_update(name)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("name", test_parity.CASES)
-def test_before_the_compiler_it_is_the_same_for_every_policy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CASES, name, test_parity.CASES[name])
+@pytest.mark.parametrize("name", CASES)
+def test_before_the_compiler_it_is_the_same_for_every_case(name: str) -> None:
     assert_same_update(name)
 
 
@@ -165,7 +117,7 @@ def test_before_the_compiler_it_is_the_same_for_every_policy(name: str, monkeypa
 def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(tmp_path: Path) -> None:
     models = []
     for compile in (False, True):
-        model = model_of("discrete", compile=compile).learn(192)
+        model = model_of("clip schedule", compile=compile).learn(192)
         model.save(tmp_path / "model")
         model.set_parameters(str(tmp_path / "model.zip"))
         model.learn(64)
@@ -173,7 +125,7 @@ def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(
         model.batch_size = 16
         models.append(model.learn(64))
         assert graphs_made(model) == 3 * compile
-    assert_close(models[0], models[1], model_of("discrete", compile=False))
+    assert_close(models[0], models[1], model_of("clip schedule", compile=False))
     loaded = PPOX.load(tmp_path / "model", env=Toy())
     assert loaded.compile is True and loaded._engines.engine is None
 
@@ -181,7 +133,7 @@ def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_no_step_is_taken_on_a_gradient_that_is_not_finite() -> None:
-    model = model_of("discrete", compile=True)
+    model = model_of("clip schedule", compile=True)
     model._engines.actor_refused = True  # it is the update that is tried here
     model.learn(64)
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}

@@ -14,10 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.monitoring.divergence import DivergedError
-from tests.engines import test_compiled
-from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
+from tests.cases import CASES as ALL
+from tests.cases import TwoRates
 from tests.environments import Periodic, Toy
-from tests.update.test_group_rates import TwoRates
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
@@ -27,7 +26,7 @@ GSDE = "minibatch controller, two rates, gSDE"
 # Of rollouts as long as those of ``test_compiled``, so that the graphs of the update are the same libraries.
 CASES: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
     "discrete": ("vector", "discrete", "MlpPolicy", {}),
-    "gSDE": ("vector", "box", TwoRates, {**test_compiled.CASES[GSDE][3], "sde_sample_freq": 4}),
+    "gSDE": ("vector", "box", TwoRates, {**ALL[GSDE][3], "sde_sample_freq": 4}),
     "dict, multibinary": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
 }
 

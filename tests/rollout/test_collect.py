@@ -17,15 +17,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_ppo_ext import PPOX
+from tests.cases import OF_PPO
 from tests.environments import Toy
 from tests.rollout_records import ARRAYS, assert_same, collected, environments, plain, state
-from tests.test_parity import CASES
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OF_PPO)
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_rollouts_and_what_callbacks_see_are_ppo_s(name: str) -> None:
-    observation, action, policy, options = CASES[name]
+    observation, action, policy, options = OF_PPO[name]
     (ppo, theirs), (ppox, mine) = (
         collected(algorithm, environments(observation, action), policy, **options) for algorithm in (PPO, PPOX)
     )

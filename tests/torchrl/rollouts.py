@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.tensordicts import rollout_to_tensordict
-from tests.test_parity import environments
+from tests.cases import environments
 
 POLICIES = {"vector": "MlpPolicy", "double": "MlpPolicy", "image": "CnnPolicy", "dict": "MultiInputPolicy"}
 STEPS = 16

@@ -25,8 +25,8 @@ from torchrl.modules import (
 )
 
 from sb3_ppo_ext import PPOX
+from tests.cases import environments
 from tests.environments import OBSERVATIONS
-from tests.test_parity import environments
 from tests.torchrl.rollouts import collected
 
 KINDS: dict[str, tuple[str, Any, int, dict[str, Any]]] = {

@@ -9,28 +9,13 @@ from typing import Any
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Linear, Warmup
 from sb3_ppo_ext.update.optimizers import RATIO, GroupRates
+from tests.cases import TwoRates, body_and_head
 from tests.environments import Toy
 
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
-
-
-def body_and_head(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:
-    head = list(policy.value_net.parameters())
-    return [p for p in policy.parameters() if all(p is not q for q in head)], head
-
-
-class TwoRates(ActorCriticPolicy):
-    """The value head learns ten times as fast."""
-
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        body, head = body_and_head(self)
-        rate = lr_schedule(1)
-        self.optimizer = torch.optim.Adam([{"params": body, "lr": rate}, {"params": head, "lr": 10 * rate}])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from sb3_ppo_ext.engines.cpu.libraries import Job
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.engines.tracing import Inputs, trace
-from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 
 POLICY = nn.Identity()
 

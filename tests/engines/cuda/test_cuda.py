@@ -18,7 +18,7 @@ from sb3_ppo_ext.engines.rows import COSTS, Costs
 from sb3_ppo_ext.rollout.device_buffers import DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import Rollout
-from tests.engines.cuda.test_training import CASES, model_of
+from tests.cases import CASES, model_of
 from tests.environments import ACTIONS, OBSERVATIONS
 
 pytestmark = [

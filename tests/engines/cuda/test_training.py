@@ -4,60 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
 from sb3_ppo_ext.engines.cuda import engine
 from sb3_ppo_ext.engines.cuda.engine import CudaEngine
 from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, combined
 from sb3_ppo_ext.engines.cuda.update import RecordedRunner
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
 from sb3_ppo_ext.update.kl_probe import KLByPasses
-from tests import test_parity
-from tests.engines import test_compiled
+from tests.cases import CASES, assert_same_learning, model_of
 from tests.engines.cuda.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
-from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
-from tests.test_parity import environments
-from tests.update.test_group_rates import TwoRates
 
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
     pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning", "ignore:You have specified"),
 ]
-
-CASES = {
-    **test_parity.CASES,
-    **test_compiled.CASES,
-    "controllers of the epoch": (
-        "vector",
-        "discrete",
-        "MlpPolicy",
-        {
-            "learning_rate": AdaptiveKL(1e-3, 1e-4, every="epoch"),
-            "clip_range": AdaptiveClipFraction(0.2, 0.01, Proportional(500), every="epoch"),
-            "kl_estimator": "k1",
-        },
-    ),
-    "stopped early, two moments": (
-        "vector",
-        "box",
-        TwoRates,
-        {
-            "learning_rate": AdaptiveKL(3e-3, 1e-3, Threshold(2.0, 1.5), every="minibatch"),
-            "kl_coef": AdaptiveKL(0.1, 1e-3, every="epoch"),
-            "target_kl": 2e-3,
-            "n_epochs": 6,
-        },
-    ),
-}
-
-
-def model_of(name: str, **more: Any) -> PPOX:
-    observation, action, policy, options = CASES[name]
-    settings = {"n_steps": 32, "batch_size": 16, "n_epochs": 3, "seed": 3, "device": "cpu", **options, **more}
-    return PPOX(policy, environments(observation, action), **settings)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,18 +29,7 @@ def test_it_learns_what_eager_training_does(name: str) -> None:
     assert isinstance(device.rollout_buffer, DeviceRollouts)
     assert isinstance(device._engines.engine, CudaEngine)
     assert not (device._engines.update_refused or device._engines.actor_refused)
-    assert device._n_updates == eager._n_updates
-    assert device.knobs.numbers() == pytest.approx(eager.knobs.numbers(), rel=1e-3)
-    theirs = parameters_of(eager.policy)
-    for key, tensor in device.policy.state_dict().items():
-        scale = max(theirs[key].abs().max().item(), 1e-3)
-        assert (tensor - theirs[key]).abs().max().item() <= 2e-4 * scale, key
-    records = device.logger.name_to_value
-    for key, value in eager.logger.name_to_value.items():
-        if key.startswith(("train/", "rollout/")):
-            np.testing.assert_allclose(records[key], value, rtol=5e-3, atol=1e-4, err_msg=key)
-    steps = [[state["step"].item() for state in model.policy.optimizer.state.values()] for model in (eager, device)]
-    assert steps[0] == steps[1]
+    assert_same_learning(device, eager)
 
 
 @pytest.mark.slow

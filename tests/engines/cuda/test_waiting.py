@@ -30,7 +30,7 @@ from sb3_ppo_ext.rollout.device_buffers import DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.update.prepare import row_update
 from sb3_ppo_ext.update.step import COLUMNS
-from tests.engines.cuda.test_training import CASES, model_of
+from tests.cases import CASES, model_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified")
 

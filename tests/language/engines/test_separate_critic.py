@@ -21,7 +21,6 @@ from sb3_ppo_ext.language.engines import engine as token_engine
 from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from sb3_ppo_ext.objective.statistics import Statistics
-from tests.engines.test_compiled import compiler  # noqa: F401  # a fixture
 from tests.language import setups, tiny
 from tests.language.engines.test_compiled import one_block
 from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
