@@ -8,8 +8,9 @@ BIN := $(VENV)/bin/python
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 INSTALLED := $(VENV)/installed-$(VERSION)
 PIP := $(BIN) -m pip --disable-pip-version-check --no-input
-# One PyTorch thread per test process: two of them share two cores, and more threads only get in each other's way.
-TESTS := OMP_NUM_THREADS=1 $(BIN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# One PyTorch thread per test process: two of them share two cores, and more threads only get in each other's way. Where
+# a test takes two, they sleep while they wait: the other process has work for the core.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo test newest lint format types wheel examples install clean python
 

@@ -19,8 +19,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from tests.environments import PaidAtTheEnd, Periodic
 
-pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
-
 TARGET = 0.01
 
 

@@ -41,7 +41,9 @@ def test_default_knobs_are_ppo_bit_for_bit(name: str) -> None:
     records = ppo.logger.name_to_value
     assert {key for key in records if key.startswith("train/")} <= set(ppox.logger.name_to_value)
     for key, value in records.items():
-        np.testing.assert_allclose(ppox.logger.name_to_value[key], value, rtol=1e-6, atol=1e-7, err_msg=key)
+        # 1 minus a ratio near 1 of float32 sums, which are taken in another order: rounding is that of the ratio.
+        atol = 2e-6 if key == "train/explained_variance" else 1e-7
+        np.testing.assert_allclose(ppox.logger.name_to_value[key], value, rtol=1e-6, atol=atol, err_msg=key)
 
 
 def test_with_vecnormalize() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -42,7 +43,9 @@ def processes(actor: Any, **options: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [local, processes, ray_collector])
-def test_what_is_collected_is_by_the_weights_of_the_learner(make: Any) -> None:
+def test_what_is_collected_is_by_the_weights_of_the_learner(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if make is ray_collector:  # its worker imports torch first, which takes as long as a busy machine wants
+        monkeypatch.setattr("torchrl.weight_update._ray._DIST_TIMEOUT", timedelta(minutes=10))
     model = PPOX("MlpPolicy", "CartPole-v1", seed=0, device="cpu")
     actor = actor_module(model.policy)
     with warnings.catch_warnings():

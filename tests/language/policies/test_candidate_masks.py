@@ -117,7 +117,6 @@ def test_what_was_sampled_under_a_mask_is_trained_under_it(score: str) -> None:
     assert mean >= 0  # greedy too keeps to what is open
 
 
-@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # the steps are large
 def test_a_masked_environment_is_learned() -> None:
     env = DummyVecEnv([masked_env] * 8)
     kwargs = {"model": lambda: tiny.model(sharpness=3.0), "tokenizer": tokenizer(), "candidates": ACTIONS}

@@ -95,7 +95,6 @@ def test_gradients_flow_through_the_cache() -> None:
         torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # the steps are large
 def test_a_text_environment_is_learned_and_continues_after_loading(tmp_path: Path) -> None:
     env = DummyVecEnv([lambda: TextObservation(Doors(), 60)] * 8)
     model = PPOX(
