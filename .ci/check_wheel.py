@@ -14,7 +14,7 @@ CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 MUST_CONTAIN = {
     "sb3_ppo_ext/py.typed",
     "sb3_ppo_ext/ppox.py",
-    "sb3_ppo_ext/tensordicts.py",
+    "sb3_ppo_ext/tensordicts/__init__.py",
     "sb3_ppo_ext_torchrl/py.typed",
     "sb3_ppo_ext_torchrl/loss.py",
     "sb3_ppo_ext_zoo/py.typed",
