@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -79,3 +80,12 @@ def check_algorithm(model: Any, needed_buffer: type[RolloutBuffer]) -> None:
         )
     if is_on(coefficient) and model.policy_kwargs.get("reference") is False:
         raise ValueError(f"ref_kl_coef={coefficient!r} with reference=False: there is nothing to measure the KL to")
+
+
+def optimizer_options(
+    optimizer_class: type[torch.optim.Optimizer], options: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The optimizer's arguments as ``ActorCriticPolicy`` completes them: Adam's epsilon is 1e-5 if none are given."""
+    if options is None and issubclass(optimizer_class, torch.optim.Adam):
+        return {"eps": 1e-5}
+    return options

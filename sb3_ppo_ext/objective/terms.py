@@ -89,11 +89,6 @@ def inputs_of(surrogate: str) -> tuple[str, ...]:
     return tuple(name for name in inputs if name in known)
 
 
-def is_zero(coefficient: Scalar) -> bool:
-    """Whether a weight is the number 0; of a tensor it is not asked, which may hold another one next time."""
-    return not isinstance(coefficient, Tensor) and coefficient == 0
-
-
 class Terms(NamedTuple):
     """Unweighted scalars, to be minimised."""
 

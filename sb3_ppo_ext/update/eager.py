@@ -150,7 +150,7 @@ class EagerRunner:
         found, backward = self.gradients.evaluate(minibatch, run.knobs.values)
         if settings.target_kl is not None and exceeds(found.approx_kl, settings.kl_limit):
             return row_of(found, None, False), True
-        step_controllers(run, found, len(minibatch.advantage))
+        step_minibatch_controllers(run, found, len(minibatch.advantage))
         backward()
         norm = step.clip(settings.max_grad_norm)
         row = row_of(found, norm, True)
@@ -179,7 +179,7 @@ class EagerRunner:
         return EpochStatistics(torch.cat((found, columns.to(found.dtype)), dim=1).double().numpy(), stopped=False)
 
 
-def step_controllers(run: Run, found: Statistics, samples: int) -> None:
+def step_minibatch_controllers(run: Run, found: Statistics, samples: int) -> None:
     """Controllers of the minibatch: before its step, so that a learning rate answers to its very KL, as in rsl_rl."""
     if run.knobs.any_at("minibatch"):
         kl, low, high = (float(number) for number in (found.kl, found.clip_fraction_low, found.clip_fraction_high))

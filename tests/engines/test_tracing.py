@@ -11,11 +11,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sb3_ppo_ext.engines.cpu.actor import acting_inputs
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.fingerprints import fingerprint, signature
 from sb3_ppo_ext.engines.noise import noise_as_inputs
 from sb3_ppo_ext.engines.substitution import substituted
-from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
+from sb3_ppo_ext.engines.traced_actor import ActorGraph
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from tests.environments import ACTIONS, OBSERVATIONS
@@ -42,12 +43,6 @@ def policy_of(name: str, observation: str = "vector", **options: Any) -> ActorCr
 def observations(policy: ActorCriticPolicy, rows: int) -> Any:
     samples = [policy.observation_space.sample() for _ in range(rows)]
     return pytree.tree_map(lambda *column: torch.stack([torch.as_tensor(one) for one in column]), *samples)
-
-
-def acting_inputs(policy: ActorCriticPolicy, observation: Any) -> Inputs:
-    constants = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
-    detached = {name: tensor.detach() for name, tensor in constants.items()}
-    return {"constants": detached, "exploration": exploration_of(policy), "observation": observation}
 
 
 def traced_actor(policy: ActorCriticPolicy, inputs: Inputs) -> tuple[fx.GraphModule, list[Any]]:

@@ -24,7 +24,7 @@ from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.rollout.rows import gathered_rows
 from sb3_ppo_ext.run import Run
-from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, step_controllers
+from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, step_minibatch_controllers
 from sb3_ppo_ext.update.epochs import Update, epochs_of, exact_kl_of
 from sb3_ppo_ext.update.kl_probe import KLProbe, probe_of
 from sb3_ppo_ext.update.step import COLUMNS, EpochStatistics, exceeds
@@ -129,7 +129,7 @@ class CompiledRunner:
             row, *gradients = call(tensors)
             found = Statistics.of_row(row)
             if not exceeds(found.approx_kl, self.run.settings.kl_limit):
-                step_controllers(self.run, found, len(order))
+                step_minibatch_controllers(self.run, found, len(order))
                 self.prepared.fill_knobs(self.run.knobs.values)
             return step([*self._fixed, row, *gradients])[0]
 

@@ -27,14 +27,6 @@ class Recorder(Protocol):
         ...
 
 
-class Plainly:
-    """Records nothing: every replay runs the function. For devices without graphs."""
-
-    def record(self, run: Run, changed: Sequence[Tensor]) -> Run:
-        """``run`` itself."""
-        return run
-
-
 class CudaGraphs:
     """Records CUDA graphs, all in one pool of memory, and believes none before it has reproduced what it recorded."""
 

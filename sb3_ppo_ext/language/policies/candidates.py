@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 from transformers import DynamicCache
 
-from sb3_ppo_ext.language.arguments import check_options
+from sb3_ppo_ext.language.arguments import check_options, optimizer_options
 from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, scattered
 from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
@@ -72,8 +72,7 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
         temperature, *_ = check_options(temperature, 1.0, 0, use_sde=use_sde, sampling={})
         candidates = listed_candidates(candidates)
         check_candidates(observation_space, action_space, candidates, score, prompt)
-        if optimizer_kwargs is None and issubclass(optimizer_class, torch.optim.Adam):
-            optimizer_kwargs = {"eps": 1e-5}  # as ActorCriticPolicy
+        optimizer_kwargs = optimizer_options(optimizer_class, optimizer_kwargs)
         BasePolicy.__init__(  # ActorCriticPolicy's would build networks of its own
             self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
         )

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from sb3_ppo_ext.language.arguments import check_options
+from sb3_ppo_ext.language.arguments import check_options, optimizer_options
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, before_response, scattered
 from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
@@ -80,8 +80,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
             temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling, owner=type(self)
         )
         self.prompt_length, self.responses = require_spaces(observation_space, action_space)
-        if optimizer_kwargs is None and issubclass(optimizer_class, torch.optim.Adam):
-            optimizer_kwargs = {"eps": 1e-5}  # as ActorCriticPolicy
+        optimizer_kwargs = optimizer_options(optimizer_class, optimizer_kwargs)
         # Not ActorCriticPolicy's: that would build a network for the sum of all vocabularies.
         BasePolicy.__init__(
             self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
