@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "sb3_ppo_ext"
 
 # A room imports from those below it and from itself; rooms on one floor do not know each other.
 FLOORS = [
-    {"objective", "saving", "process_wide", "unknown_arguments"},
+    {"host", "objective", "saving", "process_wide", "unknown_arguments"},
     {"knobs", "vec_env", "streams"},
     {"run", "model_files"},
     {"policies"},
