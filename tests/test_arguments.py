@@ -8,8 +8,8 @@ import pytest
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 
 from sb3_ppo_ext import AdaptiveKL
-from tests.test_parity import Doubling
-from tests.test_ppox import model_with
+from tests.rollout_buffers import Doubling
+from tests.small_models import model_with
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # targets out of reach
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_ppo_ext import PPOX
 from tests.cases import OF_PPO, environments
+from tests.rollout_buffers import Doubling
+from tests.small_models import assert_same_parameters
 
 
 def trained(algorithm: type[PPO], name: str, env: VecEnv | None = None) -> PPO:
@@ -25,18 +26,11 @@ def trained(algorithm: type[PPO], name: str, env: VecEnv | None = None) -> PPO:
     return model.learn(4 * 64)
 
 
-def assert_same(one: PPO, other: PPO) -> None:
-    mine, theirs = one.policy.state_dict(), other.policy.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0, msg=name)
-
-
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 @pytest.mark.parametrize("name", OF_PPO)
 def test_default_knobs_are_ppo_bit_for_bit(name: str) -> None:
     ppo, ppox = trained(PPO, name), trained(PPOX, name)
-    assert_same(ppo, ppox)
+    assert_same_parameters(ppo, ppox)
     assert ppo._n_updates == ppox._n_updates
     records = ppo.logger.name_to_value
     assert {key for key in records if key.startswith("train/")} <= set(ppox.logger.name_to_value)
@@ -48,7 +42,7 @@ def test_default_knobs_are_ppo_bit_for_bit(name: str) -> None:
 
 def test_with_vecnormalize() -> None:
     ppo, ppox = (trained(algorithm, "box", VecNormalize(environments("vector", "box"))) for algorithm in (PPO, PPOX))
-    assert_same(ppo, ppox)
+    assert_same_parameters(ppo, ppox)
 
 
 class Locals(BaseCallback):
@@ -80,15 +74,7 @@ def test_endless_training_runs_to_its_callback_as_ppos_does() -> None:
     ppox.learn(endless, callback=StopTrainingOnMaxEpisodes(5))
     assert ppo.num_timesteps == ppox.num_timesteps > 64
     assert ppo._current_progress_remaining == ppox._current_progress_remaining == 1.0
-    assert_same(ppo, ppox)
-
-
-class Doubling(RolloutBuffer):
-    """A buffer that draws its minibatches its own way."""
-
-    def get(self, batch_size: int | None = None) -> Any:
-        for sample in super().get(batch_size):
-            yield sample._replace(advantages=2 * sample.advantages)
+    assert_same_parameters(ppo, ppox)
 
 
 class ClippedValues(ActorCriticPolicy):
@@ -107,7 +93,7 @@ def test_custom_buffers_and_policies_are_used_as_ppo_uses_them(policy: Any, opti
         algorithm(policy, environments("vector", "box"), n_steps=32, n_epochs=2, seed=0, **options).learn(128)
         for algorithm in (PPO, PPOX)
     ]
-    assert_same(*models)
+    assert_same_parameters(*models)
 
 
 def test_a_compiled_policy_trains_as_on_ppo() -> None:
@@ -116,7 +102,7 @@ def test_a_compiled_policy_trains_as_on_ppo() -> None:
         model = algorithm("MlpPolicy", environments("vector", "discrete"), n_steps=32, n_epochs=2, seed=0)
         model.policy = torch.compile(model.policy, backend="eager")  # type: ignore[assignment]
         models.append(model.learn(128))
-    assert_same(*(model for model in models))
+    assert_same_parameters(*(model for model in models))
 
 
 def test_spaces_cover_what_ppo_supports() -> None:

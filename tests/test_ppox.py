@@ -19,14 +19,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Cosine, Threshold, Warmup
 from tests.environments import Toy
+from tests.small_models import SETTINGS, model_with
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")  # targets out of reach
-
-SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
-
-
-def model_with(**own: Any) -> PPOX:
-    return PPOX("MlpPolicy", Toy(action="box"), **{**SETTINGS, **own})
 
 
 def test_the_signature_is_ppos_followed_by_our_own() -> None:

@@ -6,7 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "sb3_ppo_ext"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sb3_ppo_ext"
 
 # A room imports from those below it and from itself; rooms on one floor do not know each other.
 FLOORS = [
@@ -124,3 +125,14 @@ def test_only_language_imports_transformers_and_only_tensordicts_imports_tensord
                     assert name.startswith("language."), name
                 if module.split(".")[0] in ("tensordict", "torchrl", "ray"):
                     assert name.startswith("tensordicts."), name
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several test modules need is a fixture of a ``conftest.py`` or stands in a module of its own."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            steps = {step for name in names if name.startswith("tests.") for step in name.split(".")}
+            assert not any(step.startswith("test_") for step in steps), f"{path.relative_to(ROOT)}: {names}"

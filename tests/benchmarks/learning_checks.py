@@ -143,9 +143,15 @@ def compiled(_: range) -> Iterator[Figure]:
 
 def torchrl(seeds: range) -> Iterator[Figure]:
     """CartPole learned in TorchRL, and half in PPOX and half there."""
-    from tests.torchrl import test_round_trip as way
+    from tests.torchrl import loops
 
-    settings = {**way.SETTINGS, "n_steps": 128, "batch_size": 256, "n_epochs": 10, "learning_rate": "linear:1e-3:1e-4"}
+    settings = {
+        **loops.SETTINGS,
+        "n_steps": 128,
+        "batch_size": 256,
+        "n_epochs": 10,
+        "learning_rate": "linear:1e-3:1e-4",
+    }
     for name, here in (("all", 0), ("half", 10 * 1024)):
         scores = []
         for seed in seeds:
@@ -153,7 +159,7 @@ def torchrl(seeds: range) -> Iterator[Figure]:
             model = PPOX("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), **{**settings, "seed": seed})
             if here:
                 model.learn(here)
-            way.train_in_torchrl(model, way.cartpole, 30 * 1024, 1024)
+            loops.train_in_torchrl(model, loops.cartpole, 30 * 1024, 1024)
             mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 4, seed=1000), n_eval_episodes=20)
             scores.append(float(np.asarray(mean)))
         yield Figure(f"CartPole, {name} of it in TorchRL: score", scores, 475)

@@ -22,7 +22,7 @@ from sb3_ppo_ext.update.prepare import row_update
 from sb3_ppo_ext.update.step import COLUMNS, exceeds
 from tests.cases import CASES, OF_PPOX
 from tests.environments import Toy
-from tests.test_parity import Doubling
+from tests.rollout_buffers import Doubling
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 

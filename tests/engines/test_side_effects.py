@@ -7,7 +7,6 @@ import io
 import pickle
 import random
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
@@ -24,6 +22,7 @@ from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.selection import CompileWarning
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.policies.side_effects import Snapshot
+from tests.engines.extractors import Extractor, Forward
 from tests.environments import Toy
 from tests.traced_graphs import Traced, graphs_of, trace_only
 
@@ -33,24 +32,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 # Of 20 rows the last minibatch has 4, which is updated eagerly; episodes are cut by their time limit in between.
 SETTINGS: dict[str, Any] = {"n_steps": 20, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
-
-Forward = Callable[[Any, Tensor], Any]
-
-
-class Extractor(BaseFeaturesExtractor):
-    """Its forward pass is put in by the tests."""
-
-    def __init__(self, space: Any, forward: Forward) -> None:
-        super().__init__(space, 4)
-        self.register_buffer("mean", torch.zeros(4))
-        self.register_buffer("last", torch.zeros(4))
-        self.calls, self.draws = 0, np.random.default_rng(0)
-        self.seen: list[int] = []
-        self.constant = torch.ones(4)
-        self._forward = forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self._forward(self, x)
 
 
 def model_of(forward: Forward, *, compile: Any = True, **options: Any) -> PPOX:

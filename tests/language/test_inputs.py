@@ -17,7 +17,7 @@ from sb3_ppo_ext.language import CandidatePolicy, ClassifierReward, PromptEnv, P
 from sb3_ppo_ext.language.arguments import check_options
 from sb3_ppo_ext.language.inputs import in_order, number_of, whole_number_of
 from tests.language import setups
-from tests.language.policies.test_candidates import ACTIONS, policy
+from tests.language.candidates import ACTIONS, policy
 
 ANSWERS = [3, 4, 5, 6]
 SHUFFLED = [2, 0, 3, 1]  # labels, none of them in its place

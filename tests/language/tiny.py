@@ -89,3 +89,10 @@ def ragged_tokens(rows: int = 4, prompt: int = 6, response: int = 5, seed: int =
     mask = torch.arange(response)[None] < lengths[:, None]
     ids = torch.randint(2, VOCABULARY, (rows, response), generator=generator)
     return Tokens(*ragged_prompts(rows, prompt, seed), ids.masked_fill(~mask, PAD), mask)
+
+
+def one_block() -> PreTrainedModel:
+    settings = config("gpt2")
+    settings.n_layer = 1  # compiles in half the time
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(settings)
+    return built

@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import DISABLED, KVWriter, Logger, configur
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.monitoring.charts import CHARTS
 from sb3_ppo_ext.monitoring.tensorboard import forget_written, write_dashboard, write_hyperparameters, write_pending
-from tests.monitoring.test_tensorboard import events, titles
+from tests.event_files import events, titles
 
 
 def test_pending_records_reach_every_output_and_stay(

@@ -11,31 +11,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
 from sb3_ppo_ext.monitoring.charts import CHARTS, OPTIONAL_CHARTS
 from sb3_ppo_ext.monitoring.tensorboard import METRICS, as_text, write_dashboard, write_hyperparameters, write_pending
-
-
-def events(folder: Path | str) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-def layout(accumulator: EventAccumulator) -> Layout:
-    proto = Layout()
-    proto.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    return proto
-
-
-def titles(accumulator: EventAccumulator) -> list[str]:
-    (category,) = layout(accumulator).category
-    assert category.title == "PPOX"
-    return [chart.title for chart in category.chart]
+from tests.event_files import events, layout, titles
 
 
 def every_knob(folder: Path) -> PPOX:

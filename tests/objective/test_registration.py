@@ -17,7 +17,7 @@ from sb3_ppo_ext import kl_estimator, surrogate, value_clip, value_error
 from sb3_ppo_ext.objective.losses import clipped_surrogate, fill_masked, kl_k1, kl_k3, masked_mean
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIPS, VALUE_ERRORS
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
-from tests.objective.test_terms import evaluation, minibatch
+from tests.objective.minibatches import evaluation, minibatch
 
 pytestmark = pytest.mark.usefixtures("objectives")
 

@@ -8,38 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.distributions import Bernoulli
+from sb3_ppo_ext.objective.batch import Evaluation
 from sb3_ppo_ext.objective.losses import clipped_surrogate, kl_k1
 from sb3_ppo_ext.objective.statistics import OF_TOKENS, Measurement, statistics, statistics_of, statistics_of_all
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
+from tests.objective.minibatches import evaluation, minibatch, numbers
 
 PLAIN = Objective(normalize_advantage=False)
-
-
-def numbers(*values: float) -> Tensor:
-    return torch.tensor(values)
-
-
-def minibatch(scale: float = 1.0) -> Minibatch:
-    return Minibatch(
-        observation=torch.zeros(3, 1),
-        action=torch.zeros(3),
-        action_log_prob=numbers(-1.0, -2.0, -0.5),
-        state_value=scale * numbers(0.0, 1.0, 2.0),
-        advantage=numbers(1.0, -1.0, 0.5),
-        value_target=scale * numbers(1.0, 0.0, 2.5),
-        distribution=Bernoulli(torch.zeros(3, 1)),
-    )
-
-
-def evaluation(scale: float = 1.0) -> Evaluation:
-    return Evaluation(
-        log_prob=numbers(-0.5, -2.5, -0.5),
-        entropy=numbers(0.7, 0.2, 0.3),
-        value=scale * numbers(0.5, 0.8, 1.0),
-        distribution=Bernoulli(torch.ones(3, 1)),
-    )
 
 
 def test_the_loss_is_weighed_in_one_place() -> None:

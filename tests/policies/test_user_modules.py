@@ -18,7 +18,7 @@ from torch.nn.modules import module as global_hooks
 from sb3_ppo_ext import PPOX, AdaptiveKL
 from sb3_ppo_ext.policies.effects import only_computes, without_trace
 from tests.environments import Toy
-from tests.test_parity import assert_same
+from tests.small_models import assert_same_parameters
 
 GLOBAL_GENERATOR = np.random.default_rng(0)
 
@@ -143,7 +143,7 @@ def test_default_knobs_are_ppo_bit_for_bit_whatever_a_module_does(extractor: typ
     for algorithm, own in cases:
         models.append(model_of(algorithm, extractor, "box", **own).learn(96))
         calls.append(extractor.calls)
-    assert_same(*models)
+    assert_same_parameters(*models)
     assert calls[0] == calls[1]
     mine, theirs = (model.policy.features_extractor for model in models)
     assert (mine.count, mine.log, mine.training) == (theirs.count, theirs.log, theirs.training)
@@ -155,7 +155,7 @@ def test_default_knobs_are_ppo_bit_for_bit_whatever_a_module_does(extractor: typ
 )
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_so_they_are_when_epochs_end_early_or_exploration_is_drawn_anew(own: dict[str, Any]) -> None:
-    assert_same(*(model_of(algorithm, Torch, "box", **own).learn(96) for algorithm in (PPO, PPOX)))
+    assert_same_parameters(*(model_of(algorithm, Torch, "box", **own).learn(96) for algorithm in (PPO, PPOX)))
 
 
 class Hooked(ActorCriticPolicy):
@@ -187,7 +187,7 @@ def test_hooks_are_called_as_often_as_by_ppo(kinds: tuple[str, ...]) -> None:
         models.append(model.learn(96))
     assert models[0].policy.seen == models[1].policy.seen
     assert all(models[1].policy.seen[kind] > 0 for kind in kinds)
-    assert_same(*models)
+    assert_same_parameters(*models)
 
 
 def test_the_logs_exact_kl_is_that_of_the_last_minibatch_where_no_pass_is_made_for_it() -> None:

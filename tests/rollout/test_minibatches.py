@@ -3,34 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_ppo_ext.objective.distributions import Bernoulli
 from sb3_ppo_ext.rollout.minibatches import Rollout, has_rows
 from sb3_ppo_ext.rollout.rows import splits_evenly
-from tests.environments import ACTIONS, OBSERVATIONS
-
-T, N = 6, 3
-
-
-def filled(action: str = "box", observation: str = "vector", cls: type[RolloutBuffer] | None = None) -> RolloutBuffer:
-    space = OBSERVATIONS[observation]
-    cls = cls or (DictRolloutBuffer if isinstance(space, spaces.Dict) else RolloutBuffer)
-    buffer = cls(T, space, ACTIONS[action], "cpu", gae_lambda=0.9, gamma=0.8, n_envs=N)
-    rng = np.random.default_rng(0)
-    for _ in range(T):
-        sample = [space.sample() for _ in range(N)]
-        stacked = (
-            {key: np.stack([one[key] for one in sample]) for key in sample[0]}
-            if isinstance(sample[0], dict)
-            else np.stack(sample)
-        )
-        actions = np.stack([ACTIONS[action].sample() for _ in range(N)])
-        reward, start = rng.normal(size=N), rng.random(N) < 0.3
-        buffer.add(stacked, actions, reward, start, torch.randn(N), torch.randn(N))  # type: ignore[arg-type]
-    buffer.compute_returns_and_advantage(torch.randn(N), rng.random(N) < 0.3)
-    return buffer
+from tests.environments import ACTIONS
+from tests.rollout_buffers import N, T, filled
 
 
 def rollout_of(buffer: RolloutBuffer, *, normalize: bool = False) -> Rollout:

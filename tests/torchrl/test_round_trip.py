@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
-from sb3_ppo_ext_torchrl import KnobScheduler, PPOXLoss, actor_module, critic_module
+from sb3_ppo_ext_torchrl import actor_module, critic_module
 from sb3_ppo_ext_zoo.cli import main
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tensordict import TensorDict
 from torchrl.collectors import Collector
-from torchrl.envs import ExplorationType, GymEnv, GymLikeEnv, GymWrapper, SerialEnv, set_exploration_type
+from torchrl.envs import ExplorationType, GymWrapper, SerialEnv, set_exploration_type
 from torchrl.objectives.value import GAE
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.tensordicts import rollout_to_tensordict, tensordict_to_rollout
 from tests.environments import PaidAtTheEnd
+from tests.torchrl.loops import SETTINGS, cartpole, train_in_torchrl
 
-SETTINGS: dict[str, Any] = {
-    "n_steps": 32,
-    "batch_size": 64,
-    "n_epochs": 4,
-    "gamma": 0.98,
-    "gae_lambda": 0.9,
-    "learning_rate": "linear:4e-3:1e-3",
-    "clip_range": "linear:0.2:0.05",
-    "seed": 0,
-    "device": "cpu",
-}
 FRAMES = 128  # of a rollout: 2 minibatches in each of 4 epochs
 
 
@@ -45,39 +32,6 @@ def model_of() -> PPOX:
 
 def paid_at_the_end() -> GymWrapper:
     return GymWrapper(PaidAtTheEnd(), categorical_action_encoding=True)
-
-
-def cartpole() -> GymEnv:
-    return GymEnv("CartPole-v1", categorical_action_encoding=True)
-
-
-def train_in_torchrl(model: PPOX, make_env: Callable[[], GymLikeEnv], frames: int, frames_per_batch: int) -> None:
-    """A TorchRL loop over the model's own policy, loss, schedules and optimizer."""
-    loss = PPOXLoss.from_ppox(model)
-    optimizer = model.policy.optimizer
-    scheduler = KnobScheduler.from_ppox(model, loss, total_frames=frames, optimizer=optimizer)
-    gae = GAE(gamma=model.gamma, lmbda=model.gae_lambda, value_network=loss.critic_network)
-    env = SerialEnv(model.n_envs, make_env)
-    env.set_seed(0)
-    collector = Collector(
-        env, loss.actor_network, frames_per_batch=frames_per_batch, total_frames=frames,
-        auto_register_policy_transforms=True,
-    )  # fmt: skip
-    for batch in collector:
-        with torch.no_grad():
-            gae(batch)
-        rows = batch.select("observation", "action", "action_log_prob", "advantage", "value_target").reshape(-1)
-        measured = []
-        for _ in range(model.n_epochs):
-            for chosen in torch.randperm(len(rows)).split(model.batch_size):
-                losses = loss(rows[chosen])
-                (losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]).backward()
-                torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                measured.append(losses.detach())
-        scheduler.step(batch.numel(), TensorDict.stack(measured).mean(dim=0))
-    collector.shutdown()
 
 
 def score(model: PPOX) -> float:

@@ -16,7 +16,7 @@ from torchrl.objectives.value import GAE
 from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.tensordicts import rollout_to_tensordict, tensordict_to_rollout
 from tests.environments import ACTIONS, OBSERVATIONS
-from tests.rollout.test_minibatches import N, T, filled
+from tests.rollout_buffers import N, T, filled
 
 ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
 LAST = torch.tensor([0.3, -1.0, 2.0])

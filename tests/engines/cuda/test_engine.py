@@ -26,7 +26,7 @@ from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from tests.cases import model_of
 from tests.engines.cuda.rehearsal import Rehearsed, on_cpu, parameters_of  # noqa: F401  # a fixture
-from tests.engines.test_side_effects import Extractor
+from tests.engines.extractors import Extractor
 from tests.environments import Periodic
 
 pytestmark = [

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.cpu.actor import acting_inputs
 from sb3_ppo_ext.engines.cuda.actor import Forward
@@ -31,10 +30,10 @@ from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.update.prepare import row_update
 from sb3_ppo_ext.update.step import COLUMNS
 from tests.cases import CASES, model_of
+from tests.engines.other_device import ELSEWHERE, elsewhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified")
 
-ELSEWHERE = "meta"
 
 seen: list[fx.GraphModule] = []
 
@@ -49,17 +48,6 @@ class Plainly:
 def noted(traced: Any, tensors: list[Tensor]) -> Any:
     seen.append(traced)
     return as_traced(traced, tensors)
-
-
-def elsewhere(tree: Any) -> Any:
-    """The same shapes and types on the other device; within a FakeTensorMode."""
-
-    def moved(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=ELSEWHERE)
-
-    return pytree.tree_map(moved, tree)
 
 
 def assert_stays_elsewhere(traced: fx.GraphModule) -> None:

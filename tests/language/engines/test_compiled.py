@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sb3_ppo_ext.engines.rows import COSTS
 from sb3_ppo_ext.engines.selection import CompileWarning
@@ -25,9 +23,10 @@ from sb3_ppo_ext.language.model.causal_lm import prepared_mask
 from sb3_ppo_ext.language.training.micro_batches import lengths_of
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from sb3_ppo_ext.objective.batch import Minibatch
-from tests.engines.cuda.test_waiting import ELSEWHERE, elsewhere
+from tests.engines.other_device import ELSEWHERE, elsewhere
 from tests.language import setups, tiny
-from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
+from tests.language.tiny import one_block
+from tests.language.token_updates import KNOBS, gradients_of, minibatch, outcome, updater
 from tests.traced_graphs import Traced
 
 CRITICS: list[dict[str, Any]] = [{}, {"lora": {"r": 2}, "value": "branch"}, {"value": "separate"}]
@@ -45,13 +44,6 @@ def through_graphs(
 
 def compiled_gradients(compiled: CompiledGradients, *, ratio_check: Any = None) -> TokenGradients:
     return TokenGradients(compiled.update, compiled, ratio_check)
-
-
-def outcome(gradients: TokenGradients, batch: Minibatch) -> Tensor:
-    """Statistics and all gradients in one vector."""
-    found, _ = gradients.evaluate(batch, KNOBS)
-    tensors = [parameter.grad for parameter in gradients.update.parameters]
-    return torch.cat((found.row().nan_to_num(), *(tensor.flatten() for tensor in tensors if tensor is not None)))
 
 
 @pytest.mark.parametrize("policy_kwargs", [*CRITICS, {"model": partial(tiny.model, "llama")}])
@@ -151,13 +143,6 @@ def test_a_policy_is_itself_again_after_a_failed_trace() -> None:
         assert policy.lm.prepares_mask and policy.lm.plain.config._attn_implementation == "eager"
         raise ZeroDivisionError
     assert not policy.lm.prepares_mask and policy.lm.plain.config._attn_implementation == "sdpa"
-
-
-def one_block() -> PreTrainedModel:
-    config = tiny.config("gpt2")
-    config.n_layer = 1  # compiles in half the time
-    built: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return built
 
 
 @pytest.mark.slow

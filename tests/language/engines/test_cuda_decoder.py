@@ -22,8 +22,7 @@ from sb3_ppo_ext.language.model import causal_lm as model_module
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from tests.engines.cuda.rehearsal import Rehearsed
 from tests.language import setups, tiny
-from tests.language.engines.test_compiled import outcome
-from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
+from tests.language.token_updates import KNOBS, gradients_of, minibatch, outcome, updater
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from sb3_ppo_ext.objective.statistics import Statistics
 from tests.language import setups, tiny
-from tests.language.engines.test_compiled import one_block
-from tests.language.training.test_token_update import KNOBS, gradients_of, minibatch, updater
+from tests.language.tiny import one_block
+from tests.language.token_updates import KNOBS, gradients_of, minibatch, updater
 from tests.traced_graphs import Traced
 
 CLIPPED = KNOBS._replace(clip_range_vf=0.3, vf_coef=0.7)

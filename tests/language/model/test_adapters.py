@@ -33,7 +33,7 @@ from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
 from sb3_ppo_ext.language.model.adapters import has_adapter, warnings_of_peft
 from sb3_ppo_ext.language.model.loading import load_model
 from tests.language import setups, tiny
-from tests.language.envs.test_classifier import ANSWERS, OWN, PROMPTS, alone, classifier
+from tests.language.classifiers import ANSWERS, OWN, PROMPTS, alone, classifier
 from tests.language.words import tokenizer
 
 IDS = torch.tensor([[3, 4, 5, 9, 7]])

@@ -4,29 +4,12 @@ import pytest
 import torch
 
 from sb3_ppo_ext.language.model import causal_lm as model_module
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, before_response, entropy_of, positions, scattered
+from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, entropy_of, positions
 from sb3_ppo_ext.language.model.critics import last_block
 from sb3_ppo_ext.language.model.generation import Response, draw, generate
-from sb3_ppo_ext.language.model.loading import as_reference, frozen_copy, load_model, lora_config, with_adapter
+from sb3_ppo_ext.language.model.loading import as_reference, frozen_copy
 from tests.language import tiny
-
-TEMPERATURE = 0.7
-
-
-def core(
-    family: str = "gpt2", *, lora: bool = False, temperature: float = TEMPERATURE, vocab_size: int = 24
-) -> CausalLM:
-    plain = load_model(lambda: tiny.model(family))
-    adapted = with_adapter(plain, lora_config({"r": 2, "init_lora_weights": False} if lora else None, plain))
-    return CausalLM(adapted, vocab_size=vocab_size, temperature=temperature)
-
-
-def evaluated(model: CausalLM, tokens: Tokens) -> torch.Tensor:
-    """Log-probabilities [B, L] by teacher forcing."""
-    ids, mask = tokens.joined()
-    hidden = before_response(model.hidden(ids, mask), tokens.prompt.shape[1])[tokens.mask]
-    log_prob, _ = model.log_prob_and_entropy(hidden, tokens.response[tokens.mask], entropy_grad=False)
-    return scattered(log_prob, tokens.mask)
+from tests.language.causal_models import TEMPERATURE, core, evaluated
 
 
 def sampled(model: CausalLM, rows: int = 24, length: int = 12) -> tuple[Tokens, Response]:

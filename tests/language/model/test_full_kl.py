@@ -18,7 +18,7 @@ from sb3_ppo_ext.language.training.credit import token_kl
 from sb3_ppo_ext.language.training.token_update import TokenAdapter
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
 from tests.language import setups, tiny
-from tests.language.training.test_token_update import minibatch
+from tests.language.token_updates import minibatch
 
 LORA = {"r": 2, "init_lora_weights": False}
 TEMPERATURE = 0.7

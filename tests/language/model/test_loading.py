@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.loading import GELUS_BY_TANH, check_model, load_model
 from tests.language import tiny
-from tests.language.model.test_causal_lm import TEMPERATURE, core, evaluated
+from tests.language.causal_models import TEMPERATURE, core, evaluated
 
 
 def test_dropout_is_off_even_in_training_mode() -> None:

@@ -19,8 +19,8 @@ from sb3_ppo_ext.language.monitoring.records import distinct_pairs, speeds
 from sb3_ppo_ext.language.monitoring.samples import as_text
 from sb3_ppo_ext.monitoring.charts import CHARTS, LANGUAGE_CHARTS, LANGUAGE_TITLES, charts_of
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
+from tests.event_files import events, layout, titles
 from tests.language import setups
-from tests.monitoring.test_tensorboard import events, layout, titles
 
 HEALTHY = {"lm/eos_rate": 0.9, "lm/score_std": 1.0, "lm/score": 0.5, "lm/distinct_2": 0.8, "lm/kl_ref": 2.0}
 

@@ -14,9 +14,8 @@ from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import CandidatePolicy, TextObservation
 from sb3_ppo_ext.language.envs.text_observation import text_of
 from tests.language import tiny
+from tests.language.candidates import ACTIONS, policy
 from tests.language.words import WORDS, tokenizer
-
-ACTIONS = ["go left now", "go right", "stay"]
 
 
 class Doors(gym.Env[str, int]):
@@ -32,13 +31,6 @@ class Doors(gym.Env[str, int]):
 
     def step(self, action: int) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return "here", float(action == self.side), True, False, {}
-
-
-def policy(family: str = "gpt2", **options: Any) -> CandidatePolicy:
-    settings: dict[str, Any] = {"model": lambda: tiny.model(family), "tokenizer": tokenizer(), "candidates": ACTIONS}
-    return CandidatePolicy(
-        spaces.Box(0, 255, (60,), np.uint8), spaces.Discrete(3), lambda _: 1e-3, **{**settings, **options}
-    )
 
 
 def observations(*texts: str) -> torch.Tensor:
