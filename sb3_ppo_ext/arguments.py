@@ -82,7 +82,7 @@ def _as_number(value: object) -> object:
 def check_exact_kl(model: Any) -> None:
     """Whether those who need the exact KL can have it; called when policy and buffer exist."""
     consumers = [name for name, knob in model.knobs.controllers.items() if knob.measures == "kl"]
-    if model.penalized and "kl_coef" not in consumers:
+    if model.knobs.is_on("kl_coef") and "kl_coef" not in consumers:
         consumers.append("kl_coef")
     if not consumers or model.kl_estimator != "exact":
         return

@@ -14,24 +14,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_ppo_ext import arguments, model_files, streams
+from sb3_ppo_ext import arguments, model_files, rounds, streams
 from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
 from sb3_ppo_ext.engines.family import family_of
-from sb3_ppo_ext.engines.selection import EngineChoice, training
+from sb3_ppo_ext.engines.selection import EngineChoice
 from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of, parse_knobs
 from sb3_ppo_ext.knobs.parsing import Knob
-from sb3_ppo_ext.knobs.table import ADDED, is_on
+from sb3_ppo_ext.knobs.table import ADDED
 from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
-from sb3_ppo_ext.monitoring.update_log import record_update
 from sb3_ppo_ext.policies.popart import install_popart
-from sb3_ppo_ext.rollout.by_hand import begin_collecting, prepare_logs, require_rollout
-from sb3_ppo_ext.rollout.collect import collect_rollouts, is_replaced
+from sb3_ppo_ext.rollout.by_hand import prepare_logs
 from sb3_ppo_ext.run import Run, run_of
 from sb3_ppo_ext.saving import File, save_atomically
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
-from sb3_ppo_ext.update.epochs import step_controllers
-from sb3_ppo_ext.update.optimizers import GroupRates
-from sb3_ppo_ext.update.training import Trained, train_on
+from sb3_ppo_ext.update.optimizers import GroupRates, rates_of
+from sb3_ppo_ext.update.training import Trained
 from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
 
 OF_THIS_PROCESS = ("_family", "_monitor", "_engines", "_seconds", "last_update")  # attributes that are not saved
@@ -144,11 +141,6 @@ class PPOX(PPO):
         return self._logger
 
     @property
-    def penalized(self) -> bool:
-        """Whether a KL penalty is part of the loss."""
-        return is_on(self.kl_coef)
-
-    @property
     def timesteps_of_all_learns(self) -> int:
         """What a schedule's horizon counts: timesteps over all ``learn()`` calls, resets included."""
         return self._earlier_timesteps + self.num_timesteps
@@ -160,37 +152,18 @@ class PPOX(PPO):
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         self._set_learning_rate(float(self.knobs.values.learning_rate))
 
-    def _group_rates(self) -> GroupRates:
-        if self._rates.optimizer is not self.policy.optimizer:  # replaced by the user since
-            self._rates = GroupRates(self.policy.optimizer, self._rates.rate, self.lr_schedule(1.0))
-        return self._rates
-
     def _set_learning_rate(self, rate: float) -> None:
-        self._group_rates().apply(rate)
+        rates_of(self).apply(rate)
         self.logger.record("train/learning_rate", rate)
 
     def _run(self) -> Run:
         """What the rooms below are handed: settings, and the state of the training as it stands now."""
-        self._monitor.run = run_of(self, self._monitor, self._group_rates().ratios(), self._seconds)
+        self._monitor.run = run_of(self, self._monitor, rates_of(self).ratios(), self._seconds)
         return self._monitor.run
 
     def train(self) -> None:
         """Updates policy and value function from the rollout that was collected last."""
-        require_rollout(self)
-        self.knobs = knobs_of(self)
-        self.knobs.at(self._current_progress_remaining, self.timesteps_of_all_learns)
-        self._update_learning_rate(self.policy.optimizer)
-        run = self._run()
-        self._monitor.before_update()
-        self.policy.set_training_mode(True)
-        with training(run):
-            rollout = self._family.rollout(run)
-            update = self._family.update(run, rollout)
-            trained = train_on(run, rollout, self._engines.runner(run, rollout, update), self._count_epoch)
-        records = record_update(run, rollout, trained, self._family.records(run, rollout), self.logger)
-        self._monitor.after_update(self, self._family.findings(run, rollout, records))
-        step_controllers(run, "rollout", trained.epochs[-1], rollout)
-        self.last_update = trained
+        self.last_update = rounds.update(self)
 
     def _count_epoch(self) -> None:
         self._n_updates += 1
@@ -199,13 +172,7 @@ class PPOX(PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """As :meth:`PPO.collect_rollouts`; a policy that fails on a NaN says where the NaN is."""
-        callback = begin_collecting(self, env, callback)
-        inherited, run = super().collect_rollouts, self._run()
-        with self._monitor.collecting(self), self._family.collecting(run, callback):
-            if is_replaced(inherited):
-                return inherited(env, callback, rollout_buffer, n_rollout_steps)
-            actor_of = self._engines.actor_of(run)
-            return collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps, actor_of)
+        return rounds.collect(self, super().collect_rollouts, env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
         self: SelfPPOX,
@@ -222,21 +189,13 @@ class PPOX(PPO):
             interval: Any = log_interval  # None switches logging off, which is not in the annotation of PPO.learn
             return super().learn(total_timesteps, callback, interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[int, BaseCallback]:
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         arguments.check_learn(self, total_timesteps)
-        self._earlier_timesteps += self.num_timesteps if reset_num_timesteps else 0
-        total_timesteps, callback = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, *args, **kwargs
-        )
+        before = self.num_timesteps
+        last_timestep, callback = super()._setup_learn(total_timesteps, *args, **kwargs)
+        self._earlier_timesteps += before - self.num_timesteps  # 0 where the count goes on
         self._monitor.begin(callback)
-        return total_timesteps, callback
+        return last_timestep, callback
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         run = self._run()

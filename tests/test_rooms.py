@@ -18,6 +18,7 @@ FLOORS = [
     {"rollout"},
     {"update", "tensordicts", "arguments"},
     {"engines", "monitoring"},
+    {"rounds"},
     {"ppox", "language"},
     {"__init__"},
 ]

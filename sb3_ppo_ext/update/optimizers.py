@@ -79,6 +79,14 @@ class GroupRates:
         self.rate = rate
 
 
+def rates_of(model: Any) -> GroupRates:
+    """The rates of the optimizer that ``model`` has now; its user may have replaced it."""
+    if model._rates.optimizer is not model.policy.optimizer:
+        model._rates = GroupRates(model.policy.optimizer, model._rates.rate, model.lr_schedule(1.0))
+    rates: GroupRates = model._rates
+    return rates
+
+
 def prefer_foreach(optimizer: torch.optim.Optimizer) -> None:
     """Lets Adam and AdamW walk over their tensors in C++ where torch leaves it to a Python loop (on a CPU).
 

@@ -1,0 +1,49 @@
+"""The two halves of a round of training: a rollout is collected, then policy and value function are updated from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_ext.engines.selection import training
+from sb3_ppo_ext.knobs.knob_set import knobs_of
+from sb3_ppo_ext.monitoring.update_log import record_update
+from sb3_ppo_ext.rollout.by_hand import begin_collecting, require_rollout
+from sb3_ppo_ext.rollout.collect import collect_rollouts, is_replaced
+from sb3_ppo_ext.update.epochs import step_controllers
+from sb3_ppo_ext.update.training import Trained, train_on
+
+
+def collect(
+    model: Any, inherited: Callable[..., bool], env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int
+) -> bool:
+    """Fills ``buffer``; by ``inherited``, the base class's method, where that is not Stable-Baselines3's own."""
+    callback = begin_collecting(model, env, callback)
+    run = model._run()
+    with model._monitor.collecting(model), model._family.collecting(run, callback):
+        if is_replaced(inherited):
+            return inherited(env, callback, buffer, n_steps)
+        return collect_rollouts(model, env, callback, buffer, n_steps, model._engines.actor_of(run))
+
+
+def update(model: Any) -> Trained:
+    """Trains on the rollout that was collected last, leaves the records in the logger and moves the controllers."""
+    require_rollout(model)
+    model.knobs = knobs_of(model)
+    model.knobs.at(model._current_progress_remaining, model.timesteps_of_all_learns)
+    model._update_learning_rate(model.policy.optimizer)
+    run, family = model._run(), model._family
+    model._monitor.before_update()
+    model.policy.set_training_mode(True)
+    with training(run):
+        rollout = family.rollout(run)
+        runner = model._engines.runner(run, rollout, family.update(run, rollout))
+        trained = train_on(run, rollout, runner, model._count_epoch)
+    records = record_update(run, rollout, trained, family.records(run, rollout), model.logger)
+    model._monitor.after_update(model, family.findings(run, rollout, records))
+    step_controllers(run, "rollout", trained.epochs[-1], rollout)
+    return trained
