@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -30,3 +33,23 @@ def refuse_unknown(owner: str, arguments: Iterable[str], known: Iterable[str]) -
     for name in arguments:
         if name not in names:
             raise unknown_argument(owner, name, names)
+
+
+def accepts_only(*others: Callable[..., Any]) -> Callable[[Init], Init]:
+    """Makes an ``__init__`` refuse what neither it nor the ``others``, to which it passes the rest on, has.
+
+    A check within ``__init__`` would come too late: Python would first report the required argument that the
+    misspelled one was meant to be.
+    """
+
+    def decorator(init: Init) -> Init:
+        known = named_arguments(init, *others)
+
+        @functools.wraps(init)
+        def checked(self: Any, *arguments: Any, **options: Any) -> None:
+            refuse_unknown(type(self).__name__, options, known)
+            init(self, *arguments, **options)
+
+        return cast(Init, checked)
+
+    return decorator

@@ -10,7 +10,8 @@ if _missing:
     )
 
 from sb3_ppo_ext.language.envs.classifier import ClassifierReward  # noqa: E402
-from sb3_ppo_ext.language.envs.prompt_env import PromptEnv, PromptVecEnv  # noqa: E402
+from sb3_ppo_ext.language.envs.prompt_env import PromptEnv  # noqa: E402
+from sb3_ppo_ext.language.envs.prompt_vec_env import PromptVecEnv  # noqa: E402
 from sb3_ppo_ext.language.envs.spaces import ResponseSpace, prompt_space  # noqa: E402
 from sb3_ppo_ext.language.envs.text_observation import TextObservation  # noqa: E402
 from sb3_ppo_ext.language.monitoring.samples import SampleTable  # noqa: E402

@@ -25,6 +25,12 @@ CALLS: dict[str, Callable[[], Any]] = {
     "PromptVecEnv has no argument 'colums'; did you mean 'columns'": lambda: PromptVecEnv(
         [[3]], setups.low_ids, n_envs=1, colums={}, **ENV
     ),
+    "PromptVecEnv has no argument 'n_env'; did you mean 'n_envs'": lambda: PromptVecEnv(
+        [[3]],
+        setups.low_ids,
+        n_env=3,
+        **ENV,
+    ),
     "PromptEnv has no argument 'n_envs'; there are prompts": lambda: PromptEnv([[3]], setups.low_ids, n_envs=1, **ENV),
     "Mine has no argument 'x'": lambda: Mine([[3]], setups.low_ids, n_envs=1, x=1, **ENV),
     "SequenceRolloutBuffer has no argument 'ref_kl_estimate'; did you mean": lambda: setups.ppox(

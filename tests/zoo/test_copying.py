@@ -42,7 +42,7 @@ def test_a_syllable_of_the_corpus_is_copied_as_often_as_it_says() -> None:
 def test_a_step_says_whether_the_copy_is_right() -> None:
     env = PromptCopyEnv("held_out", render_mode="ansi")
     env.reset(seed=0)
-    word = env.task.source.texts[env.row[0]].split()[1]
+    word = env.task.source.texts[env.rows[0]].split()[1]
     eos = env.task.vocabulary.eos
     for text, right in ((f" {word}", True), (" bababa", False)):
         ids = copying.MODEL.tokenizer()(text)["input_ids"]
@@ -55,6 +55,6 @@ def test_environments_of_one_split_share_their_prompts_but_not_their_order() -> 
     first, second = PromptCopyEnv(), PromptCopyEnv()
     assert first.task is second.task is not PromptCopyEnv("held_out").task
     first.reset(seed=1), second.reset(seed=2)
-    assert first.row[0] != second.row[0]
+    assert first.rows[0] != second.rows[0]
     with pytest.raises(ValueError, match=r"split='test'.*'held_out', 'training'"):
         PromptCopyEnv("test")

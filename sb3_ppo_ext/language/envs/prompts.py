@@ -120,10 +120,15 @@ class PromptOrder:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """What is left of this pass, and the generator."""
-        return {"left": self.left.copy(), "generator": self.generator.bit_generator.state}
+        """The rest of this pass, and the generator of the passes after it."""
+        return {"size": self.size, "left": self.left.tolist(), "generator": self.generator.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there."""
-        self.left = np.array(state["left"])
+        """Continues from ``state_dict()``; ``ValueError`` where that is of other prompts."""
+        if state["size"] != self.size:
+            raise ValueError(
+                f"the saved state is of an environment of {state['size']} prompts; this one has {self.size}: give it "
+                "the prompts it had"
+            )
+        self.left = np.array(state["left"], np.int64)
         self.generator.bit_generator.state = state["generator"]

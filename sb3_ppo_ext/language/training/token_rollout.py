@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import explained_variance
 
-from sb3_ppo_ext.language.envs.scoring_time import take_scoring_seconds
+from sb3_ppo_ext.language.envs.prompt_vec_env import take_scoring_seconds
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.model.causal_lm import scattered
 from sb3_ppo_ext.language.model.full_kl import full_kl

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_ppo_ext import AdaptiveKL
 from sb3_ppo_ext.language import PromptEnv, SampleTable, SequenceRolloutBuffer
-from sb3_ppo_ext.language.envs.scoring_time import take_scoring_seconds
+from sb3_ppo_ext.language.envs.prompt_vec_env import take_scoring_seconds
 from sb3_ppo_ext.language.monitoring.findings import PATIENCE, Findings
 from sb3_ppo_ext.language.monitoring.records import distinct_pairs, speeds
 from sb3_ppo_ext.language.monitoring.samples import as_text

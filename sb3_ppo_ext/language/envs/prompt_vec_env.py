@@ -1,0 +1,134 @@
+"""The vector environment of prompts: a step takes many responses at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from transformers import PreTrainedModel
+
+from sb3_ppo_ext.language.envs.prompt_env import Observation, PromptEnvironment, PromptTask
+from sb3_ppo_ext.language.envs.prompts import PromptOrder, RewardFunction
+from sb3_ppo_ext.language.inputs import at_least
+from sb3_ppo_ext.unknown_arguments import accepts_only
+
+
+class PromptVecEnv(PromptEnvironment, VecEnv):
+    """Batches of prompts; a step takes a response to each, scores them together, and gives the next prompts.
+
+    Prompts are taken in random order, each once before any comes twice. The reward is the raw score: what the
+    algorithm subtracts (the KL to the reference) does not show in ``rollout/ep_rew_mean``. Each info has ``prompt``,
+    ``response``, ``cut_off`` (the response did not end by itself) and ``episode`` (``l`` counts tokens).
+
+    Prompts, columns and scores come in any list, array, tensor, Series or generator, and belong together by position.
+
+    :param prompts: strings, lists of chat messages (the tokenizer's template is applied), or lists of token ids
+    :param reward_fn: ``reward_fn(prompts, responses, **columns)`` gives one number per response; prompts and responses
+        are texts without special tokens, or lists of ids where there is no tokenizer; or a classifier of transformers
+        (see ``ClassifierReward``)
+    :param tokenizer: of transformers; None where prompts are ids, which takes ``vocab_size`` and ``eos_token_id``
+    :param n_envs: prompts per step
+    :param max_new_tokens: the longest response
+    :param max_prompt_length: None takes the longest prompt's
+    :param long_prompts: what is done with longer ones: "refuse", or "cut" their beginning (``n_cut`` counts them)
+    :param ended_prompts: what is done with those that end with an end-of-text token of their own, after which there is
+        nothing to go on with: "refuse", "cut" that token off, or "keep" it, for a model whose prompts end so. What the
+        tokenizer puts after every text is left off in any case
+    :param columns: what ``reward_fn`` is to know of each prompt besides its text: name -> one value per prompt
+    :param eos_token_id: what ends a response, one id or several; None takes the tokenizer's. A model with a list of
+        them in its ``generation_config`` needs that list here
+    :param pad_token_id: what fills the slots after that; None takes the tokenizer's, or the first ``eos_token_id``
+    :param shuffle: False takes the prompts as they come
+    """
+
+    @accepts_only(PromptTask.__init__)
+    def __init__(
+        self,
+        prompts: Iterable[Any],
+        reward_fn: RewardFunction | PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        n_envs: int,
+        max_new_tokens: int,
+        shuffle: bool = True,
+        **options: Any,
+    ) -> None:
+        self.task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
+        self.render_mode = None
+        self.order = PromptOrder(len(self.task.source.ids), shuffle=shuffle)
+        n_envs = at_least(1, "n_envs", n_envs)
+        self.rows = np.zeros(n_envs, np.int64)
+        self.started = time.time()
+        super().__init__(n_envs, self.task.observation_space, self.task.action_space)
+
+    def reset(self) -> Observation:
+        """The next prompts."""
+        if self._seeds[0] is not None:
+            self.order.seed(self._seeds[0])
+        self._reset_seeds()
+        return self._next()
+
+    def _next(self) -> Observation:
+        self.rows = self.order.take(self.num_envs)
+        return self.task.observe(self.rows)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Takes the responses [N, L]."""
+        self.responses = np.asarray(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Scores them; every response ends its episode."""
+        scores, infos = self.task.score(self.rows, self.responses)
+        before = self.task.observe(self.rows)
+        for index, info in enumerate(infos):
+            info["episode"]["t"] = round(time.time() - self.started, 6)
+            # Not a time limit: a response that is cut off at max_new_tokens has its score, and nothing follows.
+            info["TimeLimit.truncated"] = False
+            info["terminal_observation"] = {name: array[index] for name, array in before.items()}
+        return self._next(), scores, np.ones(self.num_envs, bool), infos
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute, once per environment asked for: they are one object."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets it for all of them."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Calls it once, and gives the result once per environment asked for."""
+        result = getattr(self, method_name)(*args, **kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """True for Monitor, whose episode statistics the infos have."""
+        return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place among the prompts, and the seeds that the next reset takes."""
+        elapsed = time.time() - self.started
+        return {**super().state_dict(), "seeds": list(self._seeds), "elapsed": elapsed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict()``; ``PPOX.load(..., force_reset=False)`` keeps a model from resetting it."""
+        super().load_state_dict(state)
+        self._seeds = list(state["seeds"])  # a model that is loaded has seeded the environment once more
+        self.started = time.time() - state["elapsed"]
+
+
+def take_scoring_seconds(env: VecEnv | None) -> float | None:
+    """The seconds that the reward functions took since the last call; None for environments without such a count."""
+    if env is None or not env.has_attr("take_scoring_seconds"):
+        return None
+    each = env.env_method("take_scoring_seconds")
+    # A PromptVecEnv counts all of its rows together.
+    return float(each[0] if isinstance(env.unwrapped, PromptVecEnv) else sum(each))
