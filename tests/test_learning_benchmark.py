@@ -1,0 +1,107 @@
+"""The benchmark of learning: its statistics, its file of records and its list of runs. No training is judged here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sb3_ppo_ext import PPOX
+from tests.benchmarks.learning import intervals, records, runs
+from tests.benchmarks.learning.arms import ARMS, SUITE
+
+
+def test_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
+    # Of 1 .. 8, two are left out at each end: (3 + 4 + 5 + 6) / 4. The 100 counts for nothing.
+    assert intervals.interquartile_mean(np.array([[8.0, 1, 2, 3, 4, 5, 6, 100]]))[0] == 4.5
+
+
+def test_bootstrap_draws_a_tasks_runs_from_that_task() -> None:
+    scores = {"a": np.array([1.0, 2.0]), "b": np.array([10.0, 20.0, 30.0])}
+    samples = intervals.drawn(scores, 500, np.random.default_rng(0))
+    assert set(samples[:, :2].ravel()) == {1.0, 2.0}
+    assert set(samples[:, 2:].ravel()) == {10.0, 20.0, 30.0}
+
+
+def test_interval_of_a_mean_is_that_of_the_bootstrap_in_scipy() -> None:
+    from scipy.stats import bootstrap
+
+    runs_ = np.random.default_rng(1).normal(3.0, 1.0, size=40)
+    ours = intervals.interval({"task": runs_}, intervals.mean)
+    theirs = bootstrap((runs_,), np.mean, method="percentile", n_resamples=20_000, rng=2).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert ours.value == pytest.approx(runs_.mean())
+
+
+def test_difference_changes_sign_with_the_sides() -> None:
+    better, worse = {"t": np.arange(5.0) + 10}, {"t": np.arange(5.0)}
+    there = intervals.difference(better, worse, intervals.mean)
+    back = intervals.difference(worse, better, intervals.mean)
+    assert there.value == 10 == -back.value
+    assert there.low > 0 > back.high
+
+
+def test_probability_of_improvement_counts_ties_half() -> None:
+    # (2 > 1), (2 = 2), (4 > 1), (4 > 2): (1 + 0.5 + 1 + 1) / 4.
+    assert intervals.probability_of_improvement({"t": np.array([2.0, 4.0])}, {"t": np.array([1.0, 2.0])}) == 0.875
+
+
+def test_normalised_score_of_the_reference_is_1_also_where_returns_are_negative() -> None:
+    assert list(intervals.normalised(np.array([-40.0, -5.0, -12.0]), random=-40.0, reference=-5.0)) == [0, 1, 0.8]
+
+
+def test_records_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "runs.jsonl"
+    first, second = {"task": "a", "seed": 0, "settings": {}}, {"task": "b", "seed": 0, "settings": {}}
+    records.append(path, first)
+    with path.open("a") as file:
+        file.write('{"task": "cut off')
+    assert records.read(path) == [first]
+    records.append(path, second)
+    assert records.read(path) == [first, second]
+
+
+def test_a_run_is_its_settings_and_not_the_name_of_its_arm() -> None:
+    order = {"task": "Hopper-v5", "seed": 3, "settings": ARMS["sb3"].settings("Hopper-v5")}
+    renamed = json.loads(json.dumps({**order, "arm": "another name"}))
+    assert records.identity(order) == records.identity(renamed)
+    assert records.identity(order) != records.identity({**order, "seed": 4})
+
+
+def test_every_arm_builds_on_every_task() -> None:
+    for name, arm in ARMS.items():
+        if arm.algorithm == "SBX":  # in an interpreter of its own
+            continue
+        for task in SUITE[:1] if not arm.tasks else SUITE:
+            settings = arm.settings(task)
+            env = runs.environments("Pendulum-v1", 0, **settings["environment"])
+            model = runs.model_of(settings["algorithm"], env, 0, {**settings["arguments"], "seed": None})
+            assert model.n_steps * model.n_envs <= 4096, name
+
+
+def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "EPISODES", 2)
+    settings = {
+        **{"algorithm": "PPOX", "environment": {"n_envs": 2, "normalize": {"norm_reward": True}}, "steps": 512},
+        "arguments": {"n_steps": 64, "compile": False, "gamma": 0.9},
+    }
+    order = {"task": "CartPole-v1", "arm": "short", "seed": 0, "settings": settings}
+    record = json.loads(json.dumps(runs.run(order)))
+    assert {key: record[key] for key in order} == order
+    assert [point[0] for point in record["curve"]] == [128, 256, 384, 512]
+    assert len(record["deterministic"]) == len(record["sampled"]) == 2
+    assert record["updates"]["clip_fraction"] >= 0
+    assert record["versions"]["sb3_ppo_ext"]
+
+
+def test_a_training_that_diverges_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(*_: object, **__: object) -> None:
+        raise ValueError("the KL is nan")
+
+    monkeypatch.setattr(PPOX, "learn", diverges)
+    settings = {"algorithm": "PPOX", "environment": {}, "arguments": {"compile": False}, "steps": 128}
+    record = runs.run({"task": "CartPole-v1", "arm": "short", "seed": 0, "settings": settings})
+    assert record["error"] == "ValueError: the KL is nan"
+    assert "deterministic" not in record
