@@ -94,6 +94,8 @@ def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: py
     assert len(record["deterministic"]) == len(record["sampled"]) == 2
     assert record["updates"]["clip_fraction"] >= 0
     assert record["versions"]["sb3_ppo_ext"]
+    assert record["defaults"]["clip_range"] == 0.2
+    assert "gamma" not in record["defaults"]
 
 
 def test_a_training_that_diverges_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,16 @@ SBX's interpreter runs this file too, so it imports no algorithm at the top.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import platform
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,9 +112,30 @@ def evaluated(model: OnPolicyAlgorithm, task: str, settings: Mapping[str, Any], 
     return [rounded(value) for value in returns]  # type: ignore[union-attr]  # a list where episodes are asked for
 
 
+def defaults(model: OnPolicyAlgorithm, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The algorithm's arguments that an arm leaves alone, as this version has them."""
+    parameters = inspect.signature(type(model)).parameters.values()
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.name not in arguments and isinstance(parameter.default, (bool, int, float, str))
+    }
+
+
+def commit() -> str:
+    """The commit that runs, "" outside a checkout; "+" says that files differ from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return described.stdout.strip()
+
+
 def versions() -> dict[str, str]:
     """What a score depends on besides the settings."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "commit": commit()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -138,7 +162,7 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
     if "error" not in outcome:
         outcome["deterministic"] = evaluated(model, task, settings, True)
         outcome["sampled"] = evaluated(model, task, settings, False)
-    return {**order, **outcome, "versions": versions()}
+    return {**order, **outcome, "defaults": defaults(model, arguments), "versions": versions()}
 
 
 def main() -> None:
