@@ -1,7 +1,7 @@
 """The table of cases: every combination of spaces, policy and settings that one engine is tried on is tried on all.
 
 Each is trained eagerly, by graphs on the CPU and by the rehearsal of the GPU's engine; those that PPO can run too are
-compared with PPO as well.
+compared with PPO as well. What applies to language models is in ``tests.language.cases`` once more.
 """
 
 from __future__ import annotations
