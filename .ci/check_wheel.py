@@ -20,7 +20,7 @@ MUST_CONTAIN = {
     "sb3_ppo_ext_zoo/py.typed",
     "sb3_ppo_ext_zoo/ppox.yml",
     "sb3_ppo_ext_zoo/cli.py",
-    "sb3_ppo_ext_zoo/language/walks.py",
+    "sb3_ppo_ext_zoo/registration.py",
 }
 
 IMPORTS = """

@@ -1,5 +1,6 @@
 """Runs every example for a few hundred steps, each in an empty folder; an example that is not listed fails."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ZOO_TRAIN = ["-m", "sb3_ppo_ext_zoo", "train", "--n-timesteps", "300", "--num-threads", "1", "--eval-freq", "-1"]
+
+PRETRAINING = "policy_kwargs:dict(pretraining_steps=10)"
 
 # File under examples/ -> the runs of it, each the arguments of Python; {} is the file's path.
 RUNS: dict[str, list[list[str]]] = {
@@ -21,18 +24,22 @@ RUNS: dict[str, list[list[str]]] = {
     "reward_vs_kl.py": [["{}", "--timesteps", "256", "--pretraining-steps", "10", "--coefficients", "1", "0"]],
     "sb3_to_torchrl.py": [["{}", "--timesteps", "1024"]],
     "text_agent.py": [["{}", "--timesteps", "1024", "--pretraining-steps", "10"]],
+    "text_tasks/ppox.yml": [
+        [*ZOO_TRAIN, "-conf", "{}", "--gym-packages", "text_tasks", "--env", env, "-params", PRETRAINING]
+        for env in ("PromptCopy-v0", "RandomWalks-v0", "TextGrid-v0")
+    ],
     "torchrl_loop.py": [["{}", "--frames", "1024"]],
     "torchrl_ray.py": [["{}", "--frames", "1024", "--workers", "2"]],
     "zoo_config/my_ppox.yml": [[*ZOO_TRAIN, "-conf", "{}", "--env", env] for env in ("CartPole-v1", "Pendulum-v1")],
 }
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
 # Photographs a page: the one example that needs a program which pip cannot install.
 BROWSERS = {"dashboard_picture.py": ("chromium", "chromium-browser", "google-chrome")}
 
 
 def main() -> int:
-    found = {
-        path.relative_to(EXAMPLES).as_posix() for suffix in ("py", "yml") for path in EXAMPLES.rglob(f"*.{suffix}")
-    }
+    scripts, settings = EXAMPLES.glob("*.py"), EXAMPLES.rglob("*.yml")
+    found = {path.relative_to(EXAMPLES).as_posix() for path in (*scripts, *settings)}
     if found != RUNS.keys():
         print(f"not listed in {__file__}: {sorted(found - RUNS.keys())}; no such file: {sorted(RUNS.keys() - found)}")
         return 1
@@ -50,7 +57,9 @@ def run(name: str) -> bool:
         command = [sys.executable, *(argument.replace("{}", str(EXAMPLES / name)) for argument in arguments)]
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            done = subprocess.run(
+                command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         print(f"{'ok' if done.returncode == 0 else 'FAILED'} {name} ({time.monotonic() - start:.0f} s)", flush=True)
         if done.returncode != 0:
             print(f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout}", flush=True)

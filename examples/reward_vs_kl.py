@@ -24,7 +24,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from sb3_ppo_ext_zoo.language.pretraining import Pretrained
+from text_tasks.pretraining import Pretrained
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv

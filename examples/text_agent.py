@@ -1,7 +1,7 @@
 """Does a language model that knows the words learn a game sooner? The same network, pretrained against newly drawn.
 
 The game is TextGrid-v0: a sentence says where two things lie, the agent walks to the one asked for. The
-pretraining text (sb3_ppo_ext_zoo/language/scenes.py) says what the words mean; it has none of the game's things, and
+pretraining text (examples/text_tasks/scenes.py) says what the words mean; it has none of the game's things, and
 never an action where there is a choice. After Carta et al. 2023 (GLAM), in miniature.
 
     python examples/text_agent.py                  # one seed, a few minutes
@@ -15,9 +15,9 @@ import statistics
 from collections import deque
 from dataclasses import replace
 
-from sb3_ppo_ext_zoo.language.grid import MODEL, TextGridPolicy, text_grid
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from text_tasks.grid import MODEL, TextGridPolicy, text_grid
 
 from sb3_ppo_ext import PPOX
 

@@ -32,10 +32,7 @@ ATTEMPTS = {
     "torchrl": ("import sb3_ppo_ext_torchrl", "torchrl"),
     "rl_zoo3": ("import sb3_ppo_ext_zoo", "zoo"),
     "requests": ("import sb3_ppo_ext_zoo", "zoo"),
-    "transformers": (
-        "import gymnasium, sb3_ppo_ext_zoo; sb3_ppo_ext_zoo.register(); gymnasium.make('PromptCopy-v0')",
-        "lm",
-    ),
+    "transformers": ("import sb3_ppo_ext.language", "lm"),
 }
 MISSING = """
 import importlib.util, json, sys, traceback
@@ -89,10 +86,6 @@ def test_registering_leaves_the_rest_of_rl_zoo3_unimported(modules: dict[str, li
     # From a custom_envs.py, importing rl_zoo3.exp_manager would be a circular import whose error rl_zoo3 swallows.
     found = [name for name in modules["zoo"] if name.startswith("rl_zoo3.")]
     assert found == ["rl_zoo3._version", "rl_zoo3.gym_patches", "rl_zoo3.hyperparams_opt", "rl_zoo3.utils"]
-
-
-def test_registering_imports_no_language_model_until_one_is_made(modules: dict[str, list[str]]) -> None:
-    assert not [name for name in modules["zoo"] if name.startswith(("transformers", "sb3_ppo_ext_zoo.language"))]
 
 
 @pytest.mark.parametrize("package", ATTEMPTS)

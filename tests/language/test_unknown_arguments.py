@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sb3_ppo_ext_zoo.language.copying import PromptCopyPolicy
-from sb3_ppo_ext_zoo.language.grid import TextGridPolicy
+from text_tasks.copying import PromptCopyPolicy
+from text_tasks.grid import TextGridPolicy
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import PromptEnv, PromptVecEnv, SequenceRolloutBuffer

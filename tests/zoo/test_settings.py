@@ -18,7 +18,6 @@ PROMISED = (
     *("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3"),
     *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5", "Reacher-v5"),
     *("InvertedPendulum-v5", "InvertedDoublePendulum-v5"),
-    *("PromptCopy-v0", "RandomWalks-v0", "TextGrid-v0"),
 )
 
 
@@ -35,10 +34,6 @@ def test_an_entry_constructs_and_trains_for_one_rollout(
     monkeypatch.chdir(tmp_path)
     env = "PongNoFrameskip-v4" if name == "atari" else name
     short = ["n_envs:2", "n_steps:8", "batch_size:16", "n_epochs:1"]
-    if "language" in ENTRIES[name].get("policy", ""):
-        pytest.importorskip("transformers")
-        kwargs = {**ENTRIES[name].get("policy_kwargs", {}), "pretraining_steps": 0}
-        short.append(f"policy_kwargs:{kwargs}")
     main(["train", "--env", env, "-n", "16", "--eval-freq", "-1", "--verbose", "0", "-params", *short])
     model = PPOX.load(f"logs/ppox/{env}_1/{env}.zip", device="cpu")
     assert model.num_timesteps == 16 and model._n_updates == 1
@@ -49,23 +44,8 @@ def test_an_entry_constructs_and_trains_for_one_rollout(
 def test_the_example_s_settings_file_trains(env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     short = ["n_envs:2", "n_steps:32", "batch_size:32", "n_epochs:2"]
-    main(
-        [
-            "train",
-            "-conf",
-            str(EXAMPLE),
-            "--env",
-            env,
-            "-n",
-            "64",
-            "--eval-freq",
-            "-1",
-            "--verbose",
-            "0",
-            "-params",
-            *short,
-        ]
-    )
+    run = ["-n", "64", "--eval-freq", "-1", "--verbose", "0", "-params", *short]
+    main(["train", "-conf", str(EXAMPLE), "--env", env, *run])
     knobs = PPOX.load(f"logs/ppox/{env}_1/{env}.zip", device="cpu").knobs
     assert set(knobs.controllers) == {"CartPole-v1": set(), "Pendulum-v1": {"kl_coef"}}[env]
 

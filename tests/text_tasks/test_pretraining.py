@@ -1,4 +1,4 @@
-"""The models of the language tasks: made in place, kept as a whole or not at all."""
+"""The models of the text tasks: trained once, stored completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from sb3_ppo_ext_zoo.language import copying, grid, pretraining, storage, walks
-from sb3_ppo_ext_zoo.language.pretraining import Pretrained
+from text_tasks import copying, grid, pretraining, storage, walks
+from text_tasks.pretraining import Pretrained
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 
@@ -24,7 +24,7 @@ def lines() -> tuple[str, ...]:
 
 TINY = Pretrained("Tiny-v0", lines, vocabulary=300, positions=8, steps=2, width=8, layers=1, heads=1, batch_size=4)
 ROOT = Path(__file__).parents[2]
-PATH = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
+PATH = os.pathsep.join(map(str, (ROOT, ROOT / "integrations", ROOT / "examples")))
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +41,13 @@ def test_the_second_start_loads_what_the_first_has_made(
     cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = TINY()
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     (folder,) = cache.iterdir()
-    assert told.startswith("Tiny-v0: pretraining its language model") and str(folder) in told and told.count("\n") == 1
+    assert (
+        printed.startswith("Tiny-v0: pretraining its language model")
+        and str(folder) in printed
+        and printed.count("\n") == 1
+    )
     monkeypatch.setattr(pretraining, "pretrained", lambda recipe: pytest.fail("made again"))
     assert torch.equal(weights(first), weights(TINY()))
     assert capsys.readouterr().out == ""
@@ -86,8 +90,8 @@ def test_what_is_interrupted_leaves_nothing(cache: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        storage.keep("half", half)
-    assert list(cache.iterdir()) == [] and storage.kept("half") is None
+        storage.store("half", half)
+    assert list(cache.iterdir()) == [] and storage.stored("half") is None
 
 
 @pytest.mark.parametrize("damaged", [storage.SEAL, "model.safetensors"])
@@ -96,20 +100,20 @@ def test_a_folder_that_is_not_whole_is_made_again(damaged: str, cache: Path) -> 
     (folder,) = cache.iterdir()
     content = (folder / damaged).read_bytes()
     (folder / damaged).write_bytes(content[:-1])
-    assert storage.kept(folder.name) is None
+    assert storage.stored(folder.name) is None
     assert torch.equal(weights(TINY()), first)
-    assert storage.kept(folder.name) == folder and (folder / damaged).read_bytes() == content
+    assert storage.stored(folder.name) == folder and (folder / damaged).read_bytes() == content
 
 
 def test_two_at_once_leave_the_first_one_s(cache: Path) -> None:
     def fast(folder: Path) -> None:
-        (folder / "who").write_text("first")
+        (folder / "writer").write_text("first")
 
     def slow(folder: Path) -> None:
-        storage.keep("same", fast)
-        (folder / "who").write_text("second")
+        storage.store("same", fast)
+        (folder / "writer").write_text("second")
 
-    assert (storage.keep("same", slow) / "who").read_text() == "first"
+    assert (storage.store("same", slow) / "writer").read_text() == "first"
     assert [path.name for path in cache.iterdir()] == ["same"]
 
 
@@ -119,7 +123,7 @@ def test_without_a_folder_to_write_to_it_is_made_all_the_same(
     (tmp_path / "file").touch()
     monkeypatch.setenv("SB3_PPO_EXT_CACHE_DIR", str(tmp_path / "file"))  # no folder can be made below a file
     assert isinstance(TINY(), PreTrainedModel)
-    assert "cannot be kept" in (told := capsys.readouterr().out) and "SB3_PPO_EXT_CACHE_DIR" in told
+    assert "cannot be stored" in (printed := capsys.readouterr().out) and "SB3_PPO_EXT_CACHE_DIR" in printed
 
 
 def test_a_line_longer_than_the_model_reads_is_refused() -> None:
@@ -130,11 +134,11 @@ def test_a_line_longer_than_the_model_reads_is_refused() -> None:
 def test_tokenizers_are_the_same_in_every_process() -> None:
     # Otherwise a model would be given other tokens than it was trained on. The name has a digest of the tokenizer.
     code = (
-        "from sb3_ppo_ext_zoo.language import copying, grid, walks;"
+        "from text_tasks import copying, grid, walks;"
         "print(*(module.MODEL.folder_name() for module in (copying, grid, walks)))"
     )
     environment = {**os.environ, "PYTHONPATH": PATH, "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code], env=environment, check=True, text=True, stdout=subprocess.PIPE
     ).stdout
-    assert told.split() == [module.MODEL.folder_name() for module in (copying, grid, walks)]
+    assert printed.split() == [module.MODEL.folder_name() for module in (copying, grid, walks)]

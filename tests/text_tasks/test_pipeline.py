@@ -1,4 +1,4 @@
-"""`ppox train --env PromptCopy-v0` and what comes after it, with models that were hardly pretrained."""
+"""`ppox train --env PromptCopy-v0 --gym-packages text_tasks` and what follows, with hardly pretrained models."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ import yaml
 
 pytest.importorskip("transformers")
 
-from sb3_ppo_ext_zoo import register
 from sb3_ppo_ext_zoo.cli import main
-from sb3_ppo_ext_zoo.language.copying import MODEL, PromptCopyPolicy
-from sb3_ppo_ext_zoo.registration import ENVIRONMENTS
 from stable_baselines3.common.vec_env import DummyVecEnv
+from text_tasks import ENVIRONMENTS
+from text_tasks.copying import MODEL, PromptCopyPolicy
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Proportional
 
 ROOT = Path(__file__).parents[2]
-PATH = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
+PATH = os.pathsep.join(map(str, (ROOT, ROOT / "integrations", ROOT / "examples")))
+SETTINGS = ROOT / "examples/text_tasks/ppox.yml"
+TASKS = ["--gym-packages", "text_tasks"]
 FIRST = "logs/ppox/PromptCopy-v0_1"
 SHORT = ["n_envs:4", "n_steps:4", "batch_size:8", "n_epochs:1", "policy_kwargs:dict(pretraining_steps=2)"]
-TRAIN = ["train", "--env", "PromptCopy-v0", "--seed", "1", "--num-threads", "1", "-n", "32", "--verbose", "0"]
+SEED = ["--seed", "1", "--num-threads", "1", "-n", "32", "--verbose", "0"]
+TRAIN = ["train", "--env", "PromptCopy-v0", *TASKS, *SEED]
+OURS = ["-conf", str(SETTINGS)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("SB3_PPO_EXT_CACHE_DIR", str(folder / "cache"))
-        assert main([*TRAIN, "--eval-freq", "16", "--eval-episodes", "4", "-tb", "tb", "-params", *SHORT]) == 0
+        assert main([*TRAIN, *OURS, "--eval-freq", "16", "--eval-episodes", "4", "-tb", "tb", "-params", *SHORT]) == 0
         yield folder
 
 
@@ -64,7 +67,7 @@ def test_all_environments_share_one_generation(trained: Path) -> None:
 
 
 def test_enjoy_plays_it_and_shows_what_is_written(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["enjoy", "--env", "PromptCopy-v0", "-n", "5", "--exp-id", "1", "--env-kwargs", "split:'held_out'"])
+    main(["enjoy", "--env", "PromptCopy-v0", *TASKS, "-n", "5", "--exp-id", "1", "--env-kwargs", "split:'held_out'"])
     printed = capsys.readouterr().out
     assert f"Loading {FIRST}/PromptCopy-v0.zip" in printed and "Mean reward:" in printed and "Success rate:" in printed
     assert sum(line.startswith("copy ") for line in printed.splitlines()) >= 5
@@ -72,7 +75,7 @@ def test_enjoy_plays_it_and_shows_what_is_written(trained: Path, capsys: pytest.
 
 def test_a_run_goes_on_from_its_zip(trained: Path) -> None:
     before = PPOX.load(f"{FIRST}/PromptCopy-v0.zip", device="cpu")
-    main([*TRAIN, "--eval-freq", "-1", "-i", f"{FIRST}/PromptCopy-v0.zip", "-params", *SHORT[:-1]])
+    main([*TRAIN, *OURS, "--eval-freq", "-1", "-i", f"{FIRST}/PromptCopy-v0.zip", "-params", *SHORT[:-1]])
     after = PPOX.load("logs/ppox/PromptCopy-v0_2/PromptCopy-v0.zip", device="cpu")
     assert after._n_updates == before._n_updates + 2
     assert any(
@@ -95,7 +98,7 @@ def test_yaml_names_another_model_or_an_adapter(trained: Path) -> None:
         }
     }
     Path("mine.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    main(["train", "--env", "PromptCopy-v0", "-conf", "mine.yml", "--eval-freq", "-1", "--verbose", "0", "-f", "mine"])
+    main(["train", "--env", "PromptCopy-v0", *TASKS, "-conf", "mine.yml", "--eval-freq", "-1", "-f", "mine"])
     model = PPOX.load("mine/ppox/PromptCopy-v0_1/PromptCopy-v0.zip", device="cpu")
     trained_names = {name for name, value in model.policy.named_parameters() if value.requires_grad}
     assert any("lora_A" in name for name in trained_names) and model.knobs.values.ref_kl_coef > 0
@@ -104,20 +107,31 @@ def test_yaml_names_another_model_or_an_adapter(trained: Path) -> None:
 @pytest.mark.parametrize("env", [name for name in ENVIRONMENTS if name != "PromptCopy-v0"])
 def test_the_other_entries_train_and_are_played(env: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = [*SHORT[:-1], "policy_kwargs:dict(pretraining_steps=0)"]
-    main(["train", "--env", env, "-n", "32", "--eval-freq", "-1", "--verbose", "0", "-params", *short])
-    main(["enjoy", "--env", env, "--no-render", "-n", "30"])
+    main(["train", "--env", env, *TASKS, *OURS, *SEED, "--eval-freq", "-1", "-params", *short])
+    main(["enjoy", "--env", env, *TASKS, "--no-render", "-n", "30"])
     assert "Mean reward:" in capsys.readouterr().out
 
 
 def test_rl_zoo3_s_own_scripts_find_them_after_the_one_line(trained: Path) -> None:
     Path("custom_envs.py").write_text("import sb3_ppo_ext_zoo.auto\n")
-    stock = [sys.executable, "-m", "rl_zoo3.train", "--algo", "ppox", *TRAIN[1:], "--eval-freq", "-1", "-f", "stock"]
+    stock = [sys.executable, "-m", "rl_zoo3.train", "--algo", "ppox", *TRAIN[1:], *OURS]
+    command = [*stock, "--eval-freq", "-1", "-f", "stock", "-params", *SHORT]
     environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*stock, "-params", *SHORT], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path("stock/ppox/PromptCopy-v0_1/PromptCopy-v0.zip").is_file()
 
 
-def test_they_are_registered_by_name_alone() -> None:
-    register()
-    assert {name: gym.spec(name).entry_point for name in ENVIRONMENTS} == ENVIRONMENTS
+def test_the_package_registers_its_tasks_without_transformers() -> None:
+    program = "import gymnasium, sys, text_tasks; print(*map(gymnasium.spec, text_tasks.ENVIRONMENTS), *sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": PATH}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert all(name in done.stdout for name in ENVIRONMENTS) and "transformers" not in done.stdout.split()
+
+
+def test_the_minibatches_of_an_entry_divide_its_rollout() -> None:
+    entries = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    assert entries.keys() == ENVIRONMENTS.keys()
+    assert not [name for name, entry in entries.items() if entry["n_envs"] * entry["n_steps"] % entry["batch_size"]]

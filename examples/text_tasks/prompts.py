@@ -1,4 +1,4 @@
-"""The gymnasium environment of a prompt task in the zoo: many of them share one task, and show themselves as text."""
+"""The gymnasium environment of a prompt task: all environments of a process share one task and render as text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sb3_ppo_ext.language.envs.prompts import PromptOrder
 
 
 class SharedTaskEnv(PromptEnv):
-    """A ``PromptEnv`` over a task that all environments of a process share: its prompts are tokenized once.
+    """A ``PromptEnv`` over a shared task, whose prompts are tokenized once.
 
-    The infos say in ``is_success`` whether the score is the best there is, 1.
+    ``is_success`` in the info is true where the score is the highest, 1.
     """
 
-    metadata = {"render_modes": ["human", "ansi"], "render_fps": 10}  # noqa: RUF012  # gymnasium's own way
+    metadata = {"render_modes": ["human", "ansi"], "render_fps": 10}  # noqa: RUF012  # gymnasium's convention
 
     def __init__(self, task: PromptTask, render_mode: str | None = None) -> None:
         self.task, self.render_mode = task, render_mode

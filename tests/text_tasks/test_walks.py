@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from sb3_ppo_ext_zoo.language import walks
-from sb3_ppo_ext_zoo.language.walks import GOAL, LONGEST, as_text, nodes_to_goal, optimality, random_walks, scores
+from text_tasks import walks
+from text_tasks.walks import GOAL, LONGEST, as_text, nodes_to_goal, optimality, random_walks, scores
 
 
 def test_graph_and_walks_are_those_of_trlx() -> None:

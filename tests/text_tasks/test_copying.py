@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from sb3_ppo_ext_zoo.language import copying
-from sb3_ppo_ext_zoo.language.copying import PromptCopyEnv, bad_copies, likeness, words
+from text_tasks import copying
+from text_tasks.copying import PromptCopyEnv, bad_copies, likeness, words
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_the_score_of_a_copy(response: str, expected: float) -> None:
     assert likeness(["copy bafelo >"], [response], word=["bafelo"]) == [pytest.approx(expected)]
 
 
-def test_nobody_has_read_the_task_s_words() -> None:
+def test_the_splits_and_the_corpus_share_no_word() -> None:
     training, held_out = set(words("training")), set(words("held_out"))
     read = {line.split()[1] for line in bad_copies()}
     assert (len(training), len(held_out)) == (2000, 256)
@@ -33,7 +33,7 @@ def test_nobody_has_read_the_task_s_words() -> None:
 
 
 def test_a_syllable_of_the_corpus_is_copied_as_often_as_it_says() -> None:
-    # Right where it is kept (0.6), or drawn again and the same one of 40 (0.4 / 40).
+    # Right where it is copied (0.6), or where the random one of 40 is the same (0.4 / 40).
     pairs = [(line.split()[1], line.split()[3]) for line in bad_copies()]
     right = np.mean([[word[i : i + 2] == copy[i : i + 2] for i in (0, 2, 4)] for word, copy in pairs])
     assert right == pytest.approx(0.6 + 0.4 / 40, abs=0.01)  # 60,000 syllables: a standard error of 0.002

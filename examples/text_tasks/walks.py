@@ -1,7 +1,7 @@
-"""RandomWalks-v0: from a given node, write the shortest walk to the goal in a graph known from random walks only.
+"""RandomWalks-v0: the shortest walk from a node to the goal, in a graph that the model has seen in random walks only.
 
-The task of trlX (CarperAI/trlx, examples/randomwalks; after Chen et al. 2021, Decision Transformer, section 3): its
-graph, its walks and its score, so that the best score is known to be 1.
+The task of trlX (CarperAI/trlx, examples/randomwalks; after Chen et al. 2021, Decision Transformer, section 3): the
+same graph, walks and score, so that the best score is 1.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from sb3_ppo_ext.language import LanguageModelPolicy
 from sb3_ppo_ext.language.envs.prompt_env import PromptTask
-from sb3_ppo_ext_zoo.language.pretraining import Pretrained
-from sb3_ppo_ext_zoo.language.prompts import SharedTaskEnv
+from text_tasks.pretraining import Pretrained
+from text_tasks.prompts import SharedTaskEnv
 
 NODES, GOAL = 21, 0
 LONGEST = 10  # nodes of a walk, the first one included
@@ -33,30 +33,30 @@ class Walks(NamedTuple):
 
 @functools.cache
 def random_walks(n_walks: int = 1000, p_edge: float = 0.1, seed: int = 1002) -> Walks:
-    """Every node has an edge to another one. Walks start anywhere but at the goal, and end there or after ``LONGEST``.
+    """Every node has an edge to another node. Walks start anywhere but at the goal and end there or after ``LONGEST``.
 
-    The same as trlX draws: its random numbers are used in its order.
+    trlX draws the same ones: the random numbers are used in its order.
     """
-    chance = np.random.RandomState(seed)
+    rng = np.random.RandomState(seed)
     edges = np.zeros((NODES, NODES), bool)
     while not edges.any(axis=1).all():
-        edges = chance.rand(NODES, NODES) > 1 - p_edge
+        edges = rng.rand(NODES, NODES) > 1 - p_edge
         np.fill_diagonal(edges, False)
     edges[GOAL] = np.arange(NODES) == GOAL
     walks = []
     for _ in range(n_walks):
         node = GOAL
         while node == GOAL:
-            node = chance.randint(NODES)
+            node = rng.randint(NODES)
         walk = [node]
         while len(walk) < LONGEST and walk[-1] != GOAL:
-            walk.append(int(chance.choice(np.nonzero(edges[walk[-1]])[0])))
+            walk.append(int(rng.choice(np.nonzero(edges[walk[-1]])[0])))
         walks.append(tuple(walk))
     return Walks(edges, tuple(walks))
 
 
 def nodes_to_goal(edges: np.ndarray) -> dict[int, int]:
-    """Of every node that has a way to the goal: the nodes of the shortest one, both ends included."""
+    """The number of nodes on the shortest path to the goal, both ends included, for every node that has a path."""
     count = {GOAL: 1}
     waiting = deque([GOAL])
     while waiting:
@@ -71,13 +71,13 @@ def nodes_to_goal(edges: np.ndarray) -> dict[int, int]:
 def optimality(walk: Sequence[int], edges: np.ndarray, shortest: int) -> float:
     """(LONGEST - nodes to the goal) / (LONGEST - nodes of the shortest walk): 1 is the shortest, 0 never arrives.
 
-    What comes after the goal does not count; a step where there is no edge makes the walk worth 0. As in trlX.
+    Nodes after the goal do not count, and a step without an edge makes the score 0; both are trlX's rules.
     """
-    for place, node in enumerate(walk[:LONGEST]):
-        if place and (node < 0 or not edges[walk[place - 1], node]):
+    for step, node in enumerate(walk[:LONGEST]):
+        if step and (node < 0 or not edges[walk[step - 1], node]):
             return 0.0
         if node == GOAL:
-            return (LONGEST - 1 - place) / (LONGEST - shortest)
+            return (LONGEST - 1 - step) / (LONGEST - shortest)
     return 0.0
 
 
@@ -87,7 +87,7 @@ def as_text(walk: Sequence[int]) -> str:
 
 
 def nodes_of(text: str) -> list[int]:
-    """The nodes that a text names; -1 for what names none."""
+    """The nodes that a text names; -1 stands for a word that is no node."""
     return [NAMES.index(name) if len(name) == 1 and name in NAMES else -1 for name in text.split()]
 
 
@@ -101,7 +101,7 @@ MODEL = Pretrained("RandomWalks-v0", walks_as_text, vocabulary=282, positions=16
 
 
 def scores(prompts: Sequence[str], responses: Sequence[str], start: Sequence[int]) -> list[float]:
-    """The optimality of each walk."""
+    """The optimality of each walk, [N]."""
     edges = random_walks().edges
     shortest = nodes_to_goal(edges)
     return [
@@ -125,14 +125,14 @@ def task() -> PromptTask:
 
 
 class RandomWalksEnv(SharedTaskEnv):
-    """One walk at a time."""
+    """Each episode is one walk."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(task(), render_mode)
 
 
 class RandomWalksPolicy(LanguageModelPolicy):
-    """A ``LanguageModelPolicy`` whose model is the one made for RandomWalks-v0, after ``pretraining_steps`` steps."""
+    """A ``LanguageModelPolicy`` whose model is pretrained for RandomWalks-v0 in ``pretraining_steps`` steps."""
 
     def __init__(self, *arguments: Any, pretraining_steps: int = MODEL.steps, **options: Any) -> None:
         super().__init__(*arguments, **{"model": replace(MODEL, steps=pretraining_steps), **options})

@@ -6,10 +6,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from sb3_ppo_ext_zoo import register
-from sb3_ppo_ext_zoo.language import grid
-from sb3_ppo_ext_zoo.language.grid import MAX_BYTES, MAX_STEPS, Grid
-from sb3_ppo_ext_zoo.language.scenes import ACTIONS, THINGS, scene, wanderings
+from text_tasks import grid
+from text_tasks.grid import MAX_BYTES, MAX_STEPS, Grid
+from text_tasks.scenes import ACTIONS, THINGS, scene, wanderings
 
 from sb3_ppo_ext.language.envs.text_observation import text_of
 
@@ -19,7 +18,7 @@ NORTH, SOUTH, EAST, WEST = range(4)
 def placed() -> Grid:
     env = Grid()
     env.reset(seed=0)
-    env.place("red ball", {"green key": (1, 0), "red ball": (2, -1)})
+    env.begin("red ball", {"green key": (1, 0), "red ball": (2, -1)})
     return env
 
 
@@ -52,9 +51,9 @@ def test_time_runs_out() -> None:
 
 
 def steps_needed(inner: Grid) -> int:
-    """Of the shortest way to the goal around the other thing."""
+    """The number of steps of the shortest way to the goal around the other thing."""
     goal = inner.things[inner.goal]
-    (other,) = (place for name, place in inner.things.items() if name != inner.goal)
+    (other,) = (position for name, position in inner.things.items() if name != inner.goal)
     reached, steps = {(0, 0)}, 0
     while goal not in reached:
         reached |= {(y + north, x + east) for y, x in reached for north, east in ACTIONS.values()} - {other}
@@ -63,7 +62,6 @@ def steps_needed(inner: Grid) -> int:
 
 
 def test_the_goal_can_always_be_reached_in_time_and_seeds_repeat() -> None:
-    register()
     env = gym.make("TextGrid-v0")
     inner = env.unwrapped
     assert isinstance(inner, Grid)

@@ -1,7 +1,7 @@
-"""A small GPT-2 and its byte-level BPE tokenizer, made in place from lines of text; the model is kept on disk.
+"""A small GPT-2 and its byte-level BPE tokenizer, trained on lines of text; the model is stored on disk.
 
-Making one leaves the process's random numbers as they were: a seeded run does not depend on whether the model had been
-kept from an earlier one.
+Training one leaves the process's random streams unchanged: a seeded run does not depend on whether its model was
+stored by an earlier run.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from sb3_ppo_ext_zoo.language.storage import keep, kept
+from text_tasks.storage import store, stored
 
 PAD, EOS = "<pad>", "<eos>"
-# Of the first weights. With GPT-2's own 0.02, meant for twelve times the width, attention takes thousands of steps.
-SPREAD = 0.1
+# Deviation of the initial weights. GPT-2's 0.02 is meant for twelve times the width: attention would take thousands of
+# steps to form.
+INITIAL_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a model is made from, and the model: calling it gives one that can be trained further.
+    """The recipe of a model; a call returns the model, ready to be trained further.
 
-    :param name: for whom it is, as told to the user
-    :param corpus: gives the lines of text, the same at every call; a line's end is an end of text
-    :param vocabulary: tokens, 256 bytes and the two special ones among them
-    :param positions: the longest line, in tokens
-    :param steps: of AdamW, on ``batch_size`` lines each, with a learning rate that falls to 0; 0 leaves the weights as
-        they were drawn
+    :param name: the task's name, printed to the user
+    :param corpus: returns the lines of text, the same at every call; each line ends with an end-of-text token
+    :param vocabulary: number of tokens, 256 bytes and two special tokens included
+    :param positions: length of the longest line, in tokens
+    :param steps: AdamW steps on ``batch_size`` lines each, with a learning rate that falls to 0; 0 leaves the initial
+        weights
     """
 
     name: str
@@ -54,22 +55,22 @@ class Pretrained:
     seed: int = 0
 
     def __call__(self) -> PreTrainedModel:
-        """The model: the kept one, or a new one, which is then kept."""
+        """The stored model, or a new one, which is then stored."""
         if self.steps == 0:
             return new_model(self)
-        folder = kept(self.folder_name())
+        folder = stored(self.folder_name())
         if folder is None:
-            return _make_and_keep(self)
+            return _make_and_store(self)
         with without_progress_bars():
             loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
         return loaded
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer; one object for all who ask in this process."""
+        """The tokenizer, one object per process."""
         return byte_level_bpe(self.corpus, self.vocabulary)
 
     def folder_name(self) -> str:
-        """Names the text, the tokenizer and every setting."""
+        """The name of the folder: it has a digest of the text, the tokenizer and every setting."""
         text = hashlib.sha256("\n".join(self.corpus()).encode())
         text.update(self.tokenizer().backend_tokenizer.to_str().encode())
         settings = {name: value for name, value in vars(self).items() if name not in ("name", "corpus")}
@@ -79,7 +80,7 @@ class Pretrained:
 
 @functools.cache
 def byte_level_bpe(corpus: Callable[[], Sequence[str]], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``vocabulary`` tokens, trained on the corpus; it can write any text."""
+    """A tokenizer of ``vocabulary`` tokens, trained on the corpus; its alphabet is all bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,7 +95,7 @@ def byte_level_bpe(corpus: Callable[[], Sequence[str]], vocabulary: int) -> PreT
 
 
 def new_model(recipe: Pretrained) -> GPT2LMHeadModel:
-    """With weights as drawn from the recipe's seed."""
+    """The model with its initial weights, drawn from the recipe's seed."""
     eos = recipe.tokenizer().eos_token_id
     config = GPT2Config(
         vocab_size=len(recipe.tokenizer()),
@@ -105,7 +106,7 @@ def new_model(recipe: Pretrained) -> GPT2LMHeadModel:
         bos_token_id=eos,
         eos_token_id=eos,
         pad_token_id=recipe.tokenizer().pad_token_id,
-        initializer_range=SPREAD,
+        initializer_range=INITIAL_DEVIATION,
         attn_pdrop=0.0,
         embd_pdrop=0.0,
         resid_pdrop=0.0,
@@ -116,7 +117,7 @@ def new_model(recipe: Pretrained) -> GPT2LMHeadModel:
 
 
 def pretrained(recipe: Pretrained) -> GPT2LMHeadModel:
-    """A new model after ``steps`` steps on the corpus."""
+    """A new model, trained for ``steps`` steps on the corpus."""
     model = new_model(recipe)
     ids, lengths = _lines(recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
@@ -139,9 +140,9 @@ def pretrained(recipe: Pretrained) -> GPT2LMHeadModel:
 
 
 def _lines(recipe: Pretrained) -> tuple[torch.Tensor, torch.Tensor]:
-    """The corpus as ids [M, positions], padded on the right, and the lines' lengths [M], their ends included."""
+    """The corpus as ids [M, longest], padded on the right, and the lengths [M] with the end-of-text token."""
     tokenizer: Any = recipe.tokenizer()
-    lines = [[*one, tokenizer.eos_token_id] for one in tokenizer(list(recipe.corpus()))["input_ids"]]
+    lines = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(recipe.corpus()))["input_ids"]]
     longest = max(map(len, lines))
     if longest > recipe.positions:
         raise ValueError(f"a line of the text for {recipe.name} has {longest} tokens, positions={recipe.positions}")
@@ -151,8 +152,8 @@ def _lines(recipe: Pretrained) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.tensor([len(line) for line in lines])
 
 
-def _make_and_keep(recipe: Pretrained) -> PreTrainedModel:
-    """The new model; where no folder can be written, it is made again the next time."""
+def _make_and_store(recipe: Pretrained) -> PreTrainedModel:
+    """The new model; where no folder can be written, the next process trains it again."""
     print(f"{recipe.name}: pretraining its language model, once on this machine ...", end=" ", flush=True)
     started = time.perf_counter()
     model = pretrained(recipe)
@@ -164,15 +165,15 @@ def _make_and_keep(recipe: Pretrained) -> PreTrainedModel:
         recipe.tokenizer().save_pretrained(folder)
 
     try:
-        print(f"{took}; kept in {keep(recipe.folder_name(), write)}")
+        print(f"{took}; stored in {store(recipe.folder_name(), write)}")
     except OSError as error:
-        print(f"{took}; it cannot be kept ({error}): name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR")
+        print(f"{took}; it cannot be stored ({error}): name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR")
     return model
 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """transformers draws one for every file, however small."""
+    """Hides transformers' progress bars, which it shows for the smallest file."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

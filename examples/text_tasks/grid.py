@@ -1,4 +1,4 @@
-"""TextGrid-v0: two things lie about, a sentence says where; walk to the one that is asked for, not onto the other."""
+"""TextGrid-v0: a sentence gives the positions of two things; the agent walks to the goal and avoids the other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gymnasium import spaces
 
 from sb3_ppo_ext.language import CandidatePolicy, TextObservation
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
-from sb3_ppo_ext_zoo.language.pretraining import Pretrained
-from sb3_ppo_ext_zoo.language.scenes import ACTIONS, THINGS, Place, random_place, scene, wanderings
+from text_tasks.pretraining import Pretrained
+from text_tasks.scenes import ACTIONS, THINGS, Position, random_position, scene, wanderings
 
 MAX_STEPS = 8  # twice the farthest way
 MAX_BYTES = 96
@@ -21,41 +21,41 @@ MODEL = Pretrained("TextGrid-v0", wanderings, vocabulary=309, positions=32, step
 
 
 class Grid(gym.Env[str, int]):
-    """An endless plane, seen from where one stands. Reaching the goal gives 1, reaching the other thing 0; both end it.
+    """An endless plane with positions relative to the agent. Either thing ends the episode; the goal gives reward 1.
 
-    After ``MAX_STEPS`` steps the episode is truncated. The infos of its last step say in ``is_success`` how it went.
+    After ``MAX_STEPS`` steps the episode is truncated. ``is_success`` in the last step's info is the outcome.
     """
 
-    metadata = {"render_modes": ["human", "ansi"], "render_fps": 10}  # noqa: RUF012  # gymnasium's own way
+    metadata = {"render_modes": ["human", "ansi"], "render_fps": 10}  # noqa: RUF012  # gymnasium's convention
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
         self.observation_space = spaces.Text(MAX_BYTES)
         self.action_space = spaces.Discrete(len(ACTIONS))  # type: ignore[assignment]  # of numpy integers
         self.goal = ""
-        self.things: dict[str, Place] = {}
+        self.things: dict[str, Position] = {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Two things at random places, one of them the goal."""
+        """Two things at random positions, one of them the goal."""
         super().reset(seed=seed)
-        chance = random.Random(int(self.np_random.integers(2**32)))
-        pair = chance.sample(THINGS, 2)
-        first = random_place(chance)
-        self.place(chance.choice(pair), dict(zip(pair, (first, random_place(chance, first)), strict=True)))
+        rng = random.Random(int(self.np_random.integers(2**32)))
+        pair = rng.sample(THINGS, 2)
+        first = random_position(rng)
+        self.begin(rng.choice(pair), dict(zip(pair, (first, random_position(rng, first)), strict=True)))
         return self.text(), {}
 
-    def place(self, goal: str, things: dict[str, Place]) -> None:
-        """Begins an episode with these things at these places."""
+    def begin(self, goal: str, things: dict[str, Position]) -> None:
+        """Begins an episode with these things at these positions."""
         self.goal, self.things, self.steps = goal, dict(things), 0
 
     def text(self) -> str:
-        """What one sees."""
+        """The observation: goal and positions as a sentence."""
         return scene(self.goal, self.things)
 
     def step(self, action: int) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """One step to the north, south, east or west."""
         north, east = list(ACTIONS.values())[int(action)]
-        self.things = {name: (place[0] - north, place[1] - east) for name, place in self.things.items()}
+        self.things = {name: (row - north, column - east) for name, (row, column) in self.things.items()}
         self.steps += 1
         reached = self.things[self.goal] == (0, 0)
         over = (0, 0) in self.things.values()
@@ -64,7 +64,7 @@ class Grid(gym.Env[str, int]):
         return self.text(), float(reached), over, truncated, info
 
     def render(self) -> str | None:
-        """What one sees; printed in mode "human"."""
+        """The observation; printed in mode "human"."""
         if self.render_mode == "human":
             print(self.text())
             return None
@@ -72,19 +72,19 @@ class Grid(gym.Env[str, int]):
 
 
 def text_grid(render_mode: str | None = None) -> TextObservation:
-    """The environment with its sentences as bytes, which every VecEnv can carry."""
+    """The environment with its sentences as bytes, a space that every VecEnv supports."""
     return TextObservation(Grid(render_mode), MAX_BYTES)
 
 
 class TextGridPolicy(CandidatePolicy):
-    """A ``CandidatePolicy`` whose model is the one made for TextGrid-v0, after ``pretraining_steps`` steps."""
+    """A ``CandidatePolicy`` whose model is pretrained for TextGrid-v0 in ``pretraining_steps`` steps."""
 
     def __init__(self, *arguments: Any, pretraining_steps: int = MODEL.steps, **options: Any) -> None:
         known = named_arguments(TextGridPolicy.__init__, CandidatePolicy.__init__)
         refuse_unknown(type(self).__name__, options, known)
-        own = {
+        defaults = {
             "model": replace(MODEL, steps=pretraining_steps),
             "tokenizer": MODEL.tokenizer(),
             "candidates": [f" {name}" for name in ACTIONS],
         }
-        super().__init__(*arguments, **{**own, **options})
+        super().__init__(*arguments, **{**defaults, **options})
