@@ -10,10 +10,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.engines.selection import training
+from sb3_ppo_ext.host.sb3 import collects_as_sb3
 from sb3_ppo_ext.knobs.knob_set import knobs_of
 from sb3_ppo_ext.monitoring.update_log import record_update
 from sb3_ppo_ext.rollout.by_hand import begin_collecting, require_rollout
-from sb3_ppo_ext.rollout.collect import collect_rollouts, is_replaced
+from sb3_ppo_ext.rollout.collect import collect_rollouts
 from sb3_ppo_ext.update.epochs import step_controllers
 from sb3_ppo_ext.update.training import Trained, train_on
 
@@ -25,7 +26,7 @@ def collect(
     callback = begin_collecting(model, env, callback)
     run = model._run()
     with model._monitor.collecting(model), model._family.collecting(run, callback):
-        if is_replaced(inherited):
+        if not collects_as_sb3(inherited):
             return inherited(env, callback, buffer, n_steps)
         return collect_rollouts(model, env, callback, buffer, n_steps, model._engines.actor_of(run))
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import KNOWN_DISTRIBUTIONS, ActionDistribution, parameters_of
 from sb3_ppo_ext.policies.direct_forward import PlainNetworks
@@ -64,7 +65,7 @@ class SB3Adapter:
         self.policy = unwrapped(policy)
         self.with_distribution = with_distribution
         # Its own evaluate_actions leaves the distribution it evaluated in action_dist; another's may not.
-        self.leaves_distribution = evaluates_as_sb3(policy)
+        self.leaves_distribution = evaluates_as_sb3(self.policy)
         self._networks = PlainNetworks(self.policy) if self.leaves_distribution else None
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
@@ -91,12 +92,6 @@ class SB3Adapter:
     def values(self, observation: Observation) -> Tensor:
         """Values [B] in reward units."""
         return self.policy.predict_values(observation).flatten()
-
-
-def evaluates_as_sb3(policy: torch.nn.Module) -> bool:
-    """Whether ``evaluate_actions`` is Stable-Baselines3's own."""
-    own = unwrapped(policy)
-    return type(own).evaluate_actions is ActorCriticPolicy.evaluate_actions and "evaluate_actions" not in vars(own)
 
 
 def unvalidated_distributions() -> ProcessWide[bool]:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
+
+from sb3_ppo_ext.host.sb3 import has_separate_towers
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -26,10 +27,7 @@ class PlainNetworks:
         self._value = straight(policy.value_net)
         self._towers: tuple[list[Layer], list[Layer]] | None = None
         extractor = policy.mlp_extractor
-        if (
-            type(extractor) is MlpExtractor
-            and not {"forward", "forward_actor", "forward_critic"} & vars(extractor).keys()
-        ):
+        if has_separate_towers(extractor):
             self._towers = straight(extractor.policy_net), straight(extractor.value_net)
         of_modules = [getattr(module, name) for module in policy.modules() for name in HOOKS]
         self._hooks = (*of_modules, *(getattr(global_hooks, f"_global{name}") for name in HOOKS))

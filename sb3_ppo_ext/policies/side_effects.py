@@ -19,6 +19,8 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
+from sb3_ppo_ext.host.sb3 import DISTRIBUTION_SCRATCH
+
 DEPTH = 4  # of containers and objects within each other, below a module
 LARGEST = 2**26  # bytes of an array that is copied and compared
 MISSING = object()
@@ -26,8 +28,6 @@ MISSING = object()
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 # Nothing that a forward pass changes lies below these.
 LEAVES = (Tensor, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, spaces.Space, torch.optim.Optimizer)
-# Stable-Baselines3's distributions keep what they were asked last; every call writes it before it reads it.
-SCRATCH = frozenset({"distribution", "gaussian_actions", "_latent_sde"})
 
 
 class Change(NamedTuple):
@@ -121,7 +121,7 @@ class Snapshot:
     def changes(self) -> list[Change]:
         """All but what is written anew at every call anyway."""
         found = [change for container in self.containers for change in container.changes()]
-        found = [change for change in found if not (change.scratch and change.key in SCRATCH)]
+        found = [change for change in found if not (change.scratch and change.key in DISTRIBUTION_SCRATCH)]
         if not same(self._random[0], random.getstate()):
             found.append(Change("draws from Python's random"))
         if not same(self._random[1], np.random.get_state()):

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical, Normal
 
+from sb3_ppo_ext.host.sb3 import forwards_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.policies.direct_forward import PlainNetworks
@@ -92,13 +93,6 @@ class EagerActor:
 def predicted_values(policy: ActorCriticPolicy, observation: Observation) -> Tensor:
     """Values [N, 1] by ``predict_values``, without gradient."""
     return policy.predict_values(observation)
-
-
-def forwards_as_sb3(policy: nn.Module) -> bool:
-    """Whether calling the policy is Stable-Baselines3's own ``forward``; not so where ``torch.compile`` wrapped it."""
-    kind = type(policy)
-    own = kind.forward is ActorCriticPolicy.forward and kind.__call__ is ActorCriticPolicy.__call__
-    return own and "forward" not in vars(policy)
 
 
 def plain_forward(

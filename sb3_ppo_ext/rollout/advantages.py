@@ -6,14 +6,13 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-OWN = RolloutBuffer.compute_returns_and_advantage  # Dict buffers inherit it
+from sb3_ppo_ext.host.sb3 import estimates_as_sb3
 
 
 def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> None:
-    """As the method of this name of ``buffer``, which is called where it is not Stable-Baselines3's own."""
+    """Advantages and returns of the buffer, with the bits of its own method; a method of a user's is called instead."""
     arrays = (buffer.rewards, buffer.values, buffer.episode_starts, buffer.advantages)
-    own = type(buffer).compute_returns_and_advantage is OWN and OWN.__name__ not in vars(buffer)
-    if not own or any(array.shape != (buffer.buffer_size, buffer.n_envs) for array in arrays):
+    if not estimates_as_sb3(buffer) or any(array.shape != (buffer.buffer_size, buffer.n_envs) for array in arrays):
         buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         return
     next_values = np.concatenate((buffer.values[1:], last_values.cpu().numpy().reshape(1, -1)))

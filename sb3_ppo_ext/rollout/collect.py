@@ -1,8 +1,8 @@
 """The collection of a rollout: ``OnPolicyAlgorithm.collect_rollouts`` bit for bit, without what each step wastes.
 
 What a user may have replaced (the policy's ``forward``, the buffer's ``add``, ``_update_info_buffer``, the step of the
-environment) is called as Stable-Baselines3 calls it. The arrays of the last rollout are not used again: whoever kept
-them keeps their contents.
+environment) is called as Stable-Baselines3 calls it. Every rollout has new arrays: those of the last one, which a
+callback may hold, keep their contents.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -21,16 +21,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from sb3_ppo_ext.host.sb3 import adds_as_sb3, counts_episodes_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
 from sb3_ppo_ext.rollout.dummy_vec_env import step_of
 from sb3_ppo_ext.vec_env.infos import Infos
-
-SB3_COLLECT_ROLLOUTS = OnPolicyAlgorithm.collect_rollouts
-SB3_COUNTING = OnPolicyAlgorithm._update_info_buffer
-SB3_ADDS = (RolloutBuffer.add, DictRolloutBuffer.add)
 
 
 # The names of the variables are Stable-Baselines3's: callbacks see them.
@@ -42,7 +39,7 @@ def collect_rollouts(
     n_rollout_steps: int,
     actor_of: Callable[[ActorCriticPolicy], Actor] = EagerActor,
 ) -> bool:
-    """Fills the buffer by ``actor_of(policy)``; False if a callback stopped it before it was full."""
+    """Fills the buffer with the steps of ``actor_of(policy)``; False if a callback stopped it before it was full."""
     begin(self, env, rollout_buffer)
     n_steps = 0
     callback.on_rollout_start()
@@ -77,7 +74,7 @@ def collect_rollouts(
 
 
 def begin(model: OnPolicyAlgorithm, env: VecEnv, buffer: RolloutBuffer) -> None:
-    """An empty buffer, a policy in evaluation mode, and fresh noise where it explores by parameters."""
+    """Empties the buffer, puts the policy into evaluation mode and, with gSDE, draws its exploration matrices."""
     model.policy.set_training_mode(False)
     buffer.reset()
     if model.use_sde:
@@ -85,27 +82,22 @@ def begin(model: OnPolicyAlgorithm, env: VecEnv, buffer: RolloutBuffer) -> None:
 
 
 def as_tensor(observation: Any, device: torch.device) -> Observation:
-    """``obs_as_tensor``, without what it costs to name the CPU or to wait for another device.
+    """The result of ``obs_as_tensor``, without a call that names the CPU and without waiting for another device.
 
-    What is on its way there has arrived when the actions are read, before the environment writes anything new.
+    A copy to a device is complete when the actions are read, before the environment writes anything new.
     """
     if device.type == "cpu" and isinstance(observation, np.ndarray):
         return torch.from_numpy(observation)
     if isinstance(observation, dict):
-        return {key: as_tensor(part, device) for key, part in observation.items()}  # type: ignore[misc]  # no dicts
+        return {key: as_tensor(array, device) for key, array in observation.items()}  # type: ignore[misc]  # no dicts
     if isinstance(observation, np.ndarray):
         return torch.from_numpy(observation).to(device, non_blocking=True)
     return obs_as_tensor(observation, device)
 
 
-def is_replaced(inherited: Callable[..., bool]) -> bool:
-    """Whether a bound ``collect_rollouts`` is another than Stable-Baselines3's: a mixin's, or patched in."""
-    return getattr(inherited, "__func__", None) is not SB3_COLLECT_ROLLOUTS
-
-
 def count_episodes(model: OnPolicyAlgorithm, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
-    """``_update_info_buffer``, which would have every info made where they are made when they are asked for."""
-    if type(infos) is Infos and getattr(model._update_info_buffer, "__func__", None) is SB3_COUNTING:
+    """Calls ``_update_info_buffer``, with those infos alone that it reads where infos are made on first access."""
+    if type(infos) is Infos and counts_episodes_as_sb3(model):
         rows = infos.worth_counting(dones)
         if rows:
             model._update_info_buffer([infos[row] for row in rows], dones[rows])
@@ -114,7 +106,7 @@ def count_episodes(model: OnPolicyAlgorithm, infos: list[dict[str, Any]], dones:
 
 
 def within_bounds(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
-    """The actions as the environment takes them: rescaled if they were squashed, else clipped to the space's bounds."""
+    """The actions for the environment: rescaled if the policy squashes them, else clipped to the space's bounds."""
     space = model.action_space
     if not isinstance(space, spaces.Box):
         return actions
@@ -127,11 +119,11 @@ def within_bounds(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
 def cut_by_time_limit(
     policy: ActorCriticPolicy, actor: Actor, dones: np.ndarray, infos: list[dict[str, Any]]
 ) -> Iterator[tuple[int, Observation, Tensor]]:
-    """Index, last observation and its value for every episode that was cut: the return would have gone on from there.
+    """Index, last observation and its value for every episode that a time limit has cut, whose return goes on there.
 
-    See https://github.com/DLR-RM/stable-baselines3/issues/633.
+    The reason is in https://github.com/DLR-RM/stable-baselines3/issues/633.
     """
-    if not np.count_nonzero(dones):  # in a tenth of the time that flatnonzero takes
+    if not np.count_nonzero(dones):  # takes a tenth of the time of flatnonzero
         return
     cut = [
         index
@@ -139,7 +131,8 @@ def cut_by_time_limit(
         if infos[index].get("terminal_observation") is not None and infos[index].get("TimeLimit.truncated", False)
     ]
     if cut:
-        observations: list[Observation] = [policy.obs_to_tensor(infos[one]["terminal_observation"])[0] for one in cut]
+        last: list[Any] = [infos[index]["terminal_observation"] for index in cut]
+        observations: list[Observation] = [policy.obs_to_tensor(observation)[0] for observation in last]
         yield from zip(cut, observations, actor.terminal_values(observations), strict=True)
 
 
@@ -154,23 +147,23 @@ def store(
     *,
     on_device: tuple[Observation, Tensor],
 ) -> None:
-    """``buffer.add(...)``; into Stable-Baselines3's own buffers each number is copied only once.
+    """Calls ``buffer.add``, or does the same with one copy of each number for Stable-Baselines3's buffers.
 
-    ``on_device`` are observation and action where the policy has them, for buffers that are there too.
+    ``on_device`` has the observation and the action as tensors of the policy's device, for buffers that lie there.
     """
     if isinstance(buffer, DeviceRollouts):
         buffer.add(*on_device, reward, episode_start, value, log_prob)
         return
-    if type(buffer).add not in SB3_ADDS or "add" in vars(buffer) or log_prob.dim() == 0:
+    if not adds_as_sb3(buffer) or log_prob.dim() == 0:
         buffer.add(obs, action, reward, episode_start, value, log_prob)
         return
     step = buffer.pos
     observations: Any = buffer.observations
     if isinstance(buffer.observation_space, spaces.Dict):
         for key, array in observations.items():
-            array[step] = in_rows(obs[key], buffer.observation_space[key], array)
+            array[step] = fitted(obs[key], buffer.observation_space[key], array)
     else:
-        observations[step] = in_rows(obs, buffer.observation_space, observations)
+        observations[step] = fitted(obs, buffer.observation_space, observations)
     buffer.actions[step] = action.reshape(buffer.actions.shape[1:])
     buffer.rewards[step] = reward
     buffer.episode_starts[step] = episode_start
@@ -181,6 +174,6 @@ def store(
         buffer.full = True
 
 
-def in_rows(obs: np.ndarray, space: spaces.Space[Any], array: np.ndarray) -> np.ndarray:
-    """Observations [N, ...]; Discrete ones come as [N] and are kept as [N, 1]."""
+def fitted(obs: np.ndarray, space: spaces.Space[Any], array: np.ndarray) -> np.ndarray:
+    """Observations [N, ...] for a row of ``array``, which stores Discrete ones, [N], as [N, 1]."""
     return obs.reshape(array.shape[1:]) if isinstance(space, spaces.Discrete) else obs

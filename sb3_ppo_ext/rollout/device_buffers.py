@@ -154,6 +154,9 @@ class DeviceDictRolloutBuffer(DeviceRollouts, DictRolloutBuffer):  # type: ignor
         return DictRolloutBufferSamples(observations, *(self.flat(getattr(self, name))[rows] for name in names))
 
 
+DEVICE_BUFFERS = (DeviceRolloutBuffer, DeviceDictRolloutBuffer)
+
+
 def discounted_sums(delta: Tensor, discount: Tensor) -> Tensor:
     """A_t = delta_t + discount_t A_{t+1} over the first dimension [T, ...], in log2(T) passes.
 

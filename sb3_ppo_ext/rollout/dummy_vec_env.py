@@ -12,6 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
+from sb3_ppo_ext.host.sb3 import steps_as_sb3
+
 Step = Callable[[np.ndarray], VecEnvStepReturn]
 
 # Values of which a deep copy is the value itself.
@@ -21,18 +23,11 @@ SCALARS = frozenset(
         *(np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64, np.uint8),
     )
 )
-# What a step of DummyVecEnv goes through, as it was when this was written against it.
-METHODS = {
-    name: getattr(DummyVecEnv, name) for name in ("step", "step_async", "step_wait", "_save_obs", "_obs_from_buf")
-}
 
 
 def step_of(env: VecEnv) -> Step:
     """``env.step``, or the same faster for a ``DummyVecEnv`` that nobody has changed."""
-    original = type(env) is DummyVecEnv and all(
-        name not in vars(env) and getattr(DummyVecEnv, name) is method for name, method in METHODS.items()
-    )
-    return DummyStep(env) if original else env.step  # type: ignore[arg-type]  # it is one
+    return DummyStep(env) if steps_as_sb3(env) else env.step  # type: ignore[arg-type]  # it is one
 
 
 class DummyStep:

@@ -17,11 +17,12 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
+from sb3_ppo_ext.host.sb3 import samples_as_sb3
 from sb3_ppo_ext.objective.batch import Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution, concatenated
 from sb3_ppo_ext.objective.losses import normalized
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
-from sb3_ppo_ext.rollout.device_buffers import DeviceDictRolloutBuffer, DeviceRolloutBuffer
+from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
 from sb3_ppo_ext.rollout.rows import gathered_rows, observation_rows, split_rows, splits_evenly
 
 # Rows per forward pass outside of the minibatches: enough to amortise the call, small beside a rollout of images.
@@ -30,12 +31,7 @@ CHUNK = 256
 
 def has_rows(buffer_class: type[RolloutBuffer]) -> bool:
     """Whether the class hands out its rows as Stable-Baselines3's own buffers do."""
-    if buffer_class in (DeviceRolloutBuffer, DeviceDictRolloutBuffer):
-        return True
-    return any(
-        buffer_class.get is own.get and buffer_class._get_samples is own._get_samples
-        for own in (RolloutBuffer, DictRolloutBuffer)
-    )
+    return samples_as_sb3(buffer_class) or buffer_class in DEVICE_BUFFERS
 
 
 class Rollout:

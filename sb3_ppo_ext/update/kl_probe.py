@@ -13,17 +13,12 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from sb3_ppo_ext.host.sb3 import evaluates_as_sb3, forwards_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution, concatenated, exact_kl, gathered, parameters_of
-from sb3_ppo_ext.policies.adapter import (
-    PolicyAdapter,
-    as_collected,
-    evaluates_as_sb3,
-    knows_distribution,
-    unwrapped,
-)
+from sb3_ppo_ext.policies.adapter import PolicyAdapter, as_collected, knows_distribution, unwrapped
 from sb3_ppo_ext.policies.effects import only_computes, without_trace
-from sb3_ppo_ext.rollout.actors import Acted, Actor, EagerActor, forwards_as_sb3
+from sb3_ppo_ext.rollout.actors import Acted, Actor, EagerActor
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
 from sb3_ppo_ext.rollout.rows import observation_rows
 from sb3_ppo_ext.run import Run

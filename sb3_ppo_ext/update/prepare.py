@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.terms import Objective
-from sb3_ppo_ext.policies.adapter import SB3Adapter, as_collected, evaluates_as_sb3, knows_distribution, unwrapped
+from sb3_ppo_ext.policies.adapter import SB3Adapter, as_collected, knows_distribution, unwrapped
 from sb3_ppo_ext.policies.effects import without_trace
 from sb3_ppo_ext.policies.popart import PopArtLinear, install_popart
-from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
+from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
 from sb3_ppo_ext.run import Run
@@ -17,8 +18,8 @@ from sb3_ppo_ext.update.optimizers import prefer_foreach
 
 def collected_rows(run: Run) -> Rollout:
     """The rollout of rows that was collected last."""
-    kind = DeviceRollout if isinstance(run.buffer, DeviceRollouts) else Rollout
-    return kind(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
+    rollout_class = DeviceRollout if type(run.buffer) in DEVICE_BUFFERS else Rollout
+    return rollout_class(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
 
 
 def row_update(run: Run, rollout: Rollout, acted: ActionDistribution | None = None) -> Update:
@@ -65,4 +66,5 @@ def popart_head(run: Run) -> PopArtLinear | None:
 
 def entropy_follows(run: Run) -> bool:
     """Whether the entropy's gradient is not needed: its weight is 0, and every parameter has another gradient."""
-    return evaluates_as_sb3(run.policy) and knows_distribution(run.policy) and not run.knobs.is_on("ent_coef")
+    policy = unwrapped(run.policy)
+    return evaluates_as_sb3(policy) and knows_distribution(policy) and not run.knobs.is_on("ent_coef")
