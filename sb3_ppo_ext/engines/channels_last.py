@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.utils import _pytree as pytree
 
+from sb3_ppo_ext.host.pytorch import trees
+from sb3_ppo_ext.host.pytorch.modules import is_convolution
 from sb3_ppo_ext.objective.batch import Observation
 
 
 def convolves(policy: nn.Module) -> bool:
     """Whether a part of the policy is a convolution, which uses its parameters many times over."""
-    return any(isinstance(part, _ConvNd) for part in policy.modules())
+    return any(map(is_convolution, policy.modules()))
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -27,5 +27,5 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 def images_channels_last(observation: Observation) -> Observation:
     """The observations with their images in that layout."""
-    laid_out: Observation = pytree.tree_map(channels_last, observation)
+    laid_out: Observation = trees.tree_map(channels_last, observation)
     return laid_out

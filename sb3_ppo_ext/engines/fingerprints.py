@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.host.pytorch import trees
 
 
 def signature(inputs: Inputs) -> Any:
     """What a graph was made for: structure, shapes and types of its inputs, and the plain values among them."""
-    leaves, structure = pytree.tree_flatten(inputs)
+    leaves, structure = trees.tree_flatten(inputs)
     shapes = (
         (leaf.shape, leaf.dtype, leaf.stride(), leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves
     )

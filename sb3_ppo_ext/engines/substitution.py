@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.host.pytorch import trees
+from sb3_ppo_ext.host.pytorch.graphs import result_of, updates_batch_statistics, written_by
+from sb3_ppo_ext.host.pytorch.modules import buffer_table, parameter_table, storage_id
 
 IN_PLACE = "write to a buffer by self.name.copy_(...)"
 
@@ -44,9 +46,9 @@ def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[li
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     other = {id(own[name]): tensor for name, tensor in tensors.items()}
     places = [
-        Place(f"{prefix}.{key}".lstrip("."), table, key, tensor, other[id(tensor)], storage_of(other[id(tensor)]))
+        Place(f"{prefix}.{key}".lstrip("."), table, key, tensor, other[id(tensor)], storage_id(other[id(tensor)]))
         for prefix, part in module.named_modules()
-        for table in (part._parameters, part._buffers)
+        for table in (parameter_table(part), buffer_table(part))
         for key, tensor in table.items()
         if id(tensor) in other
     ]
@@ -62,7 +64,7 @@ def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[li
 
 
 def _is_assigned(place: Place) -> bool:
-    if storage_of(place.other) != place.storage:
+    if storage_id(place.other) != place.storage:
         raise CompileError(f"the policy's forward pass assigns {place.name}.data, which no graph sees; {IN_PLACE}")
     return place.table.get(place.key) is not place.other
 
@@ -96,35 +98,32 @@ class WrittenBuffers:
     def __init__(self, policy: nn.Module, names: tuple[str, ...]) -> None:
         written = {id(tensor) for name, tensor in policy.named_buffers() if name in names}
         self._places = [
-            (part._buffers, key, tensor)
+            (buffer_table(part), key, tensor)
             for part in policy.modules()
-            for key, tensor in part._buffers.items()
+            for key, tensor in buffer_table(part).items()
             if tensor is not None and id(tensor) in written
         ]
 
     def bring_back(self) -> None:
         """Before the graph is called: its tensors with what the policy has now."""
         if moved := [place for place in self._places if place[0][place[1]] is not place[2]]:
-            values = [table[key].clone() for table, key, _ in moved]  # type: ignore[union-attr]  # no buffer is None
+            values = [table[key].clone() for table, key, _ in moved]
             for (table, key, tensor), value in zip(moved, values, strict=True):
                 table[key] = tensor.copy_(value)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Tells apart tensors that share no memory; also fake ones, which have none."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def written_constants(traced: fx.GraphModule, inputs: Inputs) -> tuple[str, ...]:
     """Names of the parameters and buffers among ``inputs["constants"]`` that the graph writes to."""
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    paths: list[Any] = [path for path, leaf in pytree.tree_flatten_with_path(inputs)[0] if isinstance(leaf, Tensor)]
+    paths: list[Any] = [path for path, leaf in trees.tree_flatten_with_path(inputs)[0] if isinstance(leaf, Tensor)]
     names = {
-        storage_of(node.meta["val"]): path[1].key
+        storage_id(result_of(node)): path[1].key
         for node, path in zip(placeholders, paths, strict=False)  # noise comes after them
         if path[0].key == "constants"
     }
-    written = {storage_of(tensor) for node in traced.graph.nodes for tensor in _written(node)}
+    if any(map(updates_batch_statistics, traced.graph.nodes)):
+        raise CompileError("the policy's forward pass keeps statistics by batch normalization, which is not traced")
+    written = {storage_id(tensor) for node in traced.graph.nodes for tensor in written_by(node)}
     return tuple(name for storage, name in names.items() if storage in written)
 
 
@@ -132,16 +131,3 @@ def refuse_writes(traced: fx.GraphModule, inputs: Inputs) -> None:
     """``CompileError`` where the graph writes to a buffer: it is run more often than the policy, or on padding."""
     for name in written_constants(traced, inputs):
         raise CompileError(f"the policy's forward pass writes to {name}; on a GPU, and of tokens, no graph does")
-
-
-def _written(node: fx.Node) -> Iterator[Tensor]:
-    """The tensors that an operation changes in place."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return
-    if "batch_norm" in schema.name and "backward" not in schema.name and True in node.args[5:6] and node.args[3]:
-        raise CompileError("the policy's forward pass keeps statistics by batch normalization, which is not traced")
-    for index, argument in enumerate(schema.arguments):
-        value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from (each.meta["val"] for each in pytree.tree_leaves(value) if isinstance(each, fx.Node))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.host.pytorch.optimizers import decouples_weight_decay, fresh_adam_state
+
 
 @dataclass(frozen=True)
 class AdamGroup:
@@ -29,7 +31,7 @@ class AdamState:
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         groups = groups_of(optimizer)
         held = {parameter: index for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
-        states = [self._state(optimizer, one) if one in held else self._fresh(one) for one in parameters]
+        states = [self._state(optimizer, one) if one in held else fresh_adam_state(one) for one in parameters]
         self.first = [state["exp_avg"] for state in states]
         self.second = [state["exp_avg_sq"] for state in states]
         self.steps = [state["step"] for state in states]
@@ -45,18 +47,10 @@ class AdamState:
         self.advance(0)
 
     @staticmethod
-    def _fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
-        return {
-            "step": torch.zeros((), dtype=torch.get_default_dtype()),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
-
-    @classmethod
-    def _state(cls, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    def _state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
         state: dict[str, Tensor] = optimizer.state[parameter]
-        if not state:  # as Adam does it at its first step
-            state.update(cls._fresh(parameter))
+        if not state:
+            state.update(fresh_adam_state(parameter))
         return state
 
     def advance(self, steps: int) -> None:
@@ -79,7 +73,7 @@ def groups_of(optimizer: torch.optim.Optimizer) -> list[AdamGroup]:
         for option in ("amsgrad", "maximize", "differentiable", "capturable"):
             if group[option]:
                 raise ValueError(f"the optimizer has {option}=True")
-        decoupled = bool(group.get("decoupled_weight_decay", type(optimizer) is torch.optim.AdamW))
+        decoupled = decouples_weight_decay(optimizer, group)
         beta1, beta2 = group["betas"]
         groups.append(AdamGroup(beta1, beta2, group["eps"], group["weight_decay"], decoupled))
     return groups

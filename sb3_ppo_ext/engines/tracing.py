@@ -12,21 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as global_hooks
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.errors import CompileError, first_line
 from sb3_ppo_ext.engines.noise import refuse_draws
+from sb3_ppo_ext.host.pytorch import trees
+from sb3_ppo_ext.host.pytorch.graphs import aten, aten_graph
+from sb3_ppo_ext.host.pytorch.modules import hook_tables, shared_hook_tables
 from sb3_ppo_ext.policies.side_effects import Change, Snapshot, holds_tensor, plain_tensors
 
 Inputs = dict[str, Any]
-aten = torch.ops.aten
-
-GLOBAL_HOOKS = (
-    *(global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks),
-    *(global_hooks._global_backward_hooks, global_hooks._global_backward_pre_hooks),
-)
-
 
 # Tracing and compiling replace methods of torch's classes until they end, for the whole process.
 ONE_AT_A_TIME = threading.RLock()
@@ -35,9 +29,9 @@ ONE_AT_A_TIME = threading.RLock()
 def refuse_hooks(policy: nn.Module) -> None:
     """``CompileError`` where a hook listens to a module: a graph would call it never."""
     for name, part in policy.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        if any(hook_tables(part)):
             raise CompileError(f"the policy's {name or type(policy).__name__} has a hook, which a graph does not call")
-    if any(GLOBAL_HOOKS):
+    if any(shared_hook_tables()):
         raise CompileError("there are hooks on all modules, which a graph does not call")
 
 
@@ -87,19 +81,17 @@ def _traced_again(
 
 
 def _traced(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, for who compiles
-
-    leaves, structure = pytree.tree_flatten(inputs)
+    leaves, structure = trees.tree_flatten(inputs)
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        return function(pytree.tree_unflatten(filled, structure))
+        return function(trees.tree_unflatten(filled, structure))
 
     try:
-        return make_fx(flat, DECOMPOSED, tracing_mode="fake")(*(leaves[place] for place in places))
+        return aten_graph(flat, [leaves[place] for place in places], DECOMPOSED)
     except CompileError:
         raise
     except Exception as error:  # whatever a policy's own code may raise where its numbers are not known
@@ -133,4 +125,4 @@ DECOMPOSED: dict[Any, Callable[..., Any]] = {aten.mm.default: _product, aten.add
 
 def tensors_of(inputs: Any) -> list[Tensor]:
     """The tensors among the inputs, in the order a graph takes them."""
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in trees.tree_leaves(inputs) if isinstance(leaf, Tensor)]

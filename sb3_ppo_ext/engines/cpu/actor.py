@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.engines.substitution import WrittenBuffers
 from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
 from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.rollout.actors import Acted, EagerActor, predicted_values, refuse_nan
@@ -36,7 +36,7 @@ class CompiledActor:
         self._constants = list(inputs["constants"].values())
         self._explores = bool(inputs["exploration"])
         self._keys = list(observation) if isinstance(observation, dict) else []
-        self._rows = len(pytree.tree_leaves(observation)[0])
+        self._rows = len(trees.tree_leaves(observation)[0])
         self._quiet = [torch.ones(noise.shape) for noise in self._noise]
 
     def act(self, observation: Observation) -> Acted:
@@ -79,4 +79,4 @@ def values_of(observations: list[Observation], rows: int, values: Callable[[Obse
     for start in range(0, len(observations), rows):
         some = observations[start : start + rows]
         padded = [*some, *[some[0]] * (rows - len(some))]
-        yield from values(pytree.tree_map(lambda *parts: torch.cat(parts), *padded))[: len(some)]
+        yield from values(trees.tree_map(lambda *parts: torch.cat(parts), *padded))[: len(some)]

@@ -22,8 +22,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from sb3_ppo_ext.engines.cpu import compile_worker
 from sb3_ppo_ext.engines.errors import CompileError
+from sb3_ppo_ext.host.pytorch import compile_worker
+from sb3_ppo_ext.host.pytorch.compilers import load_library
+from sb3_ppo_ext.host.pytorch.graphs import make_picklable
+from sb3_ppo_ext.host.pytorch.without_gil import without_gil
 
 Call = Callable[[list[Tensor]], list[Tensor]]
 
@@ -58,7 +61,7 @@ class Job(NamedTuple):
 
     def write(self, path: Path, library: Path) -> None:
         """For the child process that is to write ``library``."""
-        self.traced._tracer_cls = None  # make_fx's own tracer cannot be loaded elsewhere
+        make_picklable(self.traced)
         shapes = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in self.inputs]
         path.write_bytes(pickle.dumps((self.traced, shapes, str(library), self.threads)))
 
@@ -99,12 +102,20 @@ def find(path: Path) -> Call | None:
 def load(path: Path) -> Call:
     """The library's function: tensors in the order of the graph's inputs -> its outputs."""
     try:
-        run: Call = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+        run: Call = load_library(path)
     except (RuntimeError, AttributeError) as error:
         raise CompileError(f"PyTorch {torch.__version__} cannot load {path} ({error})") from error
     with suppress(OSError):  # of somebody else, say
         os.utime(path)  # the least recently used go first
     return run
+
+
+def load_without_gil(path: Path) -> Call:
+    """The function of a library that is in use, with Python running meanwhile; ``CompileError`` with the reason."""
+    try:
+        return without_gil(path)
+    except RuntimeError as error:
+        raise CompileError(str(error)) from error
 
 
 def compile_all(jobs: Sequence[Job]) -> None:
@@ -125,7 +136,7 @@ def compile_all(jobs: Sequence[Job]) -> None:
             place = scratch / str(index)
             place.mkdir()
             job.write(place / "job", place / "graph.so")
-            child = stack.enter_context(_child(place, aside=job.length < longest))
+            child = stack.enter_context(_child(place, low_priority=job.length < longest))
             stack.callback(child.kill)
             children.append(child)
         for index, (child, job) in enumerate(zip(children, jobs, strict=True)):
@@ -140,9 +151,14 @@ def compile_all(jobs: Sequence[Job]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _child(place: Path, *, aside: bool) -> subprocess.Popen[str]:
-    """One that stands ``aside`` leaves the processors to the others: all wait for the longest graph."""
-    command = [sys.executable, compile_worker.__file__, str(place / "job"), *[compile_worker.ASIDE] * aside]
+def _child(place: Path, *, low_priority: bool) -> subprocess.Popen[str]:
+    """With ``low_priority`` it leaves the processors to the others: all wait for the longest graph."""
+    command = [
+        sys.executable,
+        compile_worker.__file__,
+        str(place / "job"),
+        *[compile_worker.LOW_PRIORITY] * low_priority,
+    ]
     # Its temporary files too lie in the folder that goes away.
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor")}
     return subprocess.Popen(

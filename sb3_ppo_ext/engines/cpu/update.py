@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
 from sb3_ppo_ext.engines.cpu.libraries import Call
@@ -18,6 +16,8 @@ from sb3_ppo_ext.engines.traced_adam import groups_of
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
+from sb3_ppo_ext.host.pytorch.modules import has_gradient_hooks, is_dropout, keeps_running_statistics
+from sb3_ppo_ext.host.pytorch.optimizers import hooks_after_step, hooks_before_step
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.policies.adapter import unwrapped
@@ -163,12 +163,11 @@ def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.opt
     if not rollout.has_rows:
         raise CompileError(f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own")
     for name, module in unwrapped(policy).named_modules():
-        tracks = isinstance(module, _NormBase) and (isinstance(module, _BatchNorm) or module.track_running_stats)
-        if tracks or isinstance(module, _DropoutNd):
+        if keeps_running_statistics(module) or is_dropout(module):
             raise CompileError(f"the policy's {name} is a {type(module).__name__}, which does more than compute")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if hooks_before_step(optimizer) or hooks_after_step(optimizer):
         raise CompileError("the optimizer has hooks on its steps")
-    if any(parameter._backward_hooks for parameter in policy.parameters()):
+    if any(map(has_gradient_hooks, policy.parameters())):
         raise CompileError("a parameter of the policy has a hook on its gradient")
     try:
         groups_of(optimizer)

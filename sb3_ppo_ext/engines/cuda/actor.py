@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.cpu.actor import acting_inputs, values_of
 from sb3_ppo_ext.engines.cuda.update import DeviceRecordings
@@ -19,6 +18,7 @@ from sb3_ppo_ext.engines.noise import Noise, noise_as_inputs
 from sb3_ppo_ext.engines.substitution import refuse_writes
 from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
+from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.rollout.actors import Acted, check_distribution, predicted_values
@@ -39,7 +39,7 @@ class DeviceActor:
         self._forward.forget_noise()
         self._explores = bool(inputs["exploration"])
         self._keys = list(observation) if isinstance(observation, dict) else []
-        self._rows = len(pytree.tree_leaves(observation)[0])
+        self._rows = len(trees.tree_leaves(observation)[0])
 
     def act(self, observation: Observation) -> Acted:
         """See ``Actor``; ``sampled`` has the type of the values."""
@@ -116,7 +116,7 @@ class Forward:
 
     def __init__(self, policy: ActorCriticPolicy, inputs: Inputs, recordings: DeviceRecordings) -> None:
         given = {name: inputs[name] for name in ("exploration", "observation")}
-        self.given: Inputs = pytree.tree_map(torch.clone, given)
+        self.given: Inputs = trees.tree_map(torch.clone, given)
         self.packing = Packing(policy)
         with unvalidated_distributions():
             traced = trace(self.packing, {**inputs, **self.given}, policy, draws=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.utils import obs_as_tensor
-from torch.utils._triton import has_triton
 
 from sb3_ppo_ext.engines.cpu.update import require_compilable
 from sb3_ppo_ext.engines.cuda.actor import DeviceActor
@@ -15,6 +14,7 @@ from sb3_ppo_ext.engines.cuda.cuda_graphs import CudaGraphs, Recorder
 from sb3_ppo_ext.engines.cuda.epochs import Finish, as_traced, combined, fused
 from sb3_ppo_ext.engines.cuda.update import DeviceRecordings, RecordedRunner
 from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
+from sb3_ppo_ext.host.pytorch.compilers import has_triton
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.rollout.device_buffers import ARRAYS, DeviceDictRolloutBuffer, DeviceRolloutBuffer
 from sb3_ppo_ext.rollout.minibatches import Rollout

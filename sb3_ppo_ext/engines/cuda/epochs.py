@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
@@ -16,6 +15,8 @@ from sb3_ppo_ext.engines.errors import CompileError, first_line
 from sb3_ppo_ext.engines.substitution import refuse_writes
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import ONE_AT_A_TIME, Inputs, tensors_of, trace
+from sb3_ppo_ext.host.pytorch import trees
+from sb3_ppo_ext.host.pytorch.compilers import COMBO_KERNELS, inductor
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.process_wide import ignoring_warnings
@@ -38,11 +39,9 @@ def as_traced(traced: Traced, tensors: list[Tensor]) -> Traced:
 
 def fused(traced: Traced, tensors: list[Tensor], options: dict[str, Any] | None = None) -> Traced:
     """By TorchInductor: fewer kernels, after some tens of seconds; ``CompileError`` where it or its compilers fail."""
-    from torch._inductor import compile as compile_fused
-
     try:
         with ONE_AT_A_TIME, SILENT_COMPILERS:
-            compiled: Traced = compile_fused(traced, tensors, options)  # type: ignore[arg-type]  # a function, as it is
+            compiled: Traced = inductor(traced, tensors, options)
     except Exception as error:  # also Triton's, and for want of the C compiler that its launchers are made by
         raise CompileError(f"TorchInductor fails on it ({type(error).__name__}: {first_line(error)})") from error
     return compiled
@@ -50,7 +49,7 @@ def fused(traced: Traced, tensors: list[Tensor], options: dict[str, Any] | None 
 
 def combined(traced: Traced, tensors: list[Tensor]) -> Traced:
     """``fused``, and kernels that do not wait for each other in one: of many small tensors it makes a third fewer."""
-    return fused(traced, tensors, {"combo_kernels": True})
+    return fused(traced, tensors, COMBO_KERNELS)
 
 
 class EpochRecordings:
@@ -73,12 +72,12 @@ class EpochRecordings:
         self.functions = functions
         self.controllers = controllers
         self.finish = finish
-        own_rows = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, rows)
+        own_rows = trees.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, rows)
         if convolves(functions.policy):
             own_rows = own_rows._replace(observation=images_channels_last(own_rows.observation))
         self.rows: Minibatch = own_rows
         own = ("powers", "knobs", "kl_limit")
-        self.inputs = {**inputs, **{name: pytree.tree_map(torch.clone, inputs[name]) for name in own}}
+        self.inputs = {**inputs, **{name: trees.tree_map(torch.clone, inputs[name]) for name in own}}
         self.size, self.device = len(rows.advantage), rows.advantage.device
         self.in_two = any(one.every == "minibatch" for one in controllers.controllers.values())
         self._calls: dict[tuple[str, int], Traced] = {}

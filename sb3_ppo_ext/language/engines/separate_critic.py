@@ -12,9 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.engines.cpu.libraries import Call
+from sb3_ppo_ext.engines.cpu.libraries import Call, load_without_gil
 from sb3_ppo_ext.engines.cpu.threads import computing_with
-from sb3_ppo_ext.engines.cpu.without_gil import unlocked
 from sb3_ppo_ext.engines.graph_cache import UNFINISHED, Graph, Graphs
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 from sb3_ppo_ext.language.engines.compiled import CompiledGradients, Gradient
@@ -83,7 +82,7 @@ class HalvedGradients(CompiledGradients):
                 made = graphs()
             if UNFINISHED in made:
                 made = graphs()
-        of_policy, of_critic = (graph.call if graph.path is None else unlocked(graph.path) for graph in made)
+        of_policy, of_critic = (graph.call if graph.path is None else load_without_gil(graph.path) for graph in made)
         return partial(self._computed, of_policy, of_critic)
 
     def _computed(self, of_policy: Call, of_critic: Call, inputs: Inputs) -> list[Tensor]:

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.substitution import carry, substituted
 from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.host.pytorch.modules import has_gradient_hooks
 from sb3_ppo_ext.language.model.causal_lm import before_response, prepared_mask
 from sb3_ppo_ext.language.model.critics import SeparateCritic, SharedCritic
 from sb3_ppo_ext.language.model.generation import RoomyLayer, draw
@@ -47,7 +48,7 @@ def require_traceable(policy: LanguageModelPolicy) -> None:
         raise CompileError(f'{name} computes attention by {plain.config._attn_implementation!r}; "sdpa" is compiled')
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=plain.config).layers):
         raise CompileError(f"{name} has layers that do not attend to all tokens")
-    if any(parameter._backward_hooks for parameter in policy.parameters()):
+    if any(map(has_gradient_hooks, policy.parameters())):
         raise CompileError("a parameter of the policy has a hook on its gradient")
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_ppo_ext.engines.cpu import compile_worker
 from sb3_ppo_ext.engines.cpu import libraries as artifacts
 from sb3_ppo_ext.engines.cpu.libraries import Job
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.engines.tracing import Inputs, trace
+from sb3_ppo_ext.host.pytorch import compile_worker
 
 POLICY = nn.Identity()
 
@@ -122,7 +122,7 @@ def test_who_compiles_the_longest_graph_goes_first(cache: Path, monkeypatch: pyt
     long = job_of(lambda inputs: (inputs["a"] * 3 + inputs["b"] * 2,))
     with pytest.raises(CompileError, match="status 1"):
         artifacts.compile_all([job_of(), long, job_of()])
-    assert [command[-1] == compile_worker.ASIDE for command in commands] == [True, False, True]
+    assert [command[-1] == compile_worker.LOW_PRIORITY for command in commands] == [True, False, True]
 
 
 def test_a_compilation_that_fails_says_why(cache: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,6 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.engines import selection
-from sb3_ppo_ext.engines.cpu import libraries as artifacts
-from sb3_ppo_ext.engines.cpu.without_gil import UnlockedLibrary
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines import engine as token_engine
@@ -119,16 +116,3 @@ def test_training_in_halves_is_training_eagerly(monkeypatch: pytest.MonkeyPatch)
     theirs = models[0].policy.state_dict()
     for name, tensor in models[1].policy.state_dict().items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=5e-4, msg=name)
-
-
-@pytest.mark.usefixtures("compiler")
-def test_a_library_without_the_lock_computes_the_same(tmp_path: Path) -> None:
-    graphs, inputs = Graphs(), {"a": torch.randn(3, 5), "b": torch.randn(5)}
-    graph = graphs.get("sums", lambda given: (given["a"] @ given["b"], given["a"].sum()), inputs, torch.nn.Identity())
-    assert graph.path is not None and graph.path.parent == artifacts.folder()
-    results = UnlockedLibrary(graph.path)(list(inputs.values()))
-    torch.testing.assert_close(results, graph.call(list(inputs.values())), rtol=0, atol=0)
-    other = tmp_path / "other.so"
-    other.write_bytes(b"no library")
-    with pytest.raises(CompileError, match="to another interface"):
-        UnlockedLibrary(other)

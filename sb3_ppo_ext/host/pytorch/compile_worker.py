@@ -1,4 +1,6 @@
-"""What a child process runs to compile a traced graph into a shared library: ``python compile_worker.py JOB [aside]``.
+"""The program of a child process that compiles a traced graph into a shared library.
+
+    python compile_worker.py JOB [low-priority]
 
 A process of its own keeps the compiler's memory out of the training and lets several graphs be compiled at once. It
 imports torch and nothing else, this package included.
@@ -19,11 +21,11 @@ from typing import Any
 OPTIONS = {
     # tanh by the exponential function costs a third of the library function and is within 1.2e-7 of it (absolute).
     "cpp.use_decompose_tanh": True,
-    "size_asserts": False,  # who calls the library knows the shapes
+    "size_asserts": False,  # the library is called with the shapes it was compiled for
     "aot_inductor.precompile_headers": False,  # making them takes longer than the few compilations they would speed up
-    "aot_inductor.enable_line_tables": False,  # nobody reads the source, and they are two thirds of the library
+    "aot_inductor.enable_line_tables": False,  # for debuggers only, and two thirds of the library
 }
-ASIDE = "aside"
+LOW_PRIORITY = "low-priority"
 NO_COMPILER = 3  # exit status
 
 
@@ -37,59 +39,59 @@ def compile_graph(traced: Any, shapes: list[Any], output: str, threads: int) -> 
     known = {name: value for name, value in options.items() if name in config.get_config_copy()}
     with torch.no_grad():
         try:
-            # Without trying out each instruction set of the processor first, which takes as long as all the rest.
-            with nothing_tried_out(), both_halves_at_once():
+            # The instruction set of the processor is taken as it is: trying it out takes as long as all the rest.
+            with no_trial_builds(), wrapper_beside_kernels():
                 torch._inductor.aot_compile(traced, tensors, options={**known, "cpp.vec_isa_ok": True})
         except Exception:  # a compiler older than the processor
             torch._inductor.aot_compile(traced, tensors, options=known)
 
 
 @contextmanager
-def nothing_tried_out() -> Iterator[None]:
-    """Extensions for half precision and integers are asked about by a compilation each; here they are left out."""
+def no_trial_builds() -> Iterator[None]:
+    """Leaves out the extensions for half precision and integers, for each of which a file would be compiled first."""
     from torch._inductor.cpu_vec_isa import VecISA
 
-    known: Any = VecISA
-    check = known.check_build
-    known.check_build = lambda *_: False
+    instruction_set: Any = VecISA
+    check = instruction_set.check_build
+    instruction_set.check_build = lambda *_: False
     try:
         yield
     finally:
-        known.check_build = check
+        instruction_set.check_build = check
 
 
 @contextmanager
-def both_halves_at_once() -> Iterator[None]:
-    """A graph is two files of C++: the kernels are compiled beside the long one that calls them, not after it."""
+def wrapper_beside_kernels() -> Iterator[None]:
+    """Compiles the two files of C++ of a graph at the same time: the long one that calls the kernels, and those."""
     from torch._inductor.cpp_builder import CppBuilder
 
-    known: Any = CppBuilder
-    build = known.build
-    with ThreadPoolExecutor(1) as beside:
-        begun: list[Future[None]] = []
+    builder: Any = CppBuilder
+    build = builder.build
+    with ThreadPoolExecutor(1) as executor:
+        wrappers: list[Future[None]] = []
 
-        def build_beside(self: Any) -> None:
+        def build_at_once(self: Any) -> None:
             if self._name.endswith(".wrapper"):
-                begun.append(beside.submit(build, self))
+                wrappers.append(executor.submit(build, self))
                 return
-            if not self._name.endswith(".kernel"):  # what links them
-                while begun:
-                    begun.pop().result()
+            if not self._name.endswith(".kernel"):  # the one that links them
+                while wrappers:
+                    wrappers.pop().result()
             build(self)
 
-        known.build = build_beside
+        builder.build = build_at_once
         try:
             yield
         finally:
-            known.build = build
+            builder.build = build
 
 
 def main() -> int:
-    """Does the job; the reason why it cannot be done is the last line of the standard error."""
-    warnings.simplefilter("ignore")  # the compiler's own deprecations are no user's business
-    gc.disable()  # looking for cycles takes an eighth of the time, and the process is short
-    if ASIDE in sys.argv[2:] and hasattr(os, "nice"):
-        os.nice(3)  # more would leave it next to nothing beside other programs: two minutes instead of 42 s
+    """Does the job; where it cannot be done, the reason is the last line of the standard error."""
+    warnings.simplefilter("ignore")  # the compiler's own deprecations do not concern the user
+    gc.disable()  # searching for cycles takes an eighth of the time, and the process is short
+    if LOW_PRIORITY in sys.argv[2:] and hasattr(os, "nice"):
+        os.nice(3)  # at 10 it is starved by other programs: two minutes instead of 42 s
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
