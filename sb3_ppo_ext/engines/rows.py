@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -19,10 +18,10 @@ from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
-from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, WithoutEntropyGradient
 from sb3_ppo_ext.update.epochs import Runner, Update
 from sb3_ppo_ext.update.kl_probe import ActedDistributions, probe_of
-from sb3_ppo_ext.update.prepare import collected_rows, entropy_follows, popart_head, row_update
+from sb3_ppo_ext.update.prepare import collected_rows, popart_head, row_update
+from sb3_ppo_ext.update.row_runner import RowRunner
 
 
 class Costs(NamedTuple):
@@ -53,9 +52,7 @@ class EagerEngine:
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
         """See ``Engine``."""
         probe = probe_of(run, rollout, update.adapter, update.acted, eager=True)
-        if entropy_follows(run):
-            update = replace(update, adapter=WithoutEntropyGradient(update.adapter))
-        return EagerRunner(run, rollout, update, RowGradients(update), probe=probe)
+        return RowRunner(run, rollout, update, probe)
 
 
 class RowFamily:

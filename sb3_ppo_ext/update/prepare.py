@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.terms import Objective
-from sb3_ppo_ext.policies.adapter import SB3Adapter, as_collected, knows_distribution, unwrapped
+from sb3_ppo_ext.policies.adapter import SB3Adapter, as_collected, unwrapped
 from sb3_ppo_ext.policies.effects import without_trace
 from sb3_ppo_ext.policies.popart import PopArtLinear, install_popart
 from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
@@ -62,9 +61,3 @@ def popart_head(run: Run) -> PopArtLinear | None:
     if not run.settings.normalize_value:
         return None
     return install_popart(unwrapped(run.policy))  # which does nothing, unless the user has exchanged the policy
-
-
-def entropy_follows(run: Run) -> bool:
-    """Whether the entropy's gradient is not needed: its weight is 0, and every parameter has another gradient."""
-    policy = unwrapped(run.policy)
-    return evaluates_as_sb3(policy) and knows_distribution(policy) and not run.knobs.is_on("ent_coef")

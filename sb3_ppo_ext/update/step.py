@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.knobs.laws import select
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.statistics import Measurement, Statistics, measurement_of, statistics
+from sb3_ppo_ext.objective.statistics import Statistics, statistics
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
 from sb3_ppo_ext.policies.adapter import Evaluator
 
@@ -58,19 +58,6 @@ def loss_and_statistics(
     """See ``evaluated``; the statistics are without gradient."""
     new, terms, loss = evaluated(adapter, minibatch, objective, knobs, value_scale=value_scale, share=share)
     return loss, statistics(new, minibatch, terms, loss, objective, knobs)
-
-
-def loss_and_measurement(
-    adapter: Evaluator,
-    minibatch: Minibatch,
-    objective: Objective,
-    knobs: KnobValues,
-    *,
-    value_scale: Tensor | None = None,
-) -> tuple[Tensor, Measurement]:
-    """As ``loss_and_statistics``, for statistics that are computed later, for many minibatches together."""
-    new, terms, loss = evaluated(adapter, minibatch, objective, knobs, value_scale=value_scale)
-    return loss, measurement_of(new, minibatch, terms, loss)
 
 
 def exceeds(approx_kl: Tensor, kl_limit: float | Tensor) -> Tensor:
