@@ -1,11 +1,21 @@
-"""Saving so that nothing is half written, and remembering the random streams so that a seeded run can go on."""
+"""Saving so that nothing is half written, and remembering the random streams so that a seeded run can go on.
+
+A file or folder is written under a hidden name beside its own (``part_name``) and renamed when it is on disk. The
+hidden name says which process writes, so that a later one removes what a killed one left.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import io
 import os
 import pathlib
 import random
+import shutil
+import socket
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +24,9 @@ import numpy as np
 import torch
 
 File = str | pathlib.Path | io.BufferedIOBase
+
+PART = ".part"  # ends the names of what is being written
+FOREIGN_PART_AGE = 86_400.0  # seconds after which a part of another host is taken for abandoned
 
 
 def save_atomically(path: File, write: Callable[[io.BufferedIOBase], None]) -> None:
@@ -29,7 +42,8 @@ def save_atomically(path: File, write: Callable[[io.BufferedIOBase], None]) -> N
     if target.suffix == "":
         target = pathlib.Path(f"{target}.zip")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
+    remove_stale_parts(target.parent, target.name)
+    temporary = target.parent / part_name(target.name)
     try:
         # Not by tempfile, whose files are private: to learn the process's umask is to change it, for all threads.
         with temporary.open("xb") as file:
@@ -40,6 +54,68 @@ def save_atomically(path: File, write: Callable[[io.BufferedIOBase], None]) -> N
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(target.parent)
+
+
+def part_name(name: str) -> str:
+    """A hidden name for ``name`` while it is written: with host and process, unique."""
+    return f".{name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{PART}"
+
+
+def remove_stale_parts(folder: pathlib.Path, name: str = "") -> None:
+    """Removes what killed processes have left of ``name``, or of anything: files and folders.
+
+    Those of a living process of this host stay, and those of other hosts until they are a day old.
+    """
+    for path in folder.glob(f".{glob.escape(name)}.*{PART}" if name else f".*{PART}"):
+        if _is_stale(path):
+            remove(path)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or a folder; one that is gone already, or that may not be removed, is passed over."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_stale(part: pathlib.Path) -> bool:
+    host, process = ["", *part.name.split(".")][-4:-2] if part.name.count(".") >= 4 else ("", "")
+    if host == _host() and process.isdigit():
+        return int(process) != os.getpid() and not _is_alive(int(process))
+    try:
+        return time.time() - part.stat().st_mtime > FOREIGN_PART_AGE
+    except OSError:
+        return False
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # where signal 0 would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
+        return True
+    return True
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Brings the names in a folder to the disk: without it a renamed file may be gone after a power failure."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems do not have it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def random_state(seed: int) -> dict[str, Any]:

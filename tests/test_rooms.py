@@ -18,7 +18,7 @@ FLOORS = [
     {"rollout"},
     {"update", "tensordicts", "arguments"},
     {"engines", "monitoring"},
-    {"rounds"},
+    {"rounds", "checkpoints"},
     {"ppox", "language"},
     {"__init__"},
 ]

@@ -1,0 +1,167 @@
+"""The checkpoints of a run on disk: each is a folder that is complete, with a manifest, or not there at all.
+
+``RUN/checkpoints/step_000000409600/`` holds the files and ``MANIFEST.json`` with the size and SHA-256 of each. It is
+written under a hidden name; files, manifest and names reach the disk before it is renamed, and older checkpoints are
+removed after that. A process that is killed at any moment leaves every checkpoint that was finished before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sb3_ppo_ext.saving import part_name, remove, remove_stale_parts, sync_folder
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+FOLDER = "checkpoints"  # in the folder of the run
+NAME = re.compile(r"step_(\d{12,})(?:_(\d+))?")
+HASHED = 2 * 2**30  # bytes of a file up to which its contents are compared, and not its size alone
+
+Writer = Callable[[io.BufferedIOBase], None]
+
+
+def write_checkpoint(run: Path, step: int, files: Mapping[str, Writer], about: Mapping[str, Any]) -> Path:
+    """Writes ``files`` (name -> what writes it) as the checkpoint of ``step`` timesteps; the manifest holds ``about``.
+
+    ``OSError`` where that fails; nothing is left of it then.
+    """
+    folder = run / FOLDER
+    target = _free_name(folder, step)
+    part = folder / part_name(target.name)
+    try:
+        part.mkdir(parents=True)
+        entries = {name: _written(part / name, write) for name, write in files.items()}
+        manifest = {"format": FORMAT, "step": step, "files": entries, **about}
+        text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=1)
+        _written(part / MANIFEST, lambda file: file.write(text.encode()))
+        sync_folder(part)
+        os.rename(part, target)
+    except BaseException:
+        remove(part)
+        raise
+    sync_folder(folder)
+    return target
+
+
+def _free_name(folder: Path, step: int) -> Path:
+    """A checkpoint of the same step, valid or not, is not replaced: the later one has the higher number."""
+    name = f"step_{step:012d}"
+    numbers = [_order(path)[1] for path in stored(folder.parent) if _order(path)[0] == step]
+    return folder / (f"{name}_{max(numbers) + 1}" if numbers else name)
+
+
+def _written(path: Path, write: Callable[[Any], object]) -> list[Any]:
+    """Size and SHA-256 of a file that is on disk."""
+    with path.open("xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return [path.stat().st_size, sha256(path)]
+
+
+def sha256(path: Path) -> str:
+    """Of the contents of a file, read anew."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def stored(run: Path) -> list[Path]:
+    """All checkpoints of a run, the newest first, valid or not; by their names, whatever a clock said."""
+    folder = run / FOLDER
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; ``ValueError`` with the reason where it cannot be used."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        digest = manifest.pop("digest")
+    except FileNotFoundError:
+        raise ValueError(f"it has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({type(error).__name__}: {error})") from None
+    if digest != _digest(manifest):
+        raise ValueError(f"{MANIFEST} has been changed or damaged")
+    if manifest["format"] != FORMAT:
+        raise ValueError(
+            f"it has format {manifest['format']}, and this version reads format {FORMAT}; "
+            "resume with the version of sb3_ppo_ext that wrote it"
+        )
+    return dict(manifest)
+
+
+def fault(checkpoint: Path, *, contents: bool = True) -> str | None:
+    """Why a checkpoint cannot be used; None where it can. Without ``contents`` only sizes are compared."""
+    try:
+        manifest = read_manifest(checkpoint)
+    except ValueError as error:
+        return str(error)
+    for name, (size, digest) in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if contents and size <= HASHED and sha256(path) != digest:
+            return f"{name} is damaged: its SHA-256 is not the one in {MANIFEST}"
+    return None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Removes all checkpoints older than the newest ``keep`` usable ones."""
+    usable = 0
+    for path in stored(run):
+        if usable >= keep:
+            _removed(path)
+        elif fault(path, contents=False) is None:
+            usable += 1
+
+
+def _removed(checkpoint: Path) -> None:
+    hidden = checkpoint.parent / part_name(checkpoint.name)  # so that a kill leaves no torn one under its name
+    try:
+        os.rename(checkpoint, hidden)
+    except OSError:
+        return
+    remove(hidden)
+
+
+def clean(run: Path) -> None:
+    """Removes what killed processes have left half written or half removed."""
+    remove_stale_parts(run / FOLDER)
+
+
+def free_bytes(run: Path) -> int:
+    """Bytes that may still be written to the run's disk."""
+    return shutil.disk_usage(run).free
+
+
+def size_of(checkpoint: Path) -> int:
+    """Bytes of all its files."""
+    return sum(path.stat().st_size for path in _files(checkpoint))
+
+
+def _files(checkpoint: Path) -> Iterator[Path]:
+    yield from (path for path in checkpoint.iterdir() if path.is_file())
