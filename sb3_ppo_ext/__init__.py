@@ -1,5 +1,7 @@
 """PPOX: Stable-Baselines3's PPO with schedules, adaptive KL and a choice of objectives."""
 
+from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
+from sb3_ppo_ext.checkpoints.settings import Checkpoints
 from sb3_ppo_ext.knobs.controllers import AdaptiveClipFraction, AdaptiveKL
 from sb3_ppo_ext.knobs.laws import Proportional, Threshold
 from sb3_ppo_ext.knobs.schedules import Cosine, Exponential, Linear, Piecewise, Warmup
@@ -12,6 +14,8 @@ __all__ = [
     "PPOX",
     "AdaptiveClipFraction",
     "AdaptiveKL",
+    "CheckpointWarning",
+    "Checkpoints",
     "Cosine",
     "DivergedError",
     "Exponential",
@@ -29,6 +33,7 @@ __all__ = [
 
 # Saved models name classes by this path, so that they load wherever the code of a class lies later.
 for _public in (
+    *(Checkpoints, CheckpointWarning),
     *(PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold, DivergedError, TrainingWarning),
     *(Cosine, Exponential, Linear, Piecewise, Warmup),
 ):

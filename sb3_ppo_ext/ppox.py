@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -15,6 +16,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext import arguments, model_files, rounds, streams
+from sb3_ppo_ext.checkpoints.learning import RunCheckpoints
+from sb3_ppo_ext.checkpoints.resumption import resumed
+from sb3_ppo_ext.checkpoints.settings import Checkpoints
+from sb3_ppo_ext.checkpoints.state import LearnCall
 from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
 from sb3_ppo_ext.engines.family import family_of
 from sb3_ppo_ext.engines.selection import EngineChoice
@@ -31,7 +36,14 @@ from sb3_ppo_ext.update.optimizers import GroupRates, rates_of
 from sb3_ppo_ext.update.training import Trained
 from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
 
-OF_THIS_PROCESS = ("_family", "_monitor", "_engines", "_seconds", "last_update")  # attributes that are not saved
+OF_THIS_PROCESS = (
+    "_family",
+    "_monitor",
+    "_engines",
+    "_checkpoints",
+    "_seconds",
+    "last_update",
+)  # attributes that are not saved
 
 SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
 
@@ -126,6 +138,7 @@ class PPOX(PPO):
         arguments.check_buffer(self)
         self._monitor = RunMonitor()
         self._engines = EngineChoice(self._family)
+        self._checkpoints = RunCheckpoints()
         self._seconds: dict[str, float] = {}
         self.last_update: Trained | None = None
         if self.normalize_value:
@@ -176,18 +189,57 @@ class PPOX(PPO):
 
     def learn(
         self: SelfPPOX,
-        total_timesteps: int,
+        total_timesteps: int | None = None,
         callback: MaybeCallback = None,
         log_interval: int | None = 1,
         tb_log_name: str = "PPOX",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        checkpoint: Checkpoints | None = None,
     ) -> SelfPPOX:
-        """As :meth:`PPO.learn`; the last update is logged too."""
-        watched = self._monitor.learning(self, logged=log_interval is not None)
-        with streams.learning_from_its_own(self), self._engines.threads(self._run()), watched:
-            interval: Any = log_interval  # None switches logging off, which is not in the annotation of PPO.learn
-            return super().learn(total_timesteps, callback, interval, tb_log_name, reset_num_timesteps, progress_bar)
+        """As :meth:`PPO.learn`; the last update is logged too.
+
+        :param total_timesteps: needed for all but a model from ``resume``, which finishes its run
+        :param checkpoint: where and how often the run is saved, for ``resume`` to go on with it
+        """
+        asked = LearnCall(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        call = self._checkpoints.arranged(self, asked, checkpoint)
+        if call is None:
+            return self
+        watched = self._monitor.learning(self, logged=call.log_interval is not None)
+        saved = self._checkpoints.learning(self)
+        with streams.learning_from_its_own(self), self._engines.threads(self._run()), saved, watched:
+            return super().learn(*call)
+
+    @classmethod
+    def resume(
+        cls: type[SelfPPOX],
+        folder: str | pathlib.Path,
+        env: GymEnv | str,
+        callback: MaybeCallback = None,
+        *,
+        total_timesteps: int | None = None,
+        **kwargs: Any,
+    ) -> SelfPPOX:
+        """The model of a run that was saved by ``learn(checkpoint=...)``; its ``learn()`` finishes the run.
+
+        It ends as if the run had never stopped, bit for bit on the same kind of machine. The newest usable checkpoint
+        of the folder is taken; what could not be brought back, an environment say, is named in a warning.
+
+        :param folder: that of the run
+        :param env: made as for the run, with the same wrappers
+        :param callback: the callbacks of the run, in their order
+        :param total_timesteps: to train to another end than the run's; schedules follow
+        :param kwargs: as for ``load``
+        """
+        model: SelfPPOX = resumed(cls, folder, env, callback, total_timesteps, kwargs)
+        return model
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """As :meth:`PPO.dump_logs`; in a resumed run, iterations are those of the run."""
+        number = self._checkpoints.iteration_to_log(iteration)
+        if number is not None:
+            super().dump_logs(number)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         arguments.check_learn(self, total_timesteps)
@@ -202,7 +254,9 @@ class PPOX(PPO):
         self._engines.decide(run, self._total_timesteps)
         if not self._buffer_is_named:  # before callbacks are to find the one that will be filled
             exchange_buffer(self.rollout_buffer, on_device=self._engines.keeps_rollouts_on_device(run))
-        return super()._init_callback(callback, progress_bar)
+        all_callbacks = super()._init_callback(callback, progress_bar)
+        self._checkpoints.check_callbacks(all_callbacks)
+        return all_callbacks
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """As :meth:`PPO.get_parameters`; what controllers have reached stands in the optimizer's state."""

@@ -27,8 +27,12 @@ def collect(
     run = model._run()
     with model._monitor.collecting(model), model._family.collecting(run, callback):
         if not collects_as_sb3(inherited):
+            model._checkpoints.before_rollout(model)
             return inherited(env, callback, buffer, n_steps)
-        return collect_rollouts(model, env, callback, buffer, n_steps, model._engines.actor_of(run))
+        actor_of = model._engines.actor_of(run)
+        begun = model._checkpoints.before_rollout(model)  # after compiling, before anything is drawn
+        after_step = model._checkpoints.step_hook(model)
+        return collect_rollouts(model, env, callback, buffer, n_steps, actor_of, begun=begun, after_step=after_step)
 
 
 def update(model: Any) -> Trained:

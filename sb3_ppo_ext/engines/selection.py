@@ -39,6 +39,7 @@ class EngineChoice:
         self.family = family
         self.engine: Engine | None = None  # the compiled one, once it has been wanted
         self.compiles: bool | None = None  # None: no learn() has decided yet
+        self.pinned: bool | None = None  # what the next decision is to be, where "auto" leaves it open
         self.update_refused = self.actor_refused = False
         self._announced: bool | None = None
         self._reasons: set[str] = set()
@@ -71,6 +72,9 @@ class EngineChoice:
             return bool(setting), f"compile={setting}"
         if not self.family.compilable:
             return False, f"a {type(unwrapped(run.policy)).__name__} is not compiled"
+        if (pinned := self.pinned) is not None:
+            self.pinned = None
+            return pinned, "so it was decided when the run began"
         epochs, steps = planned_work(run, total_timesteps)
         estimate = self.family.savings(run, epochs, steps)
         if estimate is None:

@@ -57,6 +57,7 @@ class RunMonitor:
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     callback: BaseCallback | None = None  # of the learn() that runs
     described: bool = False  # in this learn()'s logger
+    leaves_pending: bool = False  # what is recorded and not written: a checkpoint has it
     rollouts: int = 0
     run: Run | None = None  # the current one
     normalization: Normalization | None = None  # at the beginning of the rollout, if it may have to be saved
@@ -70,7 +71,7 @@ class RunMonitor:
     def begin(self, callback: BaseCallback) -> None:
         """At the start of ``learn()``, which may have made a new logger."""
         self.callback = callback
-        self.described = False
+        self.described = self.leaves_pending = False
 
     @contextmanager
     def learning(self, model: OnPolicyAlgorithm, *, logged: bool) -> Iterator[None]:
@@ -83,7 +84,7 @@ class RunMonitor:
             raise DivergedError(f"{error} {saved}") from error
         finally:
             # Where learn() fails before it has a logger, that error is the one to show.
-            if logged and "_logger" in vars(model):
+            if logged and "_logger" in vars(model) and not self.leaves_pending:
                 write_pending(model.logger, model.num_timesteps)
 
     @contextmanager

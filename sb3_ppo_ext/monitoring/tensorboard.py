@@ -84,8 +84,7 @@ def write_pending(logger: Logger, step: int) -> None:
     empties ``name_to_value``, which is read after ``learn()``. Writes nothing where nothing is new.
     """
     pending = dict(logger.name_to_value)
-    before = _written.get(logger, {})
-    if logger.level == DISABLED or all(name in before and before[name] is pending[name] for name in pending):
+    if logger.level == DISABLED or not unwritten(logger):
         return
     excluded = {name: logger.name_to_excluded.get(name, ("",)) for name in pending}
     # What places the row in tables and files; TensorBoard has the step itself.
@@ -95,6 +94,12 @@ def write_pending(logger: Logger, step: int) -> None:
         if isinstance(output, KVWriter) and _is_open(output):
             output.write(row, excluded, step)
     _written[logger] = pending
+
+
+def unwritten(logger: Logger) -> list[str]:
+    """The names that have been recorded since the last dump, without what ``write_pending`` has written."""
+    before = _written.get(logger, {})
+    return [name for name, value in logger.name_to_value.items() if name not in before or before[name] is not value]
 
 
 def forget_written(logger: Logger) -> None:

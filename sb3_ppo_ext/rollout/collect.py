@@ -38,11 +38,18 @@ def collect_rollouts(
     rollout_buffer: RolloutBuffer,
     n_rollout_steps: int,
     actor_of: Callable[[ActorCriticPolicy], Actor] = EagerActor,
+    *,
+    begun: int = 0,
+    after_step: Callable[[int], None] | None = None,
 ) -> bool:
-    """Fills the buffer with the steps of ``actor_of(policy)``; False if a callback stopped it before it was full."""
-    begin(self, env, rollout_buffer)
-    n_steps = 0
-    callback.on_rollout_start()
+    """Fills the buffer with the steps of ``actor_of(policy)``; False if a callback stopped it before it was full.
+
+    ``begun`` steps are in the buffer already; ``after_step`` is called with their number after each that is added.
+    """
+    if not begun:
+        begin(self, env, rollout_buffer)
+        callback.on_rollout_start()
+    n_steps = begun
     actor, step = actor_of(self.policy), step_of(env)
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -66,6 +73,8 @@ def collect_rollouts(
             on_device=(obs_tensor, sampled),
         )
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]  # no tuples
+        if after_step is not None:
+            after_step(n_steps)
     values = actor.last_values(obs_as_tensor(new_obs, self.device), dones)  # type: ignore[arg-type]  # no tuples
     compute_returns_and_advantage(rollout_buffer, last_values=values, dones=dones)
     callback.update_locals(locals())

@@ -1,0 +1,124 @@
+"""The logger of a resumed run: the same files, continued, and the values that were recorded and not yet written.
+
+TensorBoard gets a new file in the same folder, with a purge step: it leaves out what the stopped run wrote after the
+checkpoint. Tables and texts are cut off where they were and appended to.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    HumanOutputFormat,
+    JSONOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+)
+
+from sb3_ppo_ext.checkpoints.journal import Entry, bring_back, record, relative
+from sb3_ppo_ext.checkpoints.plain import is_plain
+from sb3_ppo_ext.monitoring.tensorboard import unwritten
+
+State = dict[str, Any]
+
+
+class ContinuedTensorBoard(TensorBoardOutputFormat):
+    """Writes into a folder that has events already; those from ``purge_step`` on are not shown."""
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
+        self._is_closed = False
+
+
+class ContinuedCSV(CSVOutputFormat):
+    """Appends to a table; ``keys`` are its columns."""
+
+    def __init__(self, path: Path, keys: list[str]) -> None:
+        self.file = path.open("r+")
+        self.file.seek(0, 2)
+        self.keys, self.separator, self.quotechar = list(keys), ",", '"'
+
+
+class ContinuedJSON(JSONOutputFormat):
+    """Appends to a file of lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a")
+
+
+class ContinuedText(HumanOutputFormat):
+    """Appends to a file of tables."""
+
+    def __init__(self, path: Path, max_length: int) -> None:
+        super().__init__(path.open("a"), max_length)
+        self.own_file = True
+
+
+def save_logger(logger: Logger, run: Path) -> State:
+    """What is recorded and not written, and where the outputs write."""
+    outputs = [saved for output in logger.output_formats if (saved := _save_output(output, run)) is not None]
+    names = [name for name in unwritten(logger) if is_plain(logger.name_to_value[name])]
+    return {
+        "folder": None if logger.dir is None else relative(Path(logger.dir), run),
+        "level": logger.level,
+        "outputs": outputs,
+        "values": {name: logger.name_to_value[name] for name in names},
+        "counts": {name: logger.name_to_count[name] for name in names if name in logger.name_to_count},
+        "excluded": {name: logger.name_to_excluded[name] for name in names if name in logger.name_to_excluded},
+    }
+
+
+def _save_output(output: Any, run: Path) -> State | None:
+    if isinstance(output, TensorBoardOutputFormat):
+        return {"kind": "tensorboard", "folder": relative(Path(output.writer.log_dir), run)}
+    if isinstance(output, HumanOutputFormat) and not output.own_file:
+        return {"kind": "stdout", "max_length": output.max_length} if output.file is sys.stdout else None
+    kinds = {HumanOutputFormat: "log", CSVOutputFormat: "csv", JSONOutputFormat: "json"}
+    kind = next((kind for base, kind in kinds.items() if isinstance(output, base)), None)
+    if kind is None or output.file.closed:
+        return None  # an output of the user's own, which the resumed program makes again
+    output.file.flush()
+    file = record(Path(output.file.name), run)
+    more = {"keys": getattr(output, "keys", None), "max_length": getattr(output, "max_length", None)}
+    return None if file is None else {"kind": kind, "file": file, **more}
+
+
+def continued_logger(state: State, run: Path, num_timesteps: int) -> Logger:
+    """A logger that goes on writing where the saved one was."""
+    outputs = [output for saved in state["outputs"] if (output := _continued(saved, run, num_timesteps)) is not None]
+    folder = None if state["folder"] is None else str(run / state["folder"])
+    logger = Logger(folder, outputs)
+    logger.set_level(state["level"])
+    return logger
+
+
+def _continued(saved: State, run: Path, num_timesteps: int) -> KVWriter | None:
+    kind = saved["kind"]
+    if kind == "stdout":
+        return HumanOutputFormat(sys.stdout, saved["max_length"])
+    if kind == "tensorboard":
+        return ContinuedTensorBoard(str(run / saved["folder"]), purge_step=num_timesteps + 1)
+    file: Entry = saved["file"]
+    path = bring_back(file, run)
+    if path is None:
+        return None
+    if kind == "csv":
+        return ContinuedCSV(path, saved["keys"])
+    return ContinuedJSON(path) if kind == "json" else ContinuedText(path, saved["max_length"])
+
+
+def restore_pending(logger: Logger, state: State) -> None:
+    """What was recorded and not written, and nothing else."""
+    for target, source in (
+        (logger.name_to_value, state["values"]),
+        (logger.name_to_count, state["counts"]),
+        (logger.name_to_excluded, state["excluded"]),
+    ):
+        target.clear()
+        target.update(source)

@@ -1,0 +1,41 @@
+"""The monitor.csv files of the training environments, continued where they were at the checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_ext.checkpoints.journal import Entry, bring_back, record
+from sb3_ppo_ext.checkpoints.plain_environments import layers_of
+
+
+def save_monitor_files(vec_env: VecEnv, run: Path) -> list[Entry | None]:
+    """An entry for each file, in the order of the environments."""
+    return [record(Path(path), run) for path in _paths(vec_env)]
+
+
+def restore_monitor_files(vec_env: VecEnv, entries: list[Entry | None], run: Path) -> list[str]:
+    """Brings back the files that the environments write now; lines on those that could not be."""
+    lines = []
+    for path, entry in zip(_paths(vec_env), entries, strict=False):
+        if entry is not None and bring_back({**entry, "path": path}, run) is None:
+            lines.append(f"{path}: its rows before the checkpoint are gone; it goes on without them")
+    _to_their_ends(vec_env)
+    return lines
+
+
+def _paths(vec_env: VecEnv) -> list[str]:
+    return [writer.file_handler.name for writer in _writers(vec_env)]
+
+
+def _to_their_ends(vec_env: VecEnv) -> None:
+    for writer in _writers(vec_env):
+        writer.file_handler.seek(0, os.SEEK_END)
+
+
+def _writers(vec_env: VecEnv) -> list[ResultsWriter]:
+    found = [vars(layer).get("results_writer") for layer in layers_of(vec_env)]
+    return [writer for writer in found if isinstance(writer, ResultsWriter)]

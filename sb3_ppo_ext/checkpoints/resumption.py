@@ -1,0 +1,128 @@
+"""A model made from the newest checkpoint of a folder; its next ``learn()`` finishes the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_ext.checkpoints.folder import stored
+from sb3_ppo_ext.checkpoints.logs import continued_logger
+from sb3_ppo_ext.checkpoints.monitor_files import restore_monitor_files
+from sb3_ppo_ext.checkpoints.plain_environments import restore_environments
+from sb3_ppo_ext.checkpoints.reading import Checkpoint, CheckpointWarning, required
+from sb3_ppo_ext.checkpoints.settings import Checkpoints
+from sb3_ppo_ext.checkpoints.state import LearnCall, restore_watch
+from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
+
+
+@dataclass
+class Resumed:
+    """What the next ``learn()`` puts back."""
+
+    folder: Path  # of the run
+    newest: list[Path]  # its checkpoint
+    manifest: dict[str, Any]
+    state: dict[str, Any]
+    callback: MaybeCallback
+    total_timesteps: int | None  # another end than that of the run
+
+    @property
+    def iteration(self) -> int:
+        """Rollouts that the run has trained on."""
+        return int(self.state["loop"]["iteration"])
+
+    def whole(self, call: LearnCall) -> LearnCall:
+        """The arguments of the run, where those of this ``learn()`` do not say otherwise."""
+        loop = self.state["loop"]
+        asked = loop["asked_for"] if self.total_timesteps is None else self.total_timesteps
+        if call.total_timesteps not in (None, asked):
+            raise ValueError(
+                f"total_timesteps={call.total_timesteps}: the run was begun with {loop['asked_for']}, which its "
+                "schedules count on. Call learn() to finish it, or "
+                f"resume(..., total_timesteps={call.total_timesteps}) for another end"
+            )
+        if call.callback is not None and self.callback is not None:
+            raise ValueError("callback: given to resume() and to learn(); one of them is enough")
+        return call._replace(
+            total_timesteps=asked,
+            callback=call.callback if call.callback is not None else self.callback,
+            log_interval=loop["log_interval"] if call.log_interval == 1 else call.log_interval,
+            tb_log_name=loop["tb_log_name"],
+        )
+
+    def rest(self, model: Any, whole: LearnCall) -> LearnCall | None:
+        """What is left to do; None where the run is finished."""
+        loop = self.state["loop"]
+        last = loop["last_timestep"]
+        if self.total_timesteps is not None:
+            last = loop["first_timestep"] + self.total_timesteps
+            if last < model.num_timesteps:
+                raise ValueError(
+                    f"total_timesteps={self.total_timesteps}: the run has {model.num_timesteps} timesteps already"
+                )
+        finished = self.manifest["finished"] and last <= loop["last_timestep"]
+        if finished or last <= model.num_timesteps:
+            print(f"{self.folder}: the run is finished, with {model.num_timesteps} timesteps")
+            return None
+        interval = None if whole.log_interval is None else 1  # which of them are logged is the run's count
+        left = last - model.num_timesteps
+        return whole._replace(total_timesteps=left, log_interval=interval, reset_num_timesteps=False)
+
+    def writer(self, settings: Checkpoints | None) -> CheckpointWriter:
+        """Goes on writing in the folder, or in another that ``settings`` name."""
+        own = dataclasses.replace(self.state["settings"], folder=self.folder)
+        return CheckpointWriter(settings or own, self.manifest["run"])
+
+
+def resumed(
+    cls: Any,
+    folder: str | Path,
+    env: Any,
+    callback: MaybeCallback,
+    total_timesteps: int | None,
+    arguments: dict[str, Any],
+) -> Any:
+    """See ``PPOX.resume``."""
+    run = Path(folder).expanduser().absolute()
+    found = required(run)
+    _check_class(cls, run, found)
+    _check_env(env, run, found)
+    state = torch.load(found.path / "state.pt", map_location="cpu", weights_only=False)
+    model = cls.load(found.path / "model.zip", env=env, force_reset=False, **arguments)
+    model._checkpoints.resumed = Resumed(run, stored(run)[:1], found.manifest, state, callback, total_timesteps)
+    model._engines.pinned = state["compiles"]
+    lines = _restore_environments(model, state)
+    lines += restore_monitor_files(model.env, state["monitor_files"], run)
+    model.set_logger(continued_logger(state["logger"], run, model.num_timesteps))
+    restore_watch(model, state["watch"])
+    model._random_state = state["streams"]
+    if lines:
+        warnings.warn(f"{run}: {'; '.join(lines)}", CheckpointWarning, stacklevel=3)
+    return model
+
+
+def _check_class(cls: Any, run: Path, found: Checkpoint) -> None:
+    name = found.manifest["class"]
+    if cls.__qualname__ != name:
+        raise ValueError(f"{run}: its run is one of {name}; resume it by {name}.resume(...), not {cls.__qualname__}'s")
+
+
+def _check_env(env: Any, run: Path, found: Checkpoint) -> None:
+    here, before = env.num_envs if isinstance(env, VecEnv) else 1, found.manifest["n_envs"]
+    if here != before:
+        raise ValueError(f"env: it has {here} environments, and the run in {run} has {before}; pass as many")
+
+
+def _restore_environments(model: Any, state: dict[str, Any]) -> list[str]:
+    """The environments as they were, or new episodes that are not the run's first ones again; lines on what differs."""
+    if state["environments"] is None:
+        model._last_obs = None
+        return []
+    return restore_environments(model.env, state["environments"])
