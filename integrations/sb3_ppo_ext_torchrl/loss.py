@@ -1,23 +1,24 @@
-"""PPOX's objective as a loss module of TorchRL: ``ppo_terms`` in the place of ClipPPOLoss's own arithmetic."""
+"""PPOX's objective as a loss module of TorchRL: ``loss_and_statistics`` in the place of ClipPPOLoss's arithmetic."""
 
 from __future__ import annotations
 
 import numbers
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
-from torchrl.objectives import ClipPPOLoss
 
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.losses import fill_masked, masked_mean, masked_sum, normalized, sum_of
-from sb3_ppo_ext.objective.terms import KnobValues, ppo_terms, value_term
+from sb3_ppo_ext.objective.terms import KnobValues, value_term
+from sb3_ppo_ext.update.step import loss_and_statistics
+from sb3_ppo_ext_torchrl import host
 from sb3_ppo_ext_torchrl import loss_arguments as arguments
 from sb3_ppo_ext_torchrl import loss_data as data
+from sb3_ppo_ext_torchrl.coefficients import ADDED_COEFFICIENTS
 from sb3_ppo_ext_torchrl.distributions import torch_parameters
 from sb3_ppo_ext_torchrl.loss_data import Read
 from sb3_ppo_ext_torchrl.loss_diagnostics import diagnostics, explained_variance, value_clip_fraction
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
     from sb3_ppo_ext import PPOX
 
 REDUCE = {"mean": masked_mean, "sum": masked_sum, "none": fill_masked}
-PARAMETERS = tuple(f"{prefix}{name}_network_params" for prefix in ("", "target_") for name in ("actor", "critic"))
 
 
-class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
+class PPOXLoss(host.ExtensibleLoss):
     """PPO's loss with PPOX's choices, in ClipPPOLoss's place; at its defaults it is ClipPPOLoss, up to rounding.
 
     Takes every argument of :class:`torchrl.objectives.ClipPPOLoss` under its name and with its default (value error
@@ -55,15 +55,6 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
     :param value_clip: with ``clip_value``: "max" (TorchRL's, the larger error) or "sb3" (the clipped one)
     """
 
-    @dataclass
-    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):  # type: ignore[misc]  # torchrl is untyped
-        ref_log_prob: NestedKey = "ref_log_prob"
-
-    default_keys = _AcceptedKeys
-    _in_keys: Any
-    _out_keys: Any
-    _schedulable_buffers: ClassVar[frozenset[str]] = frozenset({*arguments.OWN_COEFFICIENTS, "clip_epsilon"})
-
     def __init__(
         self,
         actor_network: TensorDictModuleBase | None = None,
@@ -75,7 +66,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         value_clip: str = "max",
         **options: Any,
     ) -> None:
-        coefficients = {name: options.pop(name, None) for name in arguments.OWN_COEFFICIENTS}
+        coefficients = {name: options.pop(name, None) for name in ADDED_COEFFICIENTS}
         options = arguments.checked_options(options, critic_network)
         choices = {"surrogate": surrogate, "kl_estimator": kl_estimator, "value_clip": value_clip}
         objective = arguments.checked_objective(options, coefficients, dual_clip=dual_clip, **choices)
@@ -85,7 +76,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         for name, value in coefficients.items():
             self.register_coeff_buffer(name, arguments.as_float(name, value), device=device)
         self.value_scale: Tensor | None = None
-        self._set_in_keys()
+        self.update_in_keys()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):
@@ -94,7 +85,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
             arguments.require_torchrl_choice(name, value)
         if name == "loss_critic_type" and hasattr(self, "objective"):  # not yet in TorchRL's constructor
             self.objective = replace(self.objective, value_error=value)
-        if name in arguments.OWN_COEFFICIENTS and value is not None and getattr(self, name, "unset") is None:
+        if name in ADDED_COEFFICIENTS and value is not None and getattr(self, name, "unset") is None:
             raise AttributeError(
                 f"{name} is None, so the loss has no such term; build it with {name}=0.0 to set it later"
             )
@@ -116,14 +107,14 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
     @property
     def knobs(self) -> KnobValues:
         """The coefficients in force, under PPOX's names; 0-d tensors."""
-        pair = self._asymmetric_clip
+        pair = host.has_two_clip_ranges(self)
         return KnobValues(
             clip_range=self.clip_epsilon_low if pair else self.clip_epsilon,
             clip_range_high=self.clip_epsilon_high if pair else None,
             clip_range_vf=self.clip_value,
             ent_coef=self.entropy_coeff,
-            vf_coef=self.critic_coeff if self._has_critic else 0.0,
-            **{name: getattr(self, name) for name in arguments.OWN_COEFFICIENTS},
+            vf_coef=self.critic_coeff if host.has_critic(self) else 0.0,
+            **{name: getattr(self, name) for name in ADDED_COEFFICIENTS},
         )
 
     @dispatch  # type: ignore[untyped-decorator]
@@ -136,19 +127,19 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         """
         read = self._read(tensordict.clone(False))
         knobs, reduce = self.knobs, REDUCE[self.reduction]
-        terms = ppo_terms(read.new, read.minibatch, self.objective, knobs, value_scale=self.value_scale, reduce=reduce)
-        weighted = terms.weighted(knobs)
+        scale = self.value_scale
+        evaluated, found = loss_and_statistics(
+            read, read.minibatch, self.objective, knobs, value_scale=scale, reduce=reduce
+        )
+        weighted = evaluated.weighted
         result = {"loss_objective": sum_of(weighted.policy, weighted.kl, weighted.ref_kl)}
         if read.entropy is not None:
-            result["loss_entropy"] = weighted.entropy
-            if self._entropy_coeff_map is not None:
-                by_head = self._weighted_loss_entropy(read.entropy)[..., 0]
-                result["loss_entropy"] = reduce(by_head, read.new.mask)
-        if self._has_critic:
+            by_head = host.entropy_loss_by_head(self, read.entropy)
+            result["loss_entropy"] = weighted.entropy if by_head is None else reduce(by_head, read.new.mask)
+        if host.has_critic(self):
             result["loss_critic"] = weighted.value
-        result |= diagnostics(self, read, knobs)
-        output = TensorDict(result)
-        self._clear_weakrefs(tensordict, output, *PARAMETERS)
+        output = TensorDict(result | diagnostics(self, read, found, knobs))
+        host.release(self, tensordict, output)
         return output
 
     def _read(self, tensordict: TensorDictBase) -> Read:
@@ -157,21 +148,21 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         shape = advantage.shape[:-1]
         mask = data.mask_of(self, tensordict, advantage[..., 0])
         old = data.old_distribution(self, tensordict) if self.objective.uses_distributions else None
-        log_ratio, dist, _, correction = self._log_weight(tensordict, adv_shape=shape)
-        log_ratio, advantage = log_ratio[..., 0], self._normalized(advantage, tensordict, mask, fresh)[..., 0]
+        log_ratio, distribution, correction = host.acted(self, tensordict, shape)
+        advantage = self._normalized(advantage, tensordict, mask, fresh)[..., 0]
         behaviour = log_ratio
         if correction is not None:  # delay_actor, max_importance_ratio: a positive factor, on both sides of the clip
-            behaviour = log_ratio + correction[..., 0]
-            advantage = advantage * correction[..., 0].exp()
+            behaviour = log_ratio + correction
+            advantage = advantage * correction.exp()
         # Of a composite action only the ratio is at hand: the log-probabilities here are relative to the old policy.
         zero = torch.zeros_like(log_ratio)
-        value, target, old_value = self._values(tensordict) if self._has_critic else (zero, zero, zero)
-        entropy = self._get_entropy(dist, adv_shape=shape) if self.entropy_bonus else None
+        value, target, old_value = self._values(tensordict) if host.has_critic(self) else (zero, zero, zero)
+        entropy = host.entropy(self, distribution, shape) if self.entropy_bonus else None
         new = Evaluation(
             log_ratio,
             zero if entropy is None else data.total(entropy),
             value,
-            None if old is None else torch_parameters(dist),
+            None if old is None else torch_parameters(distribution),
             mask,
             None if self.ref_kl_coef is None else data.reference_log_ratio(self, tensordict),
         )
@@ -179,8 +170,7 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
 
     def _normalized(self, advantage: Tensor, tensordict: TensorDictBase, mask: Tensor | None, fresh: bool) -> Tensor:
         if self.advantage_norm is not None or self.normalize_advantage_exclude_dims:
-            normalised: Tensor = self._maybe_normalize_advantage(advantage, tensordict, update_norm=fresh)
-            return normalised
+            return host.normalized_advantage(self, advantage, tensordict, fresh=fresh)
         if not self.normalize_advantage:
             return advantage
         return normalized(advantage, None if mask is None else mask.unsqueeze(-1))
@@ -191,10 +181,8 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
             tensordict = tensordict.detach()
         target = data.value_target(self, tensordict)
         old = data.old_value(self, tensordict) if self.clip_value is not None else target
-        functional = self.critic_network_params.to_module if self.functional else None
-        with functional(self.critic_network, preserve_module_state=False) if functional else nullcontext():
-            value = data.new_value(self, self.critic_network(tensordict))
-        target, value, old = self._critic_loss_inputs(target, value, old)
+        value = data.new_value(self, host.critic_output(self, tensordict))
+        target, value, old = host.critic_loss_inputs(self, target, value, old)
         data.require_same_shape(self, value, target, old)
         return value[..., 0], target[..., 0], old[..., 0]
 
@@ -208,37 +196,28 @@ class PPOXLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
         rows = Minibatch(value, value, value, old, value, target)
         errors = value_term(value, rows, self.objective, knobs, None, self.value_scale, fill_masked).unsqueeze(-1)
         return (
-            errors * knobs.vf_coef if self._has_critic else errors,
+            errors * knobs.vf_coef if host.has_critic(self) else errors,
             None if self.clip_value is None else value_clip_fraction(value, old, self.clip_value),
             explained_variance(value, target) if self.log_explained_variance else None,
         )
 
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """What the loss returns to a call without tensordict, in this order."""
-        if self._out_keys is None:
-            keys = ["loss_objective", "clip_fraction"]
-            keys += ["entropy", "loss_entropy"] if self.entropy_bonus else []
-            keys += ["loss_critic"] if self._has_critic else []
-            keys += ["value_clip_fraction"] if self._has_critic and self.clip_value is not None else []
-            keys += ["ESS", "kl_approx", "max_ratio", "mean_ratio"]
-            keys += ["kl"] if self.objective.penalized else []
-            keys += ["ref_kl"] if self.ref_kl_coef is not None else []
-            self._out_keys = keys
-        return list(self._out_keys)
+    def returned_keys(self) -> list[NestedKey]:
+        """See ``ExtensibleLoss``."""
+        critic = host.has_critic(self)
+        keys: list[NestedKey] = ["loss_objective", "clip_fraction"]
+        keys += ["entropy", "loss_entropy"] if self.entropy_bonus else []
+        keys += ["loss_critic"] if critic else []
+        keys += ["value_clip_fraction"] if critic and self.clip_value is not None else []
+        keys += ["ESS", "kl_approx", "max_ratio", "mean_ratio"]
+        keys += ["kl"] if self.objective.penalized else []
+        return [*keys, "ref_kl"] if self.ref_kl_coef is not None else keys
 
-    @out_keys.setter
-    def out_keys(self, keys: list[NestedKey]) -> None:
-        self._out_keys = keys
-
-    def _set_in_keys(self) -> None:
-        super()._set_in_keys()
-        keys = set(self._in_keys)
-        if hasattr(self, "objective"):  # TorchRL's constructor asks before there is one
-            keys |= set(self.actor_network.dist_params_keys) if self.objective.uses_distributions else set()
-            keys |= {self.tensor_keys.ref_log_prob} if self.ref_kl_coef is not None else set()
-        # TorchRL leaves them in the order of a set, another one in every process.
-        self._in_keys = sorted(keys, key=lambda key: key if isinstance(key, str) else "_".join(key))
+    def further_in_keys(self) -> set[NestedKey]:
+        """See ``ExtensibleLoss``."""
+        if not hasattr(self, "objective"):  # TorchRL's constructor reads the keys too
+            return set()
+        keys = set(self.actor_network.dist_params_keys) if self.objective.uses_distributions else set()
+        return keys | {self.tensor_keys.ref_log_prob} if self.ref_kl_coef is not None else keys
 
 
 PPOXLoss.__init__.__signature__ = arguments.joined_signature(PPOXLoss.__init__)  # type: ignore[attr-defined]

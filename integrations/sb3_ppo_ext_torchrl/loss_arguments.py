@@ -10,25 +10,15 @@ from typing import Any
 
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.objectives import ClipPPOLoss, PPOLoss
 
-from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import SURROGATES, VALUE_ERRORS
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.unknown_arguments import refuse_unknown
+from sb3_ppo_ext_torchrl.coefficients import ADDED_COEFFICIENTS
 from sb3_ppo_ext_torchrl.errors import UnknownChoice, WrongNumber, WrongShape
+from sb3_ppo_ext_torchrl.host import ACCEPTED, REMOVED
 
-# ClipPPOLoss passes what it does not name on to PPOLoss, which swallows what it does not know either.
-ACCEPTED = {
-    name: parameter
-    for cls in (ClipPPOLoss, PPOLoss)
-    for name, parameter in inspect.signature(cls.__init__).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
-REMOVED = ("critic_coef", "entropy_coef")  # ClipPPOLoss names what has replaced them
-# The weights of ``PPOXLoss``'s own terms, under the names of PPOX's knobs; None: the loss has no such term.
-OWN_COEFFICIENTS = tuple(knob.name for knob in KNOBS.values() if knob.name in knob.torchrl)
 # What TorchRL says of an unknown one, and those that are known. Both may be assigned later, and are read at every call.
 TORCHRL_CHOICES: dict[str, tuple[str, Iterable[str]]] = {
     "reduction": ("Unknown reduction method", ("mean", "sum", "none")),
@@ -134,6 +124,6 @@ def require_torchrl_choice(name: str, value: Any) -> None:
 def joined_signature(own: Any) -> inspect.Signature:
     """For ``help`` and editors: our coefficients and TorchRL's arguments in the place of ``**options``."""
     mine = [one for one in inspect.signature(own).parameters.values() if one.kind is not one.VAR_KEYWORD]
-    mine += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_COEFFICIENTS]
+    mine += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ADDED_COEFFICIENTS]
     taken = {one.name for one in mine}
     return inspect.Signature([*mine, *(one for name, one in ACCEPTED.items() if name not in taken)])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.distributions import ActionDistribution
+from sb3_ppo_ext_torchrl import host
 from sb3_ppo_ext_torchrl.distributions import torch_parameters
 from sb3_ppo_ext_torchrl.errors import MissingKey, WrongShape
 
@@ -17,12 +18,19 @@ WRITTEN_BY = "a value estimator such as torchrl.objectives.value.GAE writes it, 
 
 
 class Read(NamedTuple):
-    """A minibatch and what the current policy says of it. Log-probabilities are relative to the old policy."""
+    """A minibatch and its evaluation by the current policy. Log-probabilities are relative to the old policy.
+
+    TorchRL reads the data and runs the actor in a single method, so the evaluation is there when the minibatch is.
+    """
 
     new: Evaluation
     minibatch: Minibatch
     behaviour: Tensor  # log-ratio to the policy that collected; differs from the old one with delay_actor
     entropy: Any  # as TorchRL has it: [*batch, 1], a tensordict by head, or None
+
+    def evaluate(self, minibatch: Minibatch) -> Evaluation:
+        """See ``Evaluator``."""
+        return self.new
 
 
 def advantage_of(loss: Any, tensordict: TensorDictBase) -> tuple[Tensor, bool]:
@@ -65,17 +73,13 @@ def _estimate(loss: Any, tensordict: TensorDictBase) -> None:
             f"the key {keys.advantage!r} is missing, and ('next', {missing[0]!r}) is missing too, so it cannot be "
             f"estimated here; {remedy}"
         )
-    loss.value_estimator(
-        tensordict,
-        params=loss._cached_critic_network_params_detached,
-        target_params=loss.target_critic_network_params,
-    )
+    host.estimate_advantage(loss, tensordict)
 
 
 def mask_of(loss: Any, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
     """True where a slot of [*batch] counts, by ``loss_mask_key``; None where nothing is masked."""
     mask: Tensor | None = None
-    for key in loss._loss_mask_keys():
+    for key in host.mask_keys(loss):
         part = tensordict.get(key, None)
         if part is None:
             if loss.loss_mask_key != "auto":
@@ -97,9 +101,7 @@ def mask_of(loss: Any, tensordict: TensorDictBase, like: Tensor) -> Tensor | Non
 def old_distribution(loss: Any, tensordict: TensorDictBase) -> ActionDistribution:
     """The distribution the old policy acted by: from the data, or of the target actor with ``delay_actor``."""
     if loss.delay_actor:
-        with torch.no_grad():
-            _, distribution, _ = loss._get_cur_log_prob(tensordict, params=loss.target_actor_network_params)
-        return torch_parameters(distribution)
+        return torch_parameters(host.proximal_distribution(loss, tensordict))
     actor = loss.actor_network
     names = getattr(actor, "dist_params_keys", None)
     if names is None:

@@ -8,24 +8,24 @@ import torch
 from tensordict import is_tensor_collection
 from torch import Tensor
 
-from sb3_ppo_ext.objective.losses import effective_sample_size, fill_masked, kl_k3, masked_mean
-from sb3_ppo_ext.objective.terms import KnobValues, kl_divergence, reference_kl
+from sb3_ppo_ext.objective.losses import effective_sample_size, fill_masked, masked_mean
+from sb3_ppo_ext.objective.statistics import Statistics
+from sb3_ppo_ext.objective.terms import KnobValues, reference_kl
+from sb3_ppo_ext_torchrl import host
 from sb3_ppo_ext_torchrl.loss_data import Read
 
 
 @torch.no_grad()
-def diagnostics(loss: Any, read: Read, knobs: KnobValues) -> dict[str, Any]:
+def diagnostics(loss: Any, read: Read, found: Statistics, knobs: KnobValues) -> dict[str, Any]:
     """Everything but the losses; no name begins with "loss", for trainers sum and minimise what does."""
     new, rows, mask = read.new, read.minibatch, read.new.mask
-    ratio = fill_masked(new.log_prob, mask).exp()
-    outside = (ratio < 1 - knobs.low) | (ratio > 1 + knobs.high)
-    behaviour = ratio if read.behaviour is new.log_prob else fill_masked(read.behaviour, mask).exp()
+    ratio = fill_masked(read.behaviour, mask).exp()
     result: dict[str, Any] = {
-        "clip_fraction": masked_mean(outside.to(ratio.dtype), mask),
-        "kl_approx": kl_k3(new.log_prob, mask),
+        "clip_fraction": found.clip_fraction_low + found.clip_fraction_high,
+        "kl_approx": found.approx_kl,
         "ESS": effective_sample_size(read.behaviour, mask),
-        "max_ratio": fill_masked(behaviour, mask).max(),
-        "mean_ratio": masked_mean(behaviour, mask),
+        "max_ratio": fill_masked(ratio, mask).max(),
+        "mean_ratio": masked_mean(ratio, mask),
     }
     if read.entropy is not None:
         assert new.entropy is not None
@@ -33,12 +33,12 @@ def diagnostics(loss: Any, read: Read, knobs: KnobValues) -> dict[str, Any]:
         if is_tensor_collection(read.entropy):
             result["composite_entropy"] = read.entropy.detach()
     if loss.objective.penalized:
-        result["kl"] = kl_divergence(new, rows, loss.objective.kl_estimator)
+        result["kl"] = found.kl
     if new.ref_log_prob is not None:
         result["ref_kl"] = reference_kl(new, loss.objective)
-    if loss._has_critic and knobs.clip_range_vf is not None:
+    if host.has_critic(loss) and knobs.clip_range_vf is not None:
         result["value_clip_fraction"] = value_clip_fraction(new.value, rows.state_value, knobs.clip_range_vf, mask)
-    if loss._has_critic and loss.log_explained_variance:
+    if host.has_critic(loss) and loss.log_explained_variance:
         result["explained_variance"] = explained_variance(new.value, rows.value_target, mask)
     return result
 

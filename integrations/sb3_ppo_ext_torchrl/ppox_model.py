@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.policies.adapter import unwrapped
-from sb3_ppo_ext_torchrl.loss_arguments import OWN_COEFFICIENTS
+from sb3_ppo_ext_torchrl.coefficients import ADDED_COEFFICIENTS
 from sb3_ppo_ext_torchrl.modules import actor_module, critic_module
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def arguments_of(model: PPOX) -> dict[str, Any]:
         "surrogate": model.surrogate,
         "clip_epsilon": knobs.clip_range if high is None else (knobs.clip_range, high),
         "dual_clip": model.dual_clip,
-        **{name: getattr(knobs, name) if is_on(model.knobs.knobs[name]) else None for name in OWN_COEFFICIENTS},
+        **{name: getattr(knobs, name) if is_on(model.knobs.knobs[name]) else None for name in ADDED_COEFFICIENTS},
         "kl_estimator": model.kl_estimator,
         "value_clip": model.value_clip,
         "clip_value": knobs.clip_range_vf,

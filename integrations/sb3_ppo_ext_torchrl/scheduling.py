@@ -14,12 +14,10 @@ from sb3_ppo_ext.knobs.parsing import Knob, parse_knob
 from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext.update.optimizers import GroupRates
 from sb3_ppo_ext.update.step import controller_inputs
+from sb3_ppo_ext_torchrl.coefficients import KNOB_OF
 
 if TYPE_CHECKING:
     from sb3_ppo_ext import PPOX
-
-# TorchRL's name of a coefficient -> PPOX's, by which a controller knows which way to move it.
-COEFFICIENTS = {name: knob.name for knob in KNOBS.values() for name in knob.torchrl}
 
 
 class KnobScheduler:
@@ -50,17 +48,15 @@ class KnobScheduler:
                 f"total_frames={total_frames}: a positive count of environment steps is needed, or "
                 'float("inf") where there is no end'
             )
-        if strange := [name for name in knobs if name not in COEFFICIENTS]:
-            raise ValueError(f"knobs has {strange}; there are {', '.join(COEFFICIENTS)}")
+        if strange := [name for name in knobs if name not in KNOB_OF]:
+            raise ValueError(f"knobs has {strange}; there are {', '.join(KNOB_OF)}")
         self.loss, self.optimizer, self.total_frames = loss, optimizer, total_frames
         self.frames = self.earlier_frames = 0  # earlier: what a schedule's horizon counts besides
-        self.names = {COEFFICIENTS[name]: name for name in knobs}
+        self.names = {KNOB_OF[name]: name for name in knobs}
         for name in knobs:
             self._require(name)
         read: dict[str, Knob | None] = {name: None if knob.optional else 0.0 for name, knob in KNOBS.items()}
-        self.set = KnobSet(
-            {**read, **{COEFFICIENTS[name]: parse_knob(COEFFICIENTS[name], knobs[name]) for name in knobs}}
-        )
+        self.set = KnobSet({**read, **{KNOB_OF[name]: parse_knob(KNOB_OF[name], knobs[name]) for name in knobs}})
         if optimizer is not None and "lr" in knobs:
             rate = float(self.set.values.learning_rate)
             self.rates = GroupRates(optimizer, rate, rate)
@@ -79,7 +75,7 @@ class KnobScheduler:
         leave = {"clip_epsilon"} if pair else {"clip_epsilon_low", "clip_epsilon_high"}
         knobs = {
             name: model.knobs.knobs[own]
-            for name, own in COEFFICIENTS.items()
+            for name, own in KNOB_OF.items()
             if name not in leave and callable(model.knobs.knobs[own]) and (name != "lr" or optimizer is not None)
         }
         scheduler = cls(loss, knobs, total_frames=total_frames, optimizer=optimizer)  # type: ignore[arg-type]

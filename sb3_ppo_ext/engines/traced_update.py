@@ -68,8 +68,8 @@ class UpdateFunctions:
         knobs = KnobValues(**{name: inputs["knobs"][name] for name in plan.knobs})
         scale = inputs["constants"]["value_net.std"] if plan.value_scaled else None
         with substituted(self.policy, {**leaves, **inputs["constants"]}) as assigned:
-            loss, found = loss_and_statistics(self.adapter, minibatch, plan.objective, knobs, value_scale=scale)
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            evaluated, found = loss_and_statistics(self.adapter, minibatch, plan.objective, knobs, value_scale=scale)
+        gradients = torch.autograd.grad(evaluated.loss, list(leaves.values()), allow_unused=True)
         carry(assigned)  # not before: the gradient needs what stood there
         with torch.no_grad():
             norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]

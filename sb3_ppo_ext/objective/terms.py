@@ -108,10 +108,9 @@ class Terms(NamedTuple):
             None if self.ref_kl is None else knobs.ref_kl_coef * self.ref_kl,
         )
 
-    def weigh(self, knobs: KnobValues) -> Tensor:
-        """The loss, in Stable-Baselines3's order of summation."""
-        terms = self.weighted(knobs)
-        return objective.sum_of(terms.policy + terms.entropy + terms.value, terms.kl, terms.ref_kl)
+    def total(self) -> Tensor:
+        """Their sum, in Stable-Baselines3's order of summation."""
+        return objective.sum_of(self.policy + self.entropy + self.value, self.kl, self.ref_kl)
 
 
 def ppo_terms(

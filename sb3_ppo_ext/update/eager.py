@@ -53,10 +53,10 @@ class RowGradients:
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Backward]:
         """The statistics, and the backward pass of the loss."""
         update = self.update
-        loss, found = loss_and_statistics(
+        evaluated, found = loss_and_statistics(
             update.adapter, minibatch, update.objective, knobs, value_scale=update.value_scale
         )
-        return found, partial(backward, loss, update.parameters)
+        return found, partial(backward, evaluated.loss, update.parameters)
 
     def origin(self, minibatch: Minibatch) -> str:
         """Nothing is known."""

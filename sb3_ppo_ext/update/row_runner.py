@@ -50,7 +50,9 @@ class RowRunner(EagerRunner):
     def _step(self, minibatch: Minibatch, epoch: int, step: OptimizerStep) -> tuple[Measurement, Tensor]:
         """Trains on one minibatch; what its statistics are made of, and the gradient's norm."""
         run, update, knobs = self.run, self.update, self.run.knobs.values
-        new, terms, loss = evaluated(update.adapter, minibatch, update.objective, knobs, value_scale=update.value_scale)
+        new, terms, _, loss = evaluated(
+            update.adapter, minibatch, update.objective, knobs, value_scale=update.value_scale
+        )
         measurement = measurement_of(new, minibatch, terms, loss)
         backward(loss, update.parameters)
         norm = step.clip(run.settings.max_grad_norm)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.knobs.laws import select
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
+from sb3_ppo_ext.objective.losses import Reduce, masked_mean
 from sb3_ppo_ext.objective.statistics import Statistics, statistics
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
 from sb3_ppo_ext.policies.adapter import Evaluator
@@ -27,6 +28,7 @@ class Evaluated(NamedTuple):
 
     new: Evaluation
     terms: Terms  # unweighted
+    weighted: Terms
     loss: Tensor
 
 
@@ -38,12 +40,17 @@ def evaluated(
     *,
     value_scale: Tensor | None = None,
     share: Tensor | None = None,
+    reduce: Reduce = masked_mean,
 ) -> Evaluated:
-    """The loss of a minibatch; times ``share`` where it is a micro-batch of one, so that the shares add up to it."""
+    """The loss of a minibatch; times ``share`` where it is a micro-batch of one, so that the shares add up to it.
+
+    ``value_scale`` and ``reduce`` as for ``ppo_terms``.
+    """
     new = adapter.evaluate(minibatch)
-    terms = ppo_terms(new, minibatch, objective, knobs, value_scale=value_scale)
-    loss = terms.weigh(knobs)
-    return Evaluated(new, terms, loss if share is None else loss * share)
+    terms = ppo_terms(new, minibatch, objective, knobs, value_scale=value_scale, reduce=reduce)
+    weighted = terms.weighted(knobs)
+    loss = weighted.total()
+    return Evaluated(new, terms, weighted, loss if share is None else loss * share)
 
 
 def loss_and_statistics(
@@ -54,10 +61,11 @@ def loss_and_statistics(
     *,
     value_scale: Tensor | None = None,
     share: Tensor | None = None,
-) -> tuple[Tensor, Statistics]:
-    """See ``evaluated``; the statistics are without gradient."""
-    new, terms, loss = evaluated(adapter, minibatch, objective, knobs, value_scale=value_scale, share=share)
-    return loss, statistics(new, minibatch, terms, loss, objective, knobs)
+    reduce: Reduce = masked_mean,
+) -> tuple[Evaluated, Statistics]:
+    """The minibatch as ``evaluated`` returns it, and its statistics, which have no gradient."""
+    found = evaluated(adapter, minibatch, objective, knobs, value_scale=value_scale, share=share, reduce=reduce)
+    return found, statistics(found.new, minibatch, found.terms, found.loss, objective, knobs)
 
 
 def exceeds(approx_kl: Tensor, kl_limit: float | Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from sb3_ppo_ext_torchrl import PPOXLoss
-from sb3_ppo_ext_torchrl.loss_arguments import OWN_COEFFICIENTS
-from sb3_ppo_ext_torchrl.scheduling import COEFFICIENTS
+from sb3_ppo_ext_torchrl.coefficients import ADDED_COEFFICIENTS, KNOB_OF
 
 from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL
 from sb3_ppo_ext.engines.update_inputs import knob_tensors
@@ -104,7 +103,7 @@ def test_a_knob_with_a_chart_of_its_own_comes_after_the_others(monkeypatch: pyte
 
 
 def test_names_in_torchrl() -> None:
-    assert list(COEFFICIENTS.items()) == [
+    assert list(KNOB_OF.items()) == [
         ("lr", "learning_rate"),
         ("clip_epsilon", "clip_range"),
         ("clip_epsilon_low", "clip_range"),
@@ -115,9 +114,9 @@ def test_names_in_torchrl() -> None:
         ("kl_coef", "kl_coef"),
         ("ref_kl_coef", "ref_kl_coef"),
     ]
-    assert OWN_COEFFICIENTS == ("kl_coef", "ref_kl_coef")
+    assert ADDED_COEFFICIENTS == ("kl_coef", "ref_kl_coef")
     parameters = inspect.signature(PPOXLoss.__init__).parameters
-    assert {name: parameters[name].default for name in OWN_COEFFICIENTS} == {"kl_coef": None, "ref_kl_coef": None}
+    assert {name: parameters[name].default for name in ADDED_COEFFICIENTS} == {"kl_coef": None, "ref_kl_coef": None}
 
 
 def test_what_ppox_adds_has_its_default_and_a_line_in_the_documentation() -> None:

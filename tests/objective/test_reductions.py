@@ -66,7 +66,7 @@ def test_every_weight_meets_its_own_term() -> None:
     terms = Terms(*(torch.tensor(float(10**power)) for power in range(5)))
     knobs = KnobValues(0.2, vf_coef=2, ent_coef=3, kl_coef=4, ref_kl_coef=5)
     assert [float(term) for term in terms.weighted(knobs) if term is not None] == [1, 20, 300, 4000, 50000]
-    assert terms.weigh(knobs) == 54321
+    assert terms.weighted(knobs).total() == 54321
 
 
 def test_effective_sample_size() -> None:

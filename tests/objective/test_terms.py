@@ -20,8 +20,8 @@ PLAIN = Objective(normalize_advantage=False)
 def test_the_loss_is_weighed_in_one_place() -> None:
     terms = Terms(numbers(1.0), numbers(10.0), numbers(100.0), numbers(1000.0))
     knobs = KnobValues(0.2, ent_coef=0.02, vf_coef=0.3, kl_coef=0.004)
-    torch.testing.assert_close(terms.weigh(knobs), numbers(1.0 + 2.0 + 3.0 + 4.0))
-    torch.testing.assert_close(terms._replace(kl=None).weigh(knobs), numbers(6.0))
+    torch.testing.assert_close(terms.weighted(knobs).total(), numbers(1.0 + 2.0 + 3.0 + 4.0))
+    torch.testing.assert_close(terms._replace(kl=None).weighted(knobs).total(), numbers(6.0))
 
 
 def test_terms_are_those_of_the_pure_functions() -> None:
@@ -57,7 +57,7 @@ def test_statistics_count_each_side_of_the_clip() -> None:
     new, batch = evaluation(), minibatch()
     knobs = KnobValues(0.2, clip_range_high=0.7)
     terms = ppo_terms(new, batch, PLAIN, knobs)
-    values = statistics(new, batch, terms, terms.weigh(knobs), PLAIN, knobs)._asdict()
+    values = statistics(new, batch, terms, terms.weighted(knobs).total(), PLAIN, knobs)._asdict()
     # ratios e^0.5 = 1.649, e^-0.5 = 0.607 and 1: none above 1.7, one below 0.8
     assert values["clip_fraction_low"] == pytest.approx(1 / 3)
     assert values["clip_fraction_high"] == 0.0
@@ -85,7 +85,7 @@ def test_tokens_under_a_mask_weigh_what_they_weigh_without_padding() -> None:
     for name in Terms._fields:
         torch.testing.assert_close(getattr(masked, name), getattr(plain, name), msg=name)
     rows = [
-        statistics(one, other, terms, terms.weigh(knobs), choices, knobs).row()[: -len(OF_TOKENS)]
+        statistics(one, other, terms, terms.weighted(knobs).total(), choices, knobs).row()[: -len(OF_TOKENS)]
         for one, other, terms in ((new, batch._replace(distribution=None), plain), (tokens, padded_batch, masked))
     ]
     torch.testing.assert_close(*rows, equal_nan=True)

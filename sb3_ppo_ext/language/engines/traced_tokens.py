@@ -125,8 +125,8 @@ class TokenGradient:
         knobs = KnobValues(**inputs["knobs"])
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
         with torch.enable_grad(), in_a_graph(self.policy, {**leaves, **inputs["constants"]}, inputs["prepared"]):
-            loss, found = loss_and_statistics(self, part, self.objective, knobs, share=inputs["share"])
-            gradients = gradients_of(loss, leaves)
+            evaluated, found = loss_and_statistics(self, part, self.objective, knobs, share=inputs["share"])
+            gradients = gradients_of(evaluated.loss, leaves)
         return (found.row(), *gradients)
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:

@@ -105,8 +105,10 @@ class EagerGradients:
     def add(self, part: MicroBatch, knobs: KnobValues) -> Statistics:
         """See ``MicroBatchGradients``."""
         update = self.update
-        loss, found = loss_and_statistics(update.adapter, part.minibatch, update.objective, knobs, share=part.share)
-        loss.backward()
+        evaluated, found = loss_and_statistics(
+            update.adapter, part.minibatch, update.objective, knobs, share=part.share
+        )
+        evaluated.loss.backward()
         return found
 
 

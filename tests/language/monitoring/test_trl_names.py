@@ -66,7 +66,7 @@ def test_fractions_are_of_the_tokens_whose_loss_is_the_clipped_one() -> None:
 
     def found(knobs: KnobValues) -> Statistics:
         terms = ppo_terms(new, batch, Objective(), knobs)
-        return statistics(new, batch, terms, terms.weigh(knobs), Objective(), knobs)
+        return statistics(new, batch, terms, terms.weighted(knobs).total(), Objective(), knobs)
 
     clipped = found(KnobValues(clip_range=0.2, clip_range_vf=0.2))
     expected = [4.5 / 3, math.log(2) ** 2 / 2, 2 / 3, 2 / 3]

@@ -66,5 +66,5 @@ def test_the_kl_in_the_loss_is_that_of_the_new_policy_to_the_reference() -> None
     assert terms.ref_kl is not None
     # r = p_ref / p = 2: r - 1 - log r = 1 - log 2.
     torch.testing.assert_close(terms.ref_kl, torch.tensor(1 - math.log(2)))
-    weighed = terms.weigh(KnobValues(clip_range=0.2, ref_kl_coef=3.0))
+    weighed = terms.weighted(KnobValues(clip_range=0.2, ref_kl_coef=3.0)).total()
     torch.testing.assert_close(weighed, torch.tensor(3 * (1 - math.log(2))))

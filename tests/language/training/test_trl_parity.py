@@ -179,7 +179,7 @@ def test_an_update_with_responses_that_end_early_is_that_of_trl(ragged: dict[str
         terms = ppo_terms(tokens, batch, OBJECTIVE, KNOBS)
         loss = terms.policy
         value_loss = ppo_terms(values, batch, OBJECTIVE, KNOBS).value
-        seen = statistics(tokens, batch, terms, terms.weigh(KNOBS), OBJECTIVE, KNOBS)
+        seen = statistics(tokens, batch, terms, terms.weighted(KNOBS).total(), OBJECTIVE, KNOBS)
         clipped_values = value_clipped(values.value, longer, batch, KNOBS).item()
         assert value_loss.item() == pytest.approx(vf_loss, rel=1e-4)
         assert loss.item() == pytest.approx(pg_loss, rel=1e-3, abs=1e-5)
