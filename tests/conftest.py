@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.logger import Logger, configure
 from torch.distributions import Distribution
 
-from sb3_ppo_ext.engines.graph_cache import Graphs, make_room
+from sb3_ppo_ext.engines.graph_cache import Graphs, evict_oldest
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIPS, VALUE_ERRORS, Registry
 
 torch.set_num_threads(1)
@@ -47,8 +47,8 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """
 
     def finish(self: Graphs) -> None:
-        for key, job, graph in self._awaited or []:
-            make_room(self.known, key)
+        for key, job, graph in self._pending or []:
+            evict_oldest(self.known, key)
             self.known[key] = graph._replace(call=lambda tensors, traced=job.traced: list(traced(*tensors)))  # type: ignore[misc]
 
     monkeypatch.setattr(Graphs, "_finish", finish)

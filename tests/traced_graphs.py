@@ -22,7 +22,7 @@ class Traced(Graphs):
         self.libraries: list[Path] = []
 
     def _finish(self) -> None:
-        for key, job, graph in self._awaited or []:
+        for key, job, graph in self._pending or []:
             self.libraries.append(job.path)
             self.known[key] = graph._replace(call=partial(self._run, key[0], job.traced))
 

@@ -1,1 +1,1 @@
-"""How acting and the update are run: which engine is chosen, and the functions that engines trace."""
+"""The ways to run acting and the update: the choice between them, and the functions that compiled ones trace."""

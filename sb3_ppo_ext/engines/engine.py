@@ -1,4 +1,4 @@
-"""What every engine offers: acting while a rollout is collected, and the epochs of an update."""
+"""The interface of every engine: acting while a rollout is collected, and the epochs of an update."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ MakeRunner = Callable[[Run, Rollout, Update], Runner]
 class Engine(Protocol):
     """One way of running a model: eager, compiled on a CPU, or recorded on a GPU.
 
-    ``CompileError`` with the reason where it cannot run this one.
+    Its methods raise ``CompileError`` with the reason for a model that it cannot run.
     """
 
     def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
-        """Before a rollout: compiles acting and update side by side, where both can be known by then.
+        """Compiles acting and the update at the same time before a rollout, where both can be known by then.
 
-        ``actor`` and ``runner`` are this engine's, with what cannot be compiled left to the eager one.
+        ``actor`` and ``runner`` are those of this engine, or of the eager one for what cannot be compiled.
         """
         ...
 
     def actor(self, run: Run) -> Actor:
-        """What acts in the next rollout, to be asked for when that begins."""
+        """An actor for the next rollout, when that begins."""
         ...
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
-        """What runs the epochs of an update."""
+        """A runner for the epochs of an update."""
         ...

@@ -1,4 +1,4 @@
-"""Why something cannot be compiled or recorded."""
+"""The reason why something cannot be compiled or recorded."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ class CompileError(RuntimeError):
 
 
 def first_line(error: Exception) -> str:
-    """Of its message: torch's go on for pages."""
+    """The first line of the message: torch's go on for pages."""
     return next(iter(str(error).strip().splitlines()), "")

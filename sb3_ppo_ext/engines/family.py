@@ -1,7 +1,7 @@
 """Kinds of policies, by what PPOX does differently for them.
 
-A policy class says its kind by a class attribute ``ppox_family``, the path of a ``Family``: "package.module:Class". It
-is imported when a model of that class is built. Every other policy is trained row by row.
+The class attribute ``ppox_family`` of a policy class is the path of its ``Family``, "package.module:Class", which is
+imported when a model of that class is built. Every other policy is trained row by row.
 """
 
 from __future__ import annotations
@@ -28,49 +28,52 @@ ROWS = "sb3_ppo_ext.engines.rows:RowFamily"
 
 
 class Family(Protocol):
-    """How the policies of one kind are collected from, trained and run; one object for each model."""
+    """Collecting, training and running for the policies of one kind; each model has an object of its own."""
 
     buffer_class: type[RolloutBuffer] | None  # unless the user names another; None: Stable-Baselines3's choice
     compilable: bool
     eager: Engine
 
     def check(self, arguments: Any) -> None:
-        """``ValueError`` for arguments of PPOX (read as its attributes) that do not go with it; before the networks."""
+        """Raises ``ValueError`` for arguments of PPOX (its attributes) that the policies cannot be trained with.
+
+        Called before the networks are made.
+        """
         ...
 
     def collecting(self, run: Run, callback: BaseCallback) -> AbstractContextManager[None]:
-        """Around the collection of a rollout: says how far it is, where that takes long and the user wants to know."""
+        """Surrounds the collection of a rollout; one that takes long prints how far it is, if the user asked for it."""
         ...
 
     def rollout(self, run: Run) -> Rollout:
-        """What ``run.buffer`` has collected, ready for several epochs of minibatches."""
+        """The rollout in ``run.buffer``, ready for several epochs of minibatches."""
         ...
 
     def update(self, run: Run, rollout: Rollout) -> Update:
-        """What stays the same over its minibatches."""
+        """The settings and objects that stay the same over the minibatches of ``rollout``."""
         ...
 
     def compiled(self, run: Run) -> Engine:
-        """The engine that runs them compiled, on the device of ``run``."""
+        """The engine that runs the model compiled, on the device of ``run``."""
         ...
 
     def on_device(self, device_type: str) -> bool:
-        """Whether compiled rollouts are kept on that type of device as tensors."""
+        """True where compiled rollouts are stored as tensors on that type of device."""
         ...
 
     def savings(self, run: Run, epochs: int, steps: int) -> tuple[float, float] | None:
         """Seconds that compiling saves over so many epochs and steps of all environments, and seconds it takes.
 
-        None for a device on which nothing is known of that.
+        None for a device on which neither was measured.
         """
         ...
 
     def records(self, run: Run, rollout: Rollout) -> dict[str, float]:
-        """What the log says of the rollout itself, under full keys."""
+        """Figures of the rollout itself for the log, under full keys."""
         ...
 
     def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
-        """What to warn about, given the log's records of the update: subject -> text."""
+        """Warnings, subject -> text, drawn from the rollout and from the log's records of the update."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a graph was made for: the policy as it stands, and the shapes and plain values of its inputs."""
+"""What a graph holds for: the policy with its attributes, and the shapes and plain values of its inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sb3_ppo_ext.host.pytorch import trees
 
 
 def signature(inputs: Inputs) -> Any:
-    """What a graph was made for: structure, shapes and types of its inputs, and the plain values among them."""
+    """The structure of the inputs, the shapes and types of their tensors, and their plain values."""
     leaves, structure = trees.tree_flatten(inputs)
     shapes = (
         (leaf.shape, leaf.dtype, leaf.stride(), leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves
@@ -21,46 +21,47 @@ def signature(inputs: Inputs) -> Any:
 
 
 class Fingerprint(NamedTuple):
-    """Of each module which it is, and its attributes."""
+    """The identity and the attributes of each module."""
 
     modules: tuple[tuple[int, type], ...]
     attributes: tuple[tuple[tuple[str, object], ...], ...]
 
 
 def fingerprint(policy: nn.Module) -> Fingerprint:
-    """Changes when a part of the policy is replaced, switched or set to another value; tensors are not looked at."""
-    parts = list(policy.modules())
+    """Differs where a module was replaced, switched or set to another value; the values of tensors do not matter."""
+    modules = list(policy.modules())
     return Fingerprint(
-        tuple((id(part), type(part)) for part in parts),
-        tuple(tuple((name, _told(value)) for name, value in vars(part).items()) for part in parts),
+        tuple((id(module), type(module)) for module in modules),
+        tuple(tuple((name, _comparable(value)) for name, value in vars(module).items()) for module in modules),
     )
 
 
-def restless(known: Iterable[Any], key: Any) -> tuple[int, str]:
+def changing_attribute(known: Iterable[Any], key: Any) -> tuple[int, str]:
     """How many keys differ from ``key`` in nothing but the values of attributes, and the name of such an attribute."""
     count, name = 0, ""
     for old in known:
         if len(old) == len(key) and all(map(_alike, old, key)):
             count += 1
-            name = next(filter(None, map(_moved, old, key)), name)
+            name = next(filter(None, map(_changed_attribute, old, key)), name)
     return count, name
 
 
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, Fingerprint) and isinstance(other, Fingerprint):
-        return one.modules == other.modules
-    return bool(one == other)
+def _alike(old: Any, new: Any) -> bool:
+    if isinstance(old, Fingerprint) and isinstance(new, Fingerprint):
+        return old.modules == new.modules
+    return bool(old == new)
 
 
-def _moved(one: Any, other: Any) -> str:
-    if not isinstance(one, Fingerprint) or one == other:
+def _changed_attribute(old: Any, new: Any) -> str:
+    if not isinstance(old, Fingerprint) or old == new:
         return ""
-    pairs = zip(one.modules, one.attributes, other.attributes, strict=True)
-    (kind, changed), *_ = [(kind, set(new) ^ set(old)) for (_, kind), old, new in pairs if old != new]
+    modules = zip(old.modules, old.attributes, new.attributes, strict=True)
+    kind, changed = next((kind, set(after) ^ set(before)) for (_, kind), before, after in modules if before != after)
     return f"{kind.__name__}.{min(name for name, _ in changed)}" if changed else kind.__name__
 
 
-def _told(value: object) -> object:
+def _comparable(value: object) -> object:
+    """Plain values by what they are, functions by identity; all else is no part of the fingerprint."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return id(value) if callable(value) else None

@@ -1,4 +1,4 @@
-"""The compiled graphs of one model: made when first asked for, and anew when what they were made for has changed."""
+"""The compiled graphs of one model: made when they are first needed, and anew for another policy or other shapes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from sb3_ppo_ext.engines.cpu import libraries as artifacts
+from sb3_ppo_ext.engines.cpu import libraries
 from sb3_ppo_ext.engines.cpu.libraries import Call, Job
 from sb3_ppo_ext.engines.errors import CompileError
-from sb3_ppo_ext.engines.fingerprints import fingerprint, restless, signature
+from sb3_ppo_ext.engines.fingerprints import changing_attribute, fingerprint, signature
 from sb3_ppo_ext.engines.noise import Noise, noise_as_inputs
 from sb3_ppo_ext.engines.substitution import refuse_writes, written_constants
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 
 Function = Callable[[Inputs], tuple[Tensor, ...]]
 
-KEPT = 4  # of one kind in one model, for those who alternate between two settings
+GRAPHS_OF_A_KIND = 4  # in one model at most, for users who alternate between settings
 
 
 class Graph(NamedTuple):
-    """A compiled function: what it is called with are the tensors of its inputs, in order, and then its noise."""
+    """A compiled function of the tensors of its inputs, in order, and then its noise."""
 
     call: Call
     noise: list[Noise]
@@ -33,13 +33,13 @@ class Graph(NamedTuple):
 
 
 class Graphs:
-    """Graphs in memory, by what they compute and for what; ``showing`` surrounds the time of compiling."""
+    """Graphs in memory, by what they compute and for what; ``while_compiling`` surrounds the time of compiling."""
 
-    def __init__(self, showing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        self.showing = showing
+    def __init__(self, while_compiling: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self.while_compiling = while_compiling
         self.known: dict[Any, Graph] = {}
         self.made = 0  # graphs that were traced so far
-        self._awaited: list[tuple[Any, Job, Graph]] | None = None  # what it will be, but for the call
+        self._pending: list[tuple[Any, Job, Graph]] | None = None  # graphs that lack nothing but their ``call``
 
     def get(
         self,
@@ -54,13 +54,12 @@ class Graphs:
     ) -> Graph:
         """``function`` compiled for inputs of these shapes.
 
-        With ``draws`` it may draw random numbers, with ``writes`` write to the policy's buffers.
-
-        Within ``together()`` it may be none yet: ask again afterwards.
+        With ``draws`` it may draw random numbers, with ``writes`` write to the policy's buffers. Within
+        ``compiled_in_parallel()`` this may be ``UNFINISHED``; a later call returns the graph.
         """
         key = (kind, plan, torch.get_num_threads(), fingerprint(policy), signature(inputs))
         if key not in self.known:
-            refuse_restless(self.known, key)
+            refuse_endless_compiling(self.known, key)
             traced = trace(function, inputs, policy, draws=draws)
             if not writes:
                 refuse_writes(traced, inputs)
@@ -69,56 +68,56 @@ class Graphs:
         return self.known.get(key, UNFINISHED)
 
     def knows(self, kind: str) -> bool:
-        """Whether there is one of that kind, for whatever inputs."""
+        """Whether there is a graph of that kind, for whatever inputs."""
         return any(key[0] == kind for key in self.known)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """All graphs asked for in this block are compiled at its end, at once."""
-        self._awaited = []
+    def compiled_in_parallel(self) -> Iterator[None]:
+        """Compiles all graphs that are got within the block at its end, at once."""
+        self._pending = []
         try:
             yield
             self._finish()
         finally:
-            self._awaited = None
+            self._pending = None
 
     def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs) -> None:
         noise = noise_as_inputs(traced)
-        tensors = [*tensors_of(inputs), *(torch.ones(one.shape) for one in noise)]
+        tensors = [*tensors_of(inputs), *(torch.ones(draw.shape) for draw in noise)]
         graph = UNFINISHED._replace(noise=noise, written=written_constants(traced, inputs))
         entry = (key, Job(traced, tensors, torch.get_num_threads()), graph)
-        if self._awaited is not None:
-            self._awaited.append(entry)
+        if self._pending is not None:
+            self._pending.append(entry)
             return
-        with self.together():
-            self._awaited = [entry]
+        with self.compiled_in_parallel():
+            self._pending = [entry]
 
     def _finish(self) -> None:
-        assert self._awaited is not None
-        calls = {job.path: artifacts.find(job.path) for _, job, _ in self._awaited}
-        missing = {job.path: job for _, job, _ in self._awaited if calls[job.path] is None}
+        assert self._pending is not None
+        calls = {job.path: libraries.find(job.path) for _, job, _ in self._pending}
+        missing = {job.path: job for _, job, _ in self._pending if calls[job.path] is None}
         if missing:
-            with self.showing():
-                artifacts.compile_all(list(missing.values()))
-        for key, job, graph in self._awaited:
-            make_room(self.known, key)
-            call = calls[job.path] or artifacts.load(job.path)
+            with self.while_compiling():
+                libraries.compile_all(list(missing.values()))
+        for key, job, graph in self._pending:
+            evict_oldest(self.known, key)
+            call = calls[job.path] or libraries.load(job.path)
             self.known[key] = graph._replace(call=call, path=job.path)
 
 
-def refuse_restless(known: dict[Any, Any], key: Any) -> None:
-    """``CompileError`` where graphs for ``KEPT`` values of an attribute were made, and the next is asked for."""
-    count, name = restless(known, key)
-    if count >= KEPT:
+def refuse_endless_compiling(known: dict[Any, Any], key: Any) -> None:
+    """``CompileError`` where there are graphs for several values of an attribute already, and ``key`` has the next."""
+    count, name = changing_attribute(known, key)
+    if count >= GRAPHS_OF_A_KIND:
         raise CompileError(
             f"{name} has changed again and again, and a graph holds for one value of it; a tensor that is a buffer may "
             "have any"
         )
 
 
-def make_room(known: dict[Any, Any], key: Any) -> None:
-    """Drops the oldest of the kind ``key[0]`` where there are ``KEPT``."""
-    for old in [old for old in known if old[0] == key[0]][: 1 - KEPT]:
+def evict_oldest(known: dict[Any, Any], key: Any) -> None:
+    """Drops the oldest of the kind ``key[0]`` where there are ``GRAPHS_OF_A_KIND``."""
+    for old in [old for old in known if old[0] == key[0]][: 1 - GRAPHS_OF_A_KIND]:
         del known[old]
 
 

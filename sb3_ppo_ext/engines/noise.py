@@ -1,4 +1,4 @@
-"""The random numbers of a traced function, made its inputs: drawn outside, in the order of the policy itself."""
+"""The random numbers of a traced function as its inputs: drawn outside, in the order in which the policy draws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Noise(NamedTuple):
     shape: tuple[int, ...]
 
     def draw(self) -> Tensor:
-        """The numbers, from torch's generator, to the bit those of ``Normal``, ``Bernoulli`` and ``Categorical``."""
+        """The numbers, from torch's generator: to the bit those of ``Normal``, ``Bernoulli`` and ``Categorical``."""
         return self.fill(torch.empty(self.shape))
 
     def fill(self, numbers: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Noise(NamedTuple):
 
 
 def refuse_draws(traced: fx.GraphModule) -> None:
-    """``CompileError`` where there is one: a graph would draw other numbers than torch's generator."""
+    """Raises ``CompileError`` where the graph draws: its numbers would not be those of torch's generator."""
     for node in filter(draws, traced.graph.nodes):
         raise CompileError(f"the policy draws by {node.target} while it is evaluated; a graph would draw other numbers")
 
@@ -37,7 +37,7 @@ def noise_as_inputs(traced: fx.GraphModule) -> list[Noise]:
     """Makes every draw of the graph an input after its others; returns them in the order of drawing."""
     graph = traced.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    drawn: list[Noise] = []
+    noise: list[Noise] = []
     for node in list(filter(draws, graph.nodes)):
         sampler = sampler_of(node)
         if sampler is None:
@@ -45,12 +45,12 @@ def noise_as_inputs(traced: fx.GraphModule) -> list[Noise]:
         kind, rewrite = sampler
         shape = result_of(node.args[0]).shape
         with graph.inserting_after(last):
-            last = graph.placeholder(f"noise_{len(drawn)}")
+            last = graph.placeholder(f"noise_{len(noise)}")
         set_result(last, result_of(node).new_empty(shape, dtype=torch.float32))
         with graph.inserting_before(node):
             node.replace_all_uses_with(rewrite(graph, node, last))
         graph.erase_node(node)
-        drawn.append(Noise(kind, tuple(shape)))
+        noise.append(Noise(kind, tuple(shape)))
     graph.lint()
     traced.recompile()
-    return drawn
+    return noise

@@ -1,4 +1,4 @@
-"""Which engine runs a model, and what the model says about it.
+"""The choice of the engine that runs a model, and the line that states it.
 
 ``compile="auto"`` decides by the planned work alone, never by a clock or by what happens to be in a cache: the same
 arguments train the same parameters on any day.
@@ -29,15 +29,15 @@ ENDLESS = 2**62  # timesteps; learn(float("inf")) plans as many
 
 
 class CompileWarning(UserWarning):
-    """``compile="auto"`` wanted to compile and could not."""
+    """With ``compile="auto"`` something that was to be compiled could not be."""
 
 
 class EngineChoice:
-    """Goes with one model and is not saved: a loaded model decides anew."""
+    """The choice for one model. It is not saved: a loaded model decides anew."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self.engine: Engine | None = None  # the compiled one, once it has been wanted
+        self.engine: Engine | None = None  # the compiled one, from the first decision to compile on
         self.compiles: bool | None = None  # None: no learn() has decided yet
         self.pinned: bool | None = None  # what the next decision is to be, where "auto" leaves it open
         self.update_refused = self.actor_refused = False
@@ -45,7 +45,7 @@ class EngineChoice:
         self._reasons: set[str] = set()
 
     def decide(self, run: Run, total_timesteps: float) -> None:
-        """At the start of ``learn()``, whose last timestep is ``total_timesteps``: decides, and says so."""
+        """Decides at the start of ``learn()``, whose last timestep is ``total_timesteps``, and prints the decision."""
         self.compiles, reason = self._decision(run, total_timesteps)
         if self.compiles and self.engine is None:
             self._make_engine(run)
@@ -62,11 +62,11 @@ class EngineChoice:
             self._refuse(run, "the model", error)
 
     def keeps_rollouts_on_device(self, run: Run) -> bool:
-        """Whether the rollout buffer is to hold tensors on the model's device."""
+        """True where the rollout buffer is to hold tensors on the model's device."""
         return bool(self.compiles) and self.family.on_device(run.device.type)
 
     def _decision(self, run: Run, total_timesteps: float) -> tuple[bool, str]:
-        """Whether to compile, and why."""
+        """True to compile, and the reason for the decision."""
         setting = run.settings.compile
         if setting != "auto":
             return bool(setting), f"compile={setting}"
@@ -88,8 +88,9 @@ class EngineChoice:
         return compiles, f"{minibatches:,} minibatches are planned, which {pays}"
 
     def threads(self, run: Run) -> AbstractContextManager[None]:
-        """The threads torch computes with in ``learn()``; with ``compile=False`` all, as PPO: their number shows in the
-        last bits.
+        """Sets the number of threads torch computes with in ``learn()``.
+
+        With ``compile=False`` they are all there are, as in PPO, for their number changes the last bits.
         """
         if run.device.type != "cpu":
             return nullcontext()
@@ -99,8 +100,8 @@ class EngineChoice:
         return computing_with(threads_for(run.policy, run.settings.batch_size, available))
 
     def actor_of(self, run: Run) -> Callable[[ActorCriticPolicy], Actor]:
-        """What acts in the next rollout, to be asked for when that begins."""
-        if self.engine is not None and self._wants(run) and not (self.update_refused and self.actor_refused):
+        """Compiles what can be compiled now; returns the function that makes the actor when the rollout begins."""
+        if self.engine is not None and self._should_compile(run) and not (self.update_refused and self.actor_refused):
             try:
                 self.engine.prepare(run, self._actor, self.runner)
             except CompileError as error:
@@ -109,7 +110,7 @@ class EngineChoice:
         return lambda _: self._actor(run)
 
     def _actor(self, run: Run) -> Actor:
-        if self.engine is not None and self._wants(run) and not self.actor_refused:
+        if self.engine is not None and self._should_compile(run) and not self.actor_refused:
             try:
                 return self.engine.actor(run)
             except CompileError as error:
@@ -118,8 +119,8 @@ class EngineChoice:
         return self.family.eager.actor(run)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
-        """What runs the epochs of an update."""
-        if self.engine is not None and self._wants(run) and not self.update_refused:
+        """A runner for the epochs of an update."""
+        if self.engine is not None and self._should_compile(run) and not self.update_refused:
             try:
                 return self.engine.runner(run, rollout, update)
             except CompileError as error:
@@ -127,7 +128,7 @@ class EngineChoice:
                 self._refuse(run, "the update", error)
         return self.family.eager.runner(run, rollout, update)
 
-    def _wants(self, run: Run) -> bool:
+    def _should_compile(self, run: Run) -> bool:
         setting = run.settings.compile
         return setting is True or (setting == "auto" and bool(self.compiles))
 
@@ -141,14 +142,14 @@ class EngineChoice:
 
 @contextmanager
 def training(run: Run) -> Iterator[None]:
-    """Around an update: what it costs to check every distribution, and to hand freed memory back, is saved."""
+    """Surrounds an update: distributions are not checked, and freed memory is not returned to the operating system."""
     memory = keeping_freed_memory() if run.device.type == "cpu" else nullcontext()
     with unvalidated_distributions(), memory:
         yield
 
 
 def planned_work(run: Run, total_timesteps: float) -> tuple[int, int]:
-    """Epochs and steps of all environments, those behind the model included: short calls of ``learn()`` add up."""
+    """Epochs and steps of all environments, past ones included, for short calls of ``learn()`` add up."""
     settings = run.settings
     ahead = min(max(total_timesteps - run.num_timesteps, 0), ENDLESS)
     rollouts = math.ceil(ahead / (settings.n_steps * run.n_envs))

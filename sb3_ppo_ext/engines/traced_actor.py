@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import Tensor
 
-from sb3_ppo_ext.engines.substitution import carry, substituted
+from sb3_ppo_ext.engines.substitution import substituted, write_assigned
 from sb3_ppo_ext.engines.tracing import Inputs
 
 
@@ -24,28 +24,28 @@ class ActorGraph:
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Actions [N, ...], values [N, 1] and log-probabilities [N], as ``forward`` returns them."""
         policy = self.policy
-        with substituted(policy, inputs["constants"]) as assigned, exploring(policy, inputs["exploration"]):
+        with substituted(policy, inputs["constants"]) as assigned, exploration_replaced(policy, inputs["exploration"]):
             action, value, log_prob = policy(inputs["observation"])
-        carry(assigned)
+        write_assigned(assigned)
         return action, value, log_prob
 
 
 @contextmanager
-def exploring(policy: Any, matrices: Mapping[str, Tensor]) -> Iterator[None]:
-    """gSDE's exploration matrices, which are no buffers of the policy, replaced until the end of the block."""
+def exploration_replaced(policy: Any, matrices: Mapping[str, Tensor]) -> Iterator[None]:
+    """Replaces gSDE's exploration matrices, which are no buffers of the policy, until the end of the block."""
     distribution = policy.action_dist
-    own = {name: getattr(distribution, name) for name in matrices}
+    before = {name: getattr(distribution, name) for name in matrices}
     try:
         for name, matrix in matrices.items():
             setattr(distribution, name, matrix)
         yield
     finally:
-        for name, matrix in own.items():
+        for name, matrix in before.items():
             setattr(distribution, name, matrix)
 
 
 def exploration_of(policy: Any) -> dict[str, Tensor]:
-    """gSDE's exploration matrices as they stand: one for all environments, and one for each."""
+    """gSDE's exploration matrices: the one that all environments share, and those of each environment."""
     distribution = policy.action_dist
     if not isinstance(distribution, StateDependentNoiseDistribution):
         return {}

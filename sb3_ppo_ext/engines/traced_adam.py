@@ -1,4 +1,4 @@
-"""Adam and AdamW as a pure function of tensors, for tracing; on the optimizer's own state."""
+"""Adam and AdamW as a pure function of tensors, for tracing, on the optimizer's own state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sb3_ppo_ext.host.pytorch.optimizers import decouples_weight_decay, fresh_ad
 
 @dataclass(frozen=True)
 class AdamGroup:
-    """What is fixed about one parameter group; the learning rate is not."""
+    """The options of one parameter group that a graph holds fixed: all but the learning rate."""
 
     beta1: float
     beta2: float
@@ -22,28 +22,33 @@ class AdamGroup:
 
 
 class AdamState:
-    """The state of a torch Adam for some of its parameters, in their order: its own tensors.
+    """The state of a torch Adam for some of its parameters, in their order: the optimizer's own tensors.
 
-    Parameters that share a group and a number of steps share a *clock*, the powers of the betas that correct the bias.
-    One that the optimizer does not hold has none, and gets a state that nothing reads.
+    Parameters with the same group and number of steps make a *step group*: they share the powers of the betas that
+    correct the bias. A parameter that the optimizer does not hold is in none, and gets a state that nothing reads.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         groups = groups_of(optimizer)
         held = {parameter: index for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
-        states = [self._state(optimizer, one) if one in held else fresh_adam_state(one) for one in parameters]
+        states = [
+            self._state(optimizer, parameter) if parameter in held else fresh_adam_state(parameter)
+            for parameter in parameters
+        ]
         self.first = [state["exp_avg"] for state in states]
         self.second = [state["exp_avg_sq"] for state in states]
         self.steps = [state["step"] for state in states]
-        counts = zip(parameters, self.steps, strict=True)
-        kinds = [(held[one], step.item()) if one in held else None for one, step in counts]
-        clocks = sorted({kind for kind in kinds if kind is not None})
-        self.clock_of = tuple(None if kind is None else clocks.index(kind) for kind in kinds)
-        self.clocks = tuple(groups[index] for index, _ in clocks)
-        self.group_of_clock = tuple(index for index, _ in clocks)
-        self._counts = [count for _, count in clocks]
+        keys = [
+            (held[parameter], step.item()) if parameter in held else None
+            for parameter, step in zip(parameters, self.steps, strict=True)
+        ]
+        step_groups = sorted({key for key in keys if key is not None})
+        self.step_group_of = tuple(None if key is None else step_groups.index(key) for key in keys)
+        self.step_groups = tuple(groups[index] for index, _ in step_groups)
+        self.param_group_of = tuple(index for index, _ in step_groups)
+        self._counts = [count for _, count in step_groups]
         device = parameters[0].device
-        self.powers = [[torch.zeros((), dtype=torch.float64, device=device) for _ in range(2)] for _ in clocks]
+        self.powers = [[torch.zeros((), dtype=torch.float64, device=device) for _ in range(2)] for _ in step_groups]
         self.advance(0)
 
     @staticmethod
@@ -54,18 +59,18 @@ class AdamState:
         return state
 
     def advance(self, steps: int) -> None:
-        """Counts ``steps`` more, everywhere, and sets the powers to those before the next."""
+        """Adds ``steps`` to all counts, and sets the powers to those before the next step."""
         self._counts = [count + steps for count in self._counts]
-        for clock, step in zip(self.clock_of, self.steps, strict=True):
-            if clock is not None:
-                step.fill_(self._counts[clock])
-        for powers, group, count in zip(self.powers, self.clocks, self._counts, strict=True):
+        for index, step in zip(self.step_group_of, self.steps, strict=True):
+            if index is not None:
+                step.fill_(self._counts[index])
+        for powers, group, count in zip(self.powers, self.step_groups, self._counts, strict=True):
             powers[0].fill_(group.beta1**count)
             powers[1].fill_(group.beta2**count)
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> list[AdamGroup]:
-    """The fixed settings of each group; ``ValueError`` where the optimizer is not one whose step is known here."""
+    """The fixed options of each parameter group; ``ValueError`` for an optimizer whose step is not computed here."""
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         raise ValueError(f"the optimizer is {type(optimizer).__name__}; Adam and AdamW are supported")
     groups = []

@@ -1,19 +1,20 @@
-"""The minibatch update and the rollout's forward pass as pure functions of tensors, to be traced and compiled.
+"""The minibatch update as a pure function of tensors, to be traced and compiled.
 
-The update is one graph: gather, forward, terms, gradient, norm clip, Adam, statistics. Knobs enter as 0-d tensors, so
+It is one graph: gather, forward, terms, gradient, norm clip, Adam, statistics. Knobs enter as 0-d tensors, so
 that no schedule or controller recompiles; parameters and optimizer state are the policy's and the optimizer's own
 tensors, updated in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sb3_ppo_ext.engines.channels_last import channels_last
-from sb3_ppo_ext.engines.substitution import carry, substituted
+from sb3_ppo_ext.engines.substitution import substituted, write_assigned
 from sb3_ppo_ext.engines.traced_adam import AdamGroup, adam_step
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
@@ -24,12 +25,12 @@ from sb3_ppo_ext.update.step import decided, loss_and_statistics, row_of
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed in a graph: another plan, or inputs of another shape, make another graph."""
+    """The settings that a graph holds fixed: another plan, or inputs of another shape, make another graph."""
 
     objective: Objective
-    clocks: tuple[AdamGroup, ...]  # of ``AdamState``
-    clock_of: tuple[int | None, ...]  # for each parameter; None: the optimizer does not hold it
-    ratios: tuple[float, ...]  # of the learning rates, for each clock
+    step_groups: tuple[AdamGroup, ...]  # of ``AdamState``
+    step_group_of: tuple[int | None, ...]  # for each parameter; None: the optimizer does not hold it
+    ratios: tuple[float, ...]  # of the learning rates, for each step group
     max_grad_norm: float
     knobs: tuple[str, ...]  # those that are set
     value_scaled: bool
@@ -43,21 +44,25 @@ class UpdateFunctions:
         self.adapter = adapter
         self.plan = plan
 
+    def named(self, name: str) -> Callable[[Inputs], tuple[Tensor, ...]]:
+        """The function "whole", "gradient" or "step"."""
+        return {"whole": self.whole, "gradient": self.gradient, "step": self.step}[name]
+
     def whole(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Gradient and step in one; returns the row of the minibatch (see ``update.step.COLUMNS``)."""
+        """Takes the gradient and the step; returns the row of the minibatch (see ``update.step.COLUMNS``)."""
         row, gradients = self._gradient(inputs)
         return self.step({**inputs, "row": row, "gradients": gradients})
 
     def gradient(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """The row, in which no step is taken yet, and the gradient clipped to ``max_grad_norm``, one per parameter."""
+        """The row, in which no step is taken yet, and the gradient of each parameter, clipped to ``max_grad_norm``."""
         row, gradients = self._gradient(inputs)
         names = list(inputs["parameters"])
-        # A parameter the loss does not depend on has none; zeros keep its place, and ``step`` leaves it out.
-        whole = [
+        # Zeros stand for the gradient of a parameter that the loss does not depend on.
+        filled = [
             torch.zeros_like(inputs["parameters"][name]) if gradient is None else gradient.contiguous()
             for name, gradient in zip(names, gradients, strict=True)
         ]
-        return (row, *whole)
+        return (row, *filled)
 
     def _gradient(self, inputs: Inputs) -> tuple[Tensor, list[Tensor | None]]:
         plan = self.plan
@@ -70,7 +75,7 @@ class UpdateFunctions:
         with substituted(self.policy, {**leaves, **inputs["constants"]}) as assigned:
             evaluated, found = loss_and_statistics(self.adapter, minibatch, plan.objective, knobs, value_scale=scale)
         gradients = torch.autograd.grad(evaluated.loss, list(leaves.values()), allow_unused=True)
-        carry(assigned)  # not before: the gradient needs what stood there
+        write_assigned(assigned)  # not before: the gradient needs the old values
         with torch.no_grad():
             norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
             norm = torch.stack(norms).norm()
@@ -80,20 +85,20 @@ class UpdateFunctions:
 
     @torch.no_grad()
     def step(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """One step of Adam where ``takes_step`` says so; returns the row with that decision."""
+        """Takes one step of Adam where ``decided`` allows it; returns the row with that decision."""
         plan = self.plan
         go, row = decided(inputs["row"], inputs["kl_limit"])
         powers = [
             (power1 * group.beta1, power2 * group.beta2)
-            for (power1, power2), group in zip(inputs["powers"], plan.clocks, strict=True)
+            for (power1, power2), group in zip(inputs["powers"], plan.step_groups, strict=True)
         ]
         for index, parameter in enumerate(inputs["parameters"].values()):
-            clock, gradient = plan.clock_of[index], inputs["gradients"][index]
-            if clock is None or gradient is None:
+            of, gradient = plan.step_group_of[index], inputs["gradients"][index]
+            if of is None or gradient is None:
                 continue
             before = (parameter, inputs["first"][index], inputs["second"][index])
-            rate = inputs["knobs"]["learning_rate"] * plan.ratios[clock]
-            after = adam_step(*before, gradient=gradient, powers=powers[clock], rate=rate, group=plan.clocks[clock])
+            rate = inputs["knobs"]["learning_rate"] * plan.ratios[of]
+            after = adam_step(*before, gradient=gradient, powers=powers[of], rate=rate, group=plan.step_groups[of])
             for tensor, new in zip(before, after, strict=True):
                 tensor.copy_(torch.where(go, new, tensor))
         for old_powers, new_powers in zip(inputs["powers"], powers, strict=True):

@@ -1,7 +1,7 @@
 """A policy's computation as one graph of tensor operations, with nothing of the policy baked into it.
 
-Parameters and buffers are inputs, and so is the noise of sampled actions. Buffers that the policy writes to, or
-assigns, are written to by the graph. Anything else its code changes is refused: see ``side_effects``.
+Parameters and buffers are inputs, and so is the noise of sampled actions. The graph writes to the buffers that the
+policy writes to or assigns. Anything else its code changes is refused (``policies/side_effects.py``).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from sb3_ppo_ext.policies.side_effects import Change, Snapshot, holds_tensor, pl
 Inputs = dict[str, Any]
 
 # Tracing and compiling replace methods of torch's classes until they end, for the whole process.
-ONE_AT_A_TIME = threading.RLock()
+COMPILER_LOCK = threading.RLock()
 
 
 def refuse_hooks(policy: nn.Module) -> None:
-    """``CompileError`` where a hook listens to a module: a graph would call it never."""
-    for name, part in policy.named_modules():
-        if any(hook_tables(part)):
+    """Raises ``CompileError`` where a module has a hook: a graph would never call it."""
+    for name, module in policy.named_modules():
+        if any(hook_tables(module)):
             raise CompileError(f"the policy's {name or type(policy).__name__} has a hook, which a graph does not call")
     if any(shared_hook_tables()):
         raise CompileError("there are hooks on all modules, which a graph does not call")
@@ -38,13 +38,14 @@ def refuse_hooks(policy: nn.Module) -> None:
 def trace(
     function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, policy: nn.Module, *, draws: bool = False
 ) -> fx.GraphModule:
-    """``function`` of the tensors among ``inputs``, in the order of ``tensors_of``; ``CompileError`` if it cannot be.
+    """The graph of ``function`` for the tensors among ``inputs``, in the order of ``tensors_of``.
 
-    On fake tensors, so that tracing takes no step and draws no number; ``policy`` is afterwards as it was. Where its
-    own code changes what a graph would not, or draws random numbers without leave, that is an error too.
+    Tracing takes no step and draws no number, and ``policy`` is afterwards as it was. ``CompileError`` where the
+    function cannot be traced, where the policy's code changes what a graph would not, or, without ``draws``, where it
+    draws random numbers.
     """
     refuse_hooks(policy)
-    with ONE_AT_A_TIME:
+    with COMPILER_LOCK:
         before = Snapshot(policy)
         try:
             traced = _traced(function, inputs)
@@ -64,9 +65,10 @@ def trace(
 def _traced_again(
     function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, policy: nn.Module, changes: list[Change]
 ) -> fx.GraphModule:
-    """What is set once, when first called, has been set now, and a distribution's tensors are set before they are read.
+    """The graph of a function that changed something when it was first traced.
 
-    ``CompileError`` where there is anything else.
+    Attributes that the first call sets for good are set now, and a distribution's tensors are set before they are read.
+    ``CompileError`` where there is any other change.
     """
     lasting = [change for change in changes if holds_tensor(change.now) and not change.scratch]
     settled = Snapshot(policy)
@@ -82,26 +84,26 @@ def _traced_again(
 
 def _traced(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> fx.GraphModule:
     leaves, structure = trees.tree_flatten(inputs)
-    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    indices = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
+        for index, tensor in zip(indices, tensors, strict=True):
+            filled[index] = tensor
         return function(trees.tree_unflatten(filled, structure))
 
     try:
-        return aten_graph(flat, [leaves[place] for place in places], DECOMPOSED)
+        return aten_graph(flat, [leaves[index] for index in indices], REWRITTEN)
     except CompileError:
         raise
-    except Exception as error:  # whatever a policy's own code may raise where its numbers are not known
+    except Exception as error:  # a policy's own code may raise anything where its numbers are not known
         raise CompileError(f"the policy cannot be traced ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _product(a: Tensor, b: Tensor) -> Any:
     """A matrix product that is no work for a matrix library: heads of one or two outputs, inputs of a few numbers.
 
-    Written out, it is a loop of its own among the others; to call MKL for it takes longer than to compute it.
+    As elementwise operations it becomes a loop among the others; a call of MKL takes longer than to compute it.
     """
     (rows, inner), columns = a.shape, b.shape[1]
     if min(rows, inner, columns) > 4 or rows * inner * columns > 2**16:
@@ -110,9 +112,10 @@ def _product(a: Tensor, b: Tensor) -> Any:
 
 
 def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    """The bias is added among what follows: the matrix library would copy it to every row first.
+    """A matrix product to which the bias is added by the operations that follow.
 
-    Not to the product as it stands, for the compiler would make one call of the two again.
+    The matrix library would copy the bias to every row first. The product is indexed before the addition, for the
+    compiler would make one call of the two again.
     """
     if not beta == alpha == 1:
         return NotImplemented
@@ -120,7 +123,7 @@ def _product_and_bias(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, al
     return (torch.mm(a, b)[None] + bias)[0] if product is NotImplemented else product + bias
 
 
-DECOMPOSED: dict[Any, Callable[..., Any]] = {aten.mm.default: _product, aten.addmm.default: _product_and_bias}
+REWRITTEN: dict[Any, Callable[..., Any]] = {aten.mm.default: _product, aten.addmm.default: _product_and_bias}
 
 
 def tensors_of(inputs: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the minibatch update takes as tensors, the same for every way of running it."""
+"""The tensors that the minibatch update takes, the same for every engine that compiles it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sb3_ppo_ext.update.epochs import Update
 
 
 class UpdateInputs:
-    """Plan and tensors of ``UpdateFunctions``, all but the rollout; on the device of the policy.
+    """Plan and tensors of ``UpdateFunctions``, all but the rollout, on the device of the policy.
 
-    Parameters and moments are the policy's and the optimizer's own; knobs are to be filled.
+    Parameters and moments are the policy's and the optimizer's own tensors; ``fill_knobs`` fills those of the knobs.
     """
 
     def __init__(self, run: Run, update: Update) -> None:
@@ -28,9 +28,9 @@ class UpdateInputs:
         self.state = AdamState(update.optimizer, list(trained.values()))
         self.plan = Plan(
             objective=update.objective,
-            clocks=self.state.clocks,
-            clock_of=self.state.clock_of,
-            ratios=tuple(run.rate_ratios[group] for group in self.state.group_of_clock),
+            step_groups=self.state.step_groups,
+            step_group_of=self.state.step_group_of,
+            ratios=tuple(run.rate_ratios[group] for group in self.state.param_group_of),
             max_grad_norm=run.settings.max_grad_norm,
             knobs=tuple(name for name, value in run.knobs.values._asdict().items() if value is not None),
             value_scaled=update.value_scale is not None,
@@ -48,15 +48,15 @@ class UpdateInputs:
         }
 
     def fill_knobs(self, knobs: KnobValues) -> None:
-        """Writes the numbers in force."""
+        """Writes the knobs' numbers in force into their tensors."""
         for name, tensor in self.inputs["knobs"].items():
             tensor.fill_(getattr(knobs, name))
 
 
 def knob_tensors(knobs: KnobValues, device: torch.device) -> dict[str, Tensor]:
-    """Those that are set, as a graph takes them."""
-    given = {name: value for name, value in knobs._asdict().items() if value is not None}
-    return {name: torch.full((), float(value), dtype=_dtype(name), device=device) for name, value in given.items()}
+    """The knobs that are set, as 0-d tensors."""
+    numbers = {name: value for name, value in knobs._asdict().items() if value is not None}
+    return {name: torch.full((), float(value), dtype=_dtype(name), device=device) for name, value in numbers.items()}
 
 
 def _dtype(knob: str) -> torch.dtype:

@@ -10,13 +10,11 @@ from collections.abc import Callable
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 
+from sb3_ppo_ext.host.pytorch.modules import hook_tables, parameter_table, shared_hook_tables
 from sb3_ppo_ext.host.sb3 import has_separate_towers
 
 Layer = Callable[[Tensor], Tensor]
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class PlainNetworks:
@@ -29,8 +27,8 @@ class PlainNetworks:
         extractor = policy.mlp_extractor
         if has_separate_towers(extractor):
             self._towers = straight(extractor.policy_net), straight(extractor.value_net)
-        of_modules = [getattr(module, name) for module in policy.modules() for name in HOOKS]
-        self._hooks = (*of_modules, *(getattr(global_hooks, f"_global{name}") for name in HOOKS))
+        of_modules = [table for module in policy.modules() for table in hook_tables(module)]
+        self._hooks = (*of_modules, *shared_hook_tables())
 
     def hooked(self) -> bool:
         """Whether somebody listens to the layers; they are to be called in full then."""
@@ -59,8 +57,8 @@ def straight(module: nn.Module) -> list[Layer]:
     if type(module) is nn.Sequential:
         return [layer for part in module for layer in straight(part)]
     if type(module) is nn.Linear:
-        parameters = module._parameters
-        return [lambda x: nn.functional.linear(x, parameters["weight"], parameters["bias"])]  # type: ignore[arg-type]  # set
+        parameters = parameter_table(module)
+        return [lambda x: nn.functional.linear(x, parameters["weight"], parameters["bias"])]
     if type(module) is nn.Tanh:
         return [torch.tanh]
     return [module]

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules import module as global_hooks
 
-from sb3_ppo_ext.policies.direct_forward import HOOKS
+from sb3_ppo_ext.host.pytorch.modules import hook_tables, shared_hook_tables
 from sb3_ppo_ext.policies.side_effects import Snapshot
 from sb3_ppo_ext.saving import random_state, restore_random_state
 
@@ -33,11 +32,11 @@ KNOWN = frozenset(
 
 def only_computes(policy: nn.Module) -> bool:
     """Whether a pass in evaluation mode is known to do nothing else."""
-    if any(getattr(global_hooks, f"_global{name}") for name in HOOKS):
+    if any(shared_hook_tables()):
         return False
     return all(
         type(module).__module__.partition(".")[0] in KNOWN
-        and not any(getattr(module, name) for name in HOOKS)
+        and not any(hook_tables(module))
         and "forward" not in vars(module)
         for module in policy.modules()
     )

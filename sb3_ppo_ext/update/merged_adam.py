@@ -14,8 +14,8 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.optim import optimizer as optimizer_hooks
 
+from sb3_ppo_ext.host.pytorch.optimizers import hooks_after_step, hooks_before_step
 from sb3_ppo_ext.update.optimizer_step import OptimizerStep, TorchStep
 
 WHOLE_VECTORS = 64  # elements; a multiple of what any CPU's loops take at once
@@ -43,11 +43,8 @@ def can_merge(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) 
     odd = any(group[name] for name in ("amsgrad", "maximize", "differentiable", "capturable", "fused"))
     coupled = group["weight_decay"] != 0 and not group["decoupled_weight_decay"]
     numbers = all(isinstance(number, (int, float)) for number in (group["lr"], *group["betas"]))
-    hooks = (
-        *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
-        *(optimizer_hooks._global_optimizer_pre_hooks, optimizer_hooks._global_optimizer_post_hooks),
-    )
-    if odd or coupled or not numbers or not group["foreach"] or any(hooks) or "step" in vars(optimizer):
+    hooks = [*hooks_before_step(optimizer), *hooks_after_step(optimizer)]
+    if odd or coupled or not numbers or not group["foreach"] or hooks or "step" in vars(optimizer):
         return False
     states = [state for parameter in parameters if (state := optimizer.state.get(parameter))]
     return (

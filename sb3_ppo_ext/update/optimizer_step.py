@@ -8,7 +8,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import optimizer as optimizer_hooks
+
+from sb3_ppo_ext.host.pytorch.optimizers import gradients_divided_by, hooks_before_step
 
 
 class OptimizerStep(Protocol):
@@ -59,19 +60,15 @@ class FusedAdamStep(TorchStep):
 
     def step(self) -> None:
         """Takes one step against the gradients over the divisor."""
-        self.optimizer.grad_scale = self.divisor  # type: ignore[attr-defined]
-        try:
+        with gradients_divided_by(self.optimizer, self.divisor):
             super().step()
-        finally:
-            del self.optimizer.grad_scale  # type: ignore[attr-defined]
 
 
 def steps_in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
     """Whether every step is that of a fused torch Adam or AdamW, and no hook reads the clipped gradients."""
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return False
-    hooks = (*optimizer._optimizer_step_pre_hooks, *optimizer_hooks._global_optimizer_pre_hooks)
-    return all(group["fused"] for group in optimizer.param_groups) and not hooks
+    return all(group["fused"] for group in optimizer.param_groups) and not hooks_before_step(optimizer)
 
 
 @contextmanager

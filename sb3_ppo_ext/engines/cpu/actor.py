@@ -20,10 +20,10 @@ from sb3_ppo_ext.rollout.actors import Acted, EagerActor, predicted_values, refu
 
 
 class CompiledActor:
-    """As the policy's own ``forward`` up to rounding, with the same draws from torch's generator."""
+    """An ``Actor`` that equals the policy's ``forward`` up to rounding, with the same draws from torch's generator."""
 
     def __init__(self, policy: ActorCriticPolicy, graphs: Graphs, observation: Observation) -> None:
-        """For batches of the size of ``observation``."""
+        """The actor for batches of the size of ``observation``."""
         self.policy = policy
         inputs = acting_inputs(policy, observation)
         with unvalidated_distributions():
@@ -31,41 +31,37 @@ class CompiledActor:
         self._call, self._noise = graph.call, graph.noise
         self._written = WrittenBuffers(policy, graph.written)
         self.writes_to = list(graph.written)  # the policy's buffers, by name
-        # Of padded batches a policy that writes would remember the padding too.
+        # A policy that writes to its buffers would count the padding of a batch too.
         self._terminal_values = EagerActor(policy).terminal_values if graph.written else self._values_of
         self._constants = list(inputs["constants"].values())
-        self._explores = bool(inputs["exploration"])
-        self._keys = list(observation) if isinstance(observation, dict) else []
+        self._keys = keys_of(observation)
         self._rows = len(trees.tree_leaves(observation)[0])
-        self._quiet = [torch.ones(noise.shape) for noise in self._noise]
+        self._unused_noise = [torch.ones(noise.shape) for noise in self._noise]
 
     def act(self, observation: Observation) -> Acted:
-        """See ``Actor``."""
+        """Actions, values and log-probabilities of observations [N, ...]."""
         sampled, values, log_probs = self._run(observation, [noise.draw() for noise in self._noise])
         refuse_nan(self.policy, observation, log_probs)
         return Acted(sampled.numpy(), sampled, values, log_probs)
 
     def _run(self, observation: Observation, noise: list[Tensor]) -> list[Tensor]:
-        self._written.bring_back()
-        # Read anew each time: they are drawn again in the middle of a rollout.
-        exploration = exploration_of(self.policy).values() if self._explores else ()
-        parts = [observation[key] for key in self._keys] if isinstance(observation, dict) else [observation]
-        return self._call([*self._constants, *exploration, *parts, *noise])
+        self._written.restore()
+        return self._call([*self._constants, *variable_inputs(self.policy, observation, self._keys), *noise])
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
-        """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
+        """The value [1] of each observation, in batches of the number of environments; draws nothing."""
         yield from self._terminal_values(observations)
 
     def _values_of(self, observations: list[Observation]) -> Iterator[Tensor]:
-        return values_of(observations, self._rows, lambda batch: self._run(batch, self._quiet)[1])
+        return values_of(observations, self._rows, lambda batch: self._run(batch, self._unused_noise)[1])
 
     def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
-        """See ``Actor``."""
+        """Values [N, 1] of the observations after the last step."""
         return predicted_values(self.policy, observation)
 
 
 def acting_inputs(policy: ActorCriticPolicy, observation: Observation) -> Inputs:
-    """What ``ActorGraph`` takes, but the noise."""
+    """The inputs of ``ActorGraph`` without the noise."""
     constants = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
     return {
         "constants": {name: tensor.detach() for name, tensor in constants.items()},
@@ -74,9 +70,20 @@ def acting_inputs(policy: ActorCriticPolicy, observation: Observation) -> Inputs
     }
 
 
+def keys_of(observation: Observation) -> list[str]:
+    """The keys of dictionary observations in their order, which those at the end of an episode need not have."""
+    return list(observation) if isinstance(observation, dict) else []
+
+
+def variable_inputs(policy: ActorCriticPolicy, observation: Observation, keys: list[str]) -> list[Tensor]:
+    """Those of them that change from call to call, in their order; exploration is drawn anew within a rollout."""
+    tensors = [observation[key] for key in keys] if isinstance(observation, dict) else [observation]
+    return [*exploration_of(policy).values(), *tensors]
+
+
 def values_of(observations: list[Observation], rows: int, values: Callable[[Observation], Tensor]) -> Iterator[Tensor]:
     """The value [1] of each observation [1, ...], by ``values`` of exactly ``rows`` of them at a time."""
     for start in range(0, len(observations), rows):
-        some = observations[start : start + rows]
-        padded = [*some, *[some[0]] * (rows - len(some))]
-        yield from values(trees.tree_map(lambda *parts: torch.cat(parts), *padded))[: len(some)]
+        batch = observations[start : start + rows]
+        padded = [*batch, *[batch[0]] * (rows - len(batch))]
+        yield from values(trees.tree_map(lambda *tensors: torch.cat(tensors), *padded))[: len(batch)]

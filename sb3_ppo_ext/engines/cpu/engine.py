@@ -25,10 +25,10 @@ class CpuEngine:
         self.graphs = Graphs(lambda: compile_progress(self.verbose))
 
     def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
-        """Before the first rollout: acting and update side by side take less time than one after the other."""
+        """Compiles acting and the update before the first rollout; at the same time that takes less than in turn."""
         if self.graphs.known:
             return
-        with self.graphs.together(), unvalidated_distributions():
+        with self.graphs.compiled_in_parallel(), unvalidated_distributions():
             run.policy.set_training_mode(False)
             actor(run)
             run.policy.set_training_mode(True)  # as in train()
@@ -36,7 +36,7 @@ class CpuEngine:
             runner(run, rollout, row_update(run, rollout))
 
     def actor(self, run: Run) -> CompiledActor:
-        """See ``Engine``."""
+        """An actor for the next rollout."""
         self.verbose = run.settings.verbose
         observation = obs_as_tensor(run.last_observation, run.device)
         actor = CompiledActor(unwrapped(run.policy), self.graphs, observation)
@@ -48,7 +48,7 @@ class CpuEngine:
         return actor
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> CompiledRunner:
-        """See ``Engine``."""
+        """A runner for the epochs of an update."""
         self.verbose = run.settings.verbose
         require_compilable(run.policy, rollout, update.optimizer)
         return CompiledRunner(run, rollout, update, self.graphs)

@@ -1,7 +1,7 @@
 """Traced functions as shared libraries on disk: compiled once per machine, loaded in milliseconds after that.
 
-AOTInductor writes and calls the library; a call costs a few microseconds, without guards and without Python. What is
-looked up is the text of the traced graph itself, so that no change of a policy, however small, finds an old library.
+AOTInductor writes and calls the library; a call costs a few microseconds, without guards and without Python. A library
+is found by the text of the traced graph itself, so that no change of a policy, however small, finds an old one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sb3_ppo_ext.host.pytorch.without_gil import without_gil
 
 Call = Callable[[list[Tensor]], list[Tensor]]
 
-KEPT = 128  # libraries, of some 0.5 MiB each
+MAX_LIBRARIES = 128  # of some 0.5 MiB each
 SEAL = 32  # bytes at the end of each: the digest of all before
 
 
@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Where its library is, whether or not it exists."""
+        """The path of its library, which need not exist yet."""
         text = hashlib.sha256(self.traced.code.encode())
         text.update(f"{torch.__version__}{_processor()}{compile_worker.OPTIONS}{self.threads}".encode())
         for tensor in self.inputs:
@@ -56,18 +56,18 @@ class Job(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Operations; compiling takes the longer the more there are."""
+        """The number of operations, which the time to compile grows with."""
         return len(self.traced.graph.nodes)
 
     def write(self, path: Path, library: Path) -> None:
-        """For the child process that is to write ``library``."""
+        """Writes the job for the child process that is to write ``library``."""
         make_picklable(self.traced)
         shapes = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in self.inputs]
         path.write_bytes(pickle.dumps((self.traced, shapes, str(library), self.threads)))
 
 
 def folder() -> Path:
-    """Where libraries are kept: ``SB3_PPO_EXT_CACHE_DIR``, or a folder in the user's cache."""
+    """The folder of the libraries: ``SB3_PPO_EXT_CACHE_DIR``, or a folder in the user's cache."""
     # Not TORCHINDUCTOR_CACHE_DIR: torch sets that itself, to a folder that the next reboot empties.
     if chosen := os.environ.get("SB3_PPO_EXT_CACHE_DIR"):
         return Path(chosen)
@@ -79,7 +79,7 @@ def folder() -> Path:
 
 @cache
 def _processor() -> str:
-    """What the compiler's ``-march=native`` depends on: a home folder may be shared between machines."""
+    """The features that the compiler's ``-march=native`` depends on: machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
@@ -90,10 +90,10 @@ def _processor() -> str:
 
 
 def find(path: Path) -> Call | None:
-    """The function of the library if there is one; one that is damaged or cannot be loaded is as good as none."""
+    """The function of the library; None where there is no library, or one that is damaged or cannot be loaded."""
     try:
         content = path.read_bytes()
-        # To load half a library, left by a full disk, say, would end the process.
+        # To load half a library, as a full disk leaves it, would end the process.
         return load(path) if hashlib.sha256(content[:-SEAL]).digest() == content[-SEAL:] else None
     except (OSError, CompileError):
         return None
@@ -105,13 +105,13 @@ def load(path: Path) -> Call:
         run: Call = load_library(path)
     except (RuntimeError, AttributeError) as error:
         raise CompileError(f"PyTorch {torch.__version__} cannot load {path} ({error})") from error
-    with suppress(OSError):  # of somebody else, say
+    with suppress(OSError):  # another user's file, for example
         os.utime(path)  # the least recently used go first
     return run
 
 
 def load_without_gil(path: Path) -> Call:
-    """The function of a library that is in use, with Python running meanwhile; ``CompileError`` with the reason."""
+    """The function of a library that is in use, called without the GIL; ``CompileError`` with the reason."""
     try:
         return without_gil(path)
     except RuntimeError as error:
@@ -119,55 +119,52 @@ def load_without_gil(path: Path) -> Call:
 
 
 def compile_all(jobs: Sequence[Job]) -> None:
-    """Compiles the graphs, all at once; each library comes to its place when it is complete.
+    """Compiles the graphs at the same time; a library appears under its path when it is complete.
 
-    ``CompileError`` with the reason; what is interrupted leaves nothing.
+    ``CompileError`` with the reason; an interrupted compilation leaves nothing.
     """
-    where = folder()
+    cache_folder = folder()
     with ExitStack() as stack:
         try:
-            where.mkdir(parents=True, exist_ok=True, mode=0o700)
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".compiling-", dir=where)))
+            cache_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = tempfile.TemporaryDirectory(prefix=".compiling-", dir=cache_folder)
+            scratch = Path(stack.enter_context(temporary))
         except OSError as error:
             raise CompileError(f"{error}; name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR") from error
         children = []
         longest = max((job.length for job in jobs), default=0)
         for index, job in enumerate(jobs):
-            place = scratch / str(index)
-            place.mkdir()
-            job.write(place / "job", place / "graph.so")
-            child = stack.enter_context(_child(place, low_priority=job.length < longest))
+            child_folder = scratch / str(index)
+            child_folder.mkdir()
+            job.write(child_folder / "job", child_folder / "graph.so")
+            child = stack.enter_context(_child(child_folder, low_priority=job.length < longest))
             stack.callback(child.kill)
             children.append(child)
         for index, (child, job) in enumerate(zip(children, jobs, strict=True)):
-            _, told = child.communicate()
-            _require_success(child.returncode, told.strip())
+            _, stderr = child.communicate()
+            _require_success(child.returncode, stderr.strip())
             library = scratch / str(index) / "graph.so"
             with library.open("ab") as file:
                 file.write(hashlib.sha256(library.read_bytes()).digest())
             os.replace(library, job.path)
-    libraries = sorted(where.glob("*.so"), key=lambda path: path.stat().st_mtime)
-    for path in libraries[:-KEPT]:
+    by_age = sorted(cache_folder.glob("*.so"), key=lambda path: path.stat().st_mtime)
+    for path in by_age[:-MAX_LIBRARIES]:
         path.unlink(missing_ok=True)
 
 
-def _child(place: Path, *, low_priority: bool) -> subprocess.Popen[str]:
-    """With ``low_priority`` it leaves the processors to the others: all wait for the longest graph."""
-    command = [
-        sys.executable,
-        compile_worker.__file__,
-        str(place / "job"),
-        *[compile_worker.LOW_PRIORITY] * low_priority,
-    ]
-    # Its temporary files too lie in the folder that goes away.
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor")}
+def _child(child_folder: Path, *, low_priority: bool) -> subprocess.Popen[str]:
+    """The process of one job; with ``low_priority`` it leaves the processors to the longest, for which all wait."""
+    options = [compile_worker.LOW_PRIORITY] if low_priority else []
+    command = [sys.executable, compile_worker.__file__, str(child_folder / "job"), *options]
+    # Its temporary files too are to be in the folder that is removed.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(child_folder / "inductor")}
     return subprocess.Popen(
-        command, cwd=place, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command, cwd=child_folder, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
 
 
-def _require_success(status: int, told: str) -> None:
-    reason = told.splitlines()[-1] if told else f"the compiling process ended with status {status}"
+def _require_success(status: int, stderr: str) -> None:
+    reason = stderr.splitlines()[-1] if stderr else f"the compiling process ended with status {status}"
     if status == compile_worker.NO_COMPILER:
         raise CompileError(f"there is no C++ compiler ({reason}); install one, for example g++ (apt install g++)")
     if status != 0:

@@ -1,4 +1,4 @@
-"""How many threads torch computes with while a model learns."""
+"""The number of threads torch computes with while a model learns."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MANY_THREADS_FROM = 40e6
 
 
 def threads_for(policy: nn.Module, batch_size: int, available: int) -> int:
-    """One for a small network, whose threads would mostly wait for each other; otherwise all that are ``available``."""
+    """One for a small network, where several would mostly wait for each other; otherwise all ``available``."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     # Forward, and twice that backward; a multiplication and an addition each.
     return available if convolves(policy) or 6 * parameters * batch_size >= MANY_THREADS_FROM else 1
 
 
 class _ThisThread(threading.local):
-    """How many blocks of ``computing_with`` this thread is in."""
+    """The number of blocks of ``computing_with`` that this thread is in."""
 
     blocks = 0
 
@@ -34,10 +34,10 @@ _of_process = ProcessWide(torch.get_num_threads, lambda _: None)
 
 
 def available_threads() -> int:
-    """That torch may compute with here; what a training in another thread has set for itself does not count."""
+    """The threads torch may compute with, without what trainings in other threads have set for themselves."""
     with _of_process as number:
-        here = torch.get_num_threads()  # of a new thread what was set last, by whichever thread
-        return here if _this_thread.blocks else max(number, here)
+        current = torch.get_num_threads()  # in a new thread the number that any thread set last
+        return current if _this_thread.blocks else max(number, current)
 
 
 @contextmanager

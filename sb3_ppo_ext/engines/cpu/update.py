@@ -1,4 +1,4 @@
-"""A pass of PPO over a rollout through the compiled graph, with the eager update for what does not fill a minibatch."""
+"""An update through compiled graphs, with the eager update for a last minibatch that is smaller than the others."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ UpdateRows = Callable[[Tensor], Tensor]  # indices of rows of the rollout -> the
 
 
 class CompiledRunner:
-    """Runs the epochs of an update, one call of a compiled graph per minibatch.
+    """A ``Runner`` that calls a compiled graph for each minibatch.
 
-    ``graphs`` keeps what is compiled from rollout to rollout. A last minibatch that is smaller is trained on eagerly: a
+    ``graphs`` holds what is compiled from rollout to rollout. A last minibatch that is smaller is trained on eagerly: a
     graph of its own would take 20 s to compile for one minibatch an epoch.
     """
 
@@ -47,31 +47,31 @@ class CompiledRunner:
         self.eager = EagerRunner(run, rollout, update, RowGradients(update))
         self.batch_size = min(run.settings.batch_size, rollout.size)
         self._calls: dict[tuple[str, int | None], tuple[Call, WrittenBuffers]] = {}
-        self._made: tuple[Minibatch | None, UpdateRows | None] = (None, None)
+        self._update_of_rows: tuple[Minibatch | None, UpdateRows | None] = (None, None)
         self.prepared = UpdateInputs(run, update)
         self.state, self.inputs = self.prepared.state, self.prepared.inputs
         self.functions = UpdateFunctions(unwrapped(run.policy), update.adapter, self.prepared.plan)
         self._fixed = tensors_of(self.inputs)
         self.probe: KLProbe | None = None
-        self._updater()  # compiled now; CompileError with the reason where that fails
+        self._compiled()  # now, so that CompileError is raised here
 
     def epochs(self) -> Iterator[EpochStatistics]:
-        """What each epoch showed, until ``target_kl`` stops them."""
+        """The statistics of each epoch, until ``target_kl`` stops them."""
         self.probe = probe_of(self.run, self.rollout, self.update.adapter, self.update.acted, eager=False)
         return epochs_of(self.run, self.rollout, self.update, self.epoch)
 
     def exact_kl(self, epochs: Sequence[EpochStatistics]) -> float:
-        """See ``Runner``."""
+        """The KL between the policies before and after the epochs, in nats per action; NaN if it is not known."""
         return exact_kl_of(self.probe, epochs)
 
     @torch.no_grad()
     def epoch(self, index: int) -> EpochStatistics:
-        """All minibatches once, or until the sampled KL of one exceeds the limit."""
+        """Trains on all minibatches once, or until the sampled KL of a minibatch exceeds the limit."""
         self.prepared.fill_knobs(self.run.knobs.values)
-        train_on = self._updater()
+        train_on = self._compiled()
         limited, limit = self.run.settings.target_kl is not None, self.run.settings.kl_limit
         rows: list[Tensor] = []
-        counted = 0  # minibatches whose steps are in the optimizer's own count
+        counted = 0  # minibatches whose steps the optimizer's state counts already
         stopped = False
         try:
             for order in self.rollout.orders(self.batch_size):
@@ -87,44 +87,39 @@ class CompiledRunner:
             self.state.advance(steps_in(rows[counted:]))
         return EpochStatistics.of_rows(rows, stopped=stopped)
 
-    def _updater(self) -> UpdateRows:
-        """The update of ``batch_size`` given rows."""
+    def _compiled(self) -> UpdateRows:
+        """The compiled update by ``batch_size`` rows of the rollout."""
         rollout = self.rollout
-        rows, updater = self._made
-        if updater is None or rows is not rollout.rows:  # other ones where advantages were computed anew
+        rows, update = self._update_of_rows
+        if update is None or rows is not rollout.rows:  # new rows where advantages were computed anew
             if convolves(self.functions.policy):  # once for all minibatches
                 observation = images_channels_last(rollout.rows.observation)
                 rollout.rows = rollout.rows._replace(observation=observation)
             more: Inputs = {"rollout": rollout.rows, "rows": torch.arange(self.batch_size)}
             tensors = [*self._fixed, *tensors_of(more)]
-            kind = self._in_two if self.run.knobs.any_at("minibatch") else self._in_one
-            updater = kind({**self.inputs, **more}, tensors)
-            self._made = (rollout.rows, updater)
-        return updater
+            make = self._two_graphs if self.run.knobs.any_at("minibatch") else self._one_graph
+            update = make({**self.inputs, **more}, tensors)
+            self._update_of_rows = (rollout.rows, update)
+        return update
 
-    def _in_one(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
-        """As one graph."""
+    def _one_graph(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
         call, written = self._graph("whole", inputs)
 
         def update(order: Tensor) -> Tensor:
-            written.bring_back()
+            written.restore()
             tensors[-1] = order
             return call(tensors)[0]
 
         return update
 
-    def _in_two(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
-        """As two graphs, between which controllers answer to the KL of this very minibatch, unless it takes no step."""
+    def _two_graphs(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
+        """Gradient and step; between them controllers answer to the KL of the minibatch, unless it takes no step."""
         call, written = self._graph("gradient", inputs)
-
-        def stepping(row: Tensor, gradients: Sequence[Tensor]) -> Inputs:
-            return {**self.inputs, "row": row, "gradients": list(gradients)}
-
         shapes = [torch.empty_like(parameter) for parameter in self.inputs["parameters"].values()]
-        step, _ = self._graph("step", stepping(torch.zeros(len(COLUMNS)), shapes))
+        step, _ = self._graph("step", {**self.inputs, "row": torch.zeros(len(COLUMNS)), "gradients": shapes})
 
         def update(order: Tensor) -> Tensor:
-            written.bring_back()
+            written.restore()
             tensors[-1] = order
             row, *gradients = call(tensors)
             found = Statistics.of_row(row)
@@ -137,11 +132,9 @@ class CompiledRunner:
 
     def _graph(self, name: str, inputs: Inputs) -> tuple[Call, WrittenBuffers]:
         key = (name, len(inputs["rows"]) if "rows" in inputs else None)
-        if key not in self._calls:  # looking a graph up takes as long as calling it
-            functions = self.functions
-            function = {"whole": functions.whole, "gradient": functions.gradient, "step": functions.step}[name]
-            plan, policy = self.prepared.plan, functions.policy
-            graph = self.graphs.get(f"update, {name}", function, inputs, policy, plan, writes=True)
+        if key not in self._calls:  # to find a graph in ``graphs`` takes as long as to call it
+            plan, policy = self.prepared.plan, self.functions.policy
+            graph = self.graphs.get(f"update, {name}", self.functions.named(name), inputs, policy, plan, writes=True)
             self._calls[key] = graph.call, WrittenBuffers(policy, graph.written)
         return self._calls[key]
 
@@ -149,17 +142,17 @@ class CompiledRunner:
         with torch.enable_grad():
             row, _ = self.eager.minibatch(gathered_rows(self.rollout.rows, order), epoch)
         self.prepared.fill_knobs(self.run.knobs.values)
-        self.state.advance(steps_in([row]))  # as the optimizer has counted itself
+        self.state.advance(steps_in([row]))  # the optimizer has counted this step in its own state
         return row
 
 
 def steps_in(rows: list[Tensor]) -> int:
-    """How many of the minibatches took their step."""
+    """The number of minibatches that took their step."""
     return int(torch.stack(rows)[:, COLUMNS.index("stepped")].sum()) if rows else 0
 
 
 def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.optim.Optimizer) -> None:
-    """``CompileError`` with the reason where the update is not one that a graph can stand for."""
+    """Raises ``CompileError`` with the reason where no graph can stand for the update."""
     if not rollout.has_rows:
         raise CompileError(f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own")
     for name, module in unwrapped(policy).named_modules():

@@ -1,4 +1,4 @@
-"""Acting while a rollout is collected: the policy's forward pass as one recording, its results read at once."""
+"""Acting while a rollout is collected: the policy's forward pass as one CUDA graph, its results copied at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from sb3_ppo_ext.engines.cpu.actor import acting_inputs, values_of
-from sb3_ppo_ext.engines.cuda.update import DeviceRecordings
+from sb3_ppo_ext.engines.cpu.actor import acting_inputs, keys_of, values_of, variable_inputs
+from sb3_ppo_ext.engines.cuda.update import CudaGraphCache
 from sb3_ppo_ext.engines.fingerprints import fingerprint, signature
 from sb3_ppo_ext.engines.noise import Noise, noise_as_inputs
 from sb3_ppo_ext.engines.substitution import refuse_writes
-from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
+from sb3_ppo_ext.engines.traced_actor import ActorGraph
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.objective.batch import Observation
@@ -27,140 +27,131 @@ DRAWS = 64  # of noise at a time
 
 
 class DeviceActor:
-    """As the policy's own ``forward`` up to rounding; noise is drawn by torch's generator of the device."""
+    """An ``Actor`` that equals the policy's ``forward`` up to rounding; torch's generator of the device draws noise."""
 
-    def __init__(self, policy: ActorCriticPolicy, recordings: DeviceRecordings, observation: Observation) -> None:
-        """For batches of the size of ``observation``."""
+    def __init__(self, policy: ActorCriticPolicy, recordings: CudaGraphCache, observation: Observation) -> None:
+        """The actor for batches of the size of ``observation``."""
         self.policy = policy
         inputs = acting_inputs(policy, observation)
-        places = tuple(tensor.data_ptr() for tensor in inputs["constants"].values())
-        key = ("acting", fingerprint(policy), places, signature(inputs))
-        self._forward: Forward = recordings.get(key, lambda: Forward(policy, inputs, recordings))
-        self._forward.forget_noise()
-        self._explores = bool(inputs["exploration"])
-        self._keys = list(observation) if isinstance(observation, dict) else []
+        addresses = tuple(tensor.data_ptr() for tensor in inputs["constants"].values())
+        key = ("acting", fingerprint(policy), addresses, signature(inputs))
+        self._forward: RecordedForward = recordings.get(key, lambda: RecordedForward(policy, inputs, recordings))
+        self._forward.discard_noise()
+        self._keys = keys_of(observation)
         self._rows = len(trees.tree_leaves(observation)[0])
 
     def act(self, observation: Observation) -> Acted:
-        """See ``Actor``; ``sampled`` has the type of the values."""
-        forward = self._forward
-        forward.draw()
-        packed = forward(self._given(observation))
-        kept = forward.packing.unpacked(packed)  # while the device computes
-        actions, finite = forward.packing.read(packed)
+        """Actions, values and log-probabilities; ``sampled`` has the type of the values."""
+        self._forward.require_noise()
+        packed = self._packed(observation)
+        results = self._forward.outputs.unpacked(packed)  # while the device computes
+        actions, finite = self._forward.outputs.read(packed)
         if not finite:
             check_distribution(self.policy, observation)
-        return Acted(actions, *kept)
+        return Acted(actions, *results)
 
-    def _given(self, observation: Observation) -> list[Tensor]:
-        # Read anew each time: they are drawn again in the middle of a rollout.
-        exploration = exploration_of(self.policy).values() if self._explores else ()
-        parts = [observation[key] for key in self._keys] if isinstance(observation, dict) else [observation]
-        return [*exploration, *parts]
+    def _packed(self, observation: Observation) -> Tensor:
+        return self._forward(variable_inputs(self.policy, observation, self._keys))
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
-        """The value [1] of each observation, as many at a time as there are environments; draws nothing."""
+        """The value [1] of each observation, in batches of the number of environments; draws nothing."""
         yield from values_of(observations, self._rows, self._values)
 
     def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
-        """See ``Actor``."""
+        """Values [N, 1] of the observations after the last step."""
         return predicted_values(self.policy, observation)
 
     def _values(self, observation: Observation) -> Tensor:
-        values = self._forward.packing.unpacked(self._forward(self._given(observation)))[1]
-        self._forward.keep_noise()
+        values = self._forward.outputs.unpacked(self._packed(observation))[1]
+        self._forward.rewind_noise()
         return values
 
 
-class Packing:
-    """``ActorGraph`` with its results end to end in one tensor; their shapes are known when it has been traced."""
+class PackedOutputs:
+    """``ActorGraph`` with its results end to end in one tensor; their shapes are known once it has been traced."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.act = ActorGraph(policy)
         self.shapes: list[torch.Size] = []
         self.sizes: list[int] = []
-        self.type = torch.float32
-        self.array_type: Any = np.float32  # of the actions
+        self.dtype = torch.float32
+        self.action_dtype: Any = np.float32
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Choices become floats, as the rollout buffer keeps them."""
+        """The results as one vector of the values' type: choices become floats, as the rollout buffer stores them."""
         results = self.act(inputs)
         self.shapes = [result.shape for result in results]
         self.sizes = [math.prod(shape) for shape in self.shapes]
-        self.type, self.array_type = results[1].dtype, _array_type(results[0].dtype)
-        return (torch.cat([result.reshape(-1).to(self.type) for result in results]),)
+        # NumPy's type by its name: while a policy is traced there is no tensor to convert.
+        self.dtype, self.action_dtype = results[1].dtype, np.dtype(str(results[0].dtype).removeprefix("torch."))
+        return (torch.cat([result.reshape(-1).to(self.dtype) for result in results]),)
 
     def unpacked(self, packed: Tensor) -> list[Tensor]:
-        """Actions, values and log-probabilities as parts of the tensor."""
-        parts = torch.split_with_sizes(packed, self.sizes)
-        return [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        """Actions, values and log-probabilities as views of the vector."""
+        vectors = torch.split_with_sizes(packed, self.sizes)
+        return [v if len(shape) == 1 else v.view(shape) for v, shape in zip(vectors, self.shapes, strict=True)]
 
     def read(self, packed: Tensor) -> tuple[np.ndarray, bool]:
         """Actions as the policy returns them, and whether all log-probabilities are finite; waits for the device."""
         host = packed.cpu().numpy()
-        choices, rest = host[: self.sizes[0]].reshape(self.shapes[0]), host[len(host) - self.sizes[2] :]
-        return choices.astype(self.array_type, copy=False), bool(np.isfinite(rest).all())
+        actions, log_probs = host[: self.sizes[0]].reshape(self.shapes[0]), host[len(host) - self.sizes[2] :]
+        return actions.astype(self.action_dtype, copy=False), bool(np.isfinite(log_probs).all())
 
 
-def _array_type(dtype: torch.dtype) -> Any:
-    """NumPy's name of a type; of no tensor, for there are only fake ones while a policy is traced."""
-    return np.dtype(str(dtype).removeprefix("torch."))
+class RecordedForward:
+    """The CUDA graph of the forward pass, the tensors it reads from, and the one it writes to.
 
-
-class Forward:
-    """The recording, the tensors it reads from, and the one it writes to.
-
-    Noise is drawn for many calls at once; each call takes the next of it, ``turn``. One more than is drawn is never
-    used: calls that need no noise read it when there is no other.
+    Noise is drawn for ``DRAWS`` calls at once, and each call reads the row ``noise_index``. The last row is never
+    drawn: calls whose noise does not matter read it when all others are used.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, inputs: Inputs, recordings: DeviceRecordings) -> None:
-        given = {name: inputs[name] for name in ("exploration", "observation")}
-        self.given: Inputs = trees.tree_map(torch.clone, given)
-        self.packing = Packing(policy)
+    def __init__(self, policy: ActorCriticPolicy, inputs: Inputs, recordings: CudaGraphCache) -> None:
+        variable = {name: inputs[name] for name in ("exploration", "observation")}
+        self.variable: Inputs = trees.tree_map(torch.clone, variable)
+        self.outputs = PackedOutputs(policy)
         with unvalidated_distributions():
-            traced = trace(self.packing, {**inputs, **self.given}, policy, draws=True)
-        refuse_writes(traced, {**inputs, **self.given})
-        self.kinds: list[Noise] = noise_as_inputs(traced)
-        self.places = tensors_of(self.given)
-        device = self.places[0].device
-        self.noise = [torch.ones((DRAWS + 1, *one.shape), device=device) for one in self.kinds]
-        self.turn = torch.zeros(1, dtype=torch.long, device=device)
-        self.left = 0
-        tensors = [*tensors_of({"constants": inputs["constants"]}), *self.places]
-        call = recordings.finish(traced, [*tensors, *self._next_noise()])
-        self.packed = torch.zeros(sum(self.packing.sizes), dtype=self.packing.type, device=device)
+            traced = trace(self.outputs, {**inputs, **self.variable}, policy, draws=True)
+        refuse_writes(traced, {**inputs, **self.variable})
+        self.draws: list[Noise] = noise_as_inputs(traced)
+        self.variables = tensors_of(self.variable)
+        device = self.variables[0].device
+        self.noise = [torch.ones((DRAWS + 1, *draw.shape), device=device) for draw in self.draws]
+        self.noise_index = torch.zeros(1, dtype=torch.long, device=device)
+        self.draws_left = 0
+        tensors = [*tensors_of({"constants": inputs["constants"]}), *self.variables]
+        call = recordings.compile(traced, [*tensors, *self._next_noise()])
+        self.packed = torch.zeros(sum(self.outputs.sizes), dtype=self.outputs.dtype, device=device)
 
         def run() -> None:
             self.packed.copy_(call(*tensors, *self._next_noise())[0])
-            self.turn.add_(1)
+            self.noise_index.add_(1)
 
-        self._replay = recordings.recorder.record(run, [self.packed, self.turn])
+        self._replay = recordings.recorder.record(run, [self.packed, self.noise_index])
 
     def _next_noise(self) -> list[Tensor]:
-        return [noise.index_select(0, self.turn).squeeze(0) for noise in self.noise]
+        return [noise.index_select(0, self.noise_index).squeeze(0) for noise in self.noise]
 
-    def forget_noise(self) -> None:
-        """At the start of a rollout: a saved model goes on from torch's generator alone."""
-        self.left = 0
-        self.turn.zero_()
+    def discard_noise(self) -> None:
+        """Leaves no noise over, at the start of a rollout: a saved model goes on from torch's generator alone."""
+        self.draws_left = 0
+        self.noise_index.zero_()
 
-    def draw(self) -> None:
-        """Sees to it that the next call has noise of its own."""
-        if self.left == 0:
-            for noise, kind in zip(self.noise, self.kinds, strict=True):
-                kind.fill(noise[:-1])
-            self.turn.zero_()
-            self.left = len(self.noise[0]) - 1 if self.noise else 1
-        self.left -= 1
+    def require_noise(self) -> None:
+        """Draws noise where none is left for the next call."""
+        if self.draws_left == 0:
+            for noise, draw in zip(self.noise, self.draws, strict=True):
+                draw.fill(noise[:-1])
+            self.noise_index.zero_()
+            self.draws_left = len(self.noise[0]) - 1 if self.noise else 1
+        self.draws_left -= 1
 
-    def keep_noise(self) -> None:
-        """After a call that needed none: the next one has what that one did not use."""
-        self.turn.sub_(1)
+    def rewind_noise(self) -> None:
+        """Gives back the draw of a call that used none."""
+        self.noise_index.sub_(1)
 
-    def __call__(self, given: list[Tensor]) -> Tensor:
-        """A copy of the results, packed: callbacks may keep it."""
-        for kept, new in zip(self.places, given, strict=True):
-            kept.copy_(new)
+    def __call__(self, variables: list[Tensor]) -> Tensor:
+        """A copy of the packed results for these tensors: callbacks may keep it."""
+        for mine, new in zip(self.variables, variables, strict=True):
+            mine.copy_(new)
         self._replay()
         return self.packed.clone()

@@ -1,7 +1,7 @@
-"""Recording work on a GPU once and replaying it: one launch for what would be thousands.
+"""Work on a GPU recorded once and replayed: one launch for what would be thousands.
 
-A recording holds addresses. Whoever makes one keeps the tensors it reads and writes, and makes another where one of
-them has been replaced.
+A recording reads from and writes to fixed addresses. The caller keeps the tensors that it was made with, and makes
+another where one of them has been replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs, all in one pool of memory, and believes none before it has reproduced what it recorded."""
+    """Records CUDA graphs, all in one pool of memory, and accepts one only if it reproduces what it recorded."""
 
     def __init__(self) -> None:
         self._pool: Any = None
@@ -44,9 +44,9 @@ class CudaGraphs:
             graph.replay()
             torch.cuda.synchronize()
             _require_agreement(changed, expected, before)
-        except RuntimeError as error:  # CompileError is one
-            if isinstance(error, CompileError):
-                raise
+        except CompileError:
+            raise
+        except RuntimeError as error:
             raise CompileError(f"it cannot be recorded as a CUDA graph ({first_line(error)})") from error
         finally:
             _restore(changed, before)
@@ -54,14 +54,14 @@ class CudaGraphs:
         return replay
 
     def _warm_up(self, run: Run, changed: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-        """Libraries make their handles and workspaces in the first runs, which a recording may not."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        """Runs it twice: libraries make their handles and workspaces in the first runs, which a recording may not."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 _restore(changed, before)
                 run()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
 
     def _captured(self, run: Run) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
@@ -79,9 +79,10 @@ def _restore(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
 
 def _require_agreement(tensors: Sequence[Tensor], expected: Sequence[Tensor], before: Sequence[Tensor]) -> None:
     for tensor, right, old in zip(tensors, expected, before, strict=True):
-        one, other = tensor.double(), right.double()
-        finite = other.isfinite() & old.isfinite()
-        change, size = (other - old)[finite].abs(), old[finite].abs()
+        replayed, first = tensor.double(), right.double()
+        finite = first.isfinite() & old.isfinite()
+        change, size = (first - old)[finite].abs(), old[finite].abs()
         allowed = AGREEMENT * change.max() + 1e-6 * size.max() if finite.any() else 0.0
-        if not torch.equal(one.isfinite(), other.isfinite()) or ((one - other)[finite].abs() > allowed).any():
+        differs = ((replayed - first)[finite].abs() > allowed).any()
+        if differs or not torch.equal(replayed.isfinite(), first.isfinite()):
             raise CompileError("the CUDA graph does not reproduce what was recorded")

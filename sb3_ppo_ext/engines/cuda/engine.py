@@ -1,4 +1,4 @@
-"""What runs a model whose policy is on a GPU: made when it begins to learn."""
+"""Acting and the update as CUDA graphs, and where rollouts are stored for them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_ppo_ext.engines.cpu.update import require_compilable
 from sb3_ppo_ext.engines.cuda.actor import DeviceActor
+from sb3_ppo_ext.engines.cuda.compilers import Compile, inductor, inductor_combo_kernels, uncompiled
 from sb3_ppo_ext.engines.cuda.cuda_graphs import CudaGraphs, Recorder
-from sb3_ppo_ext.engines.cuda.epochs import Finish, as_traced, combined, fused
-from sb3_ppo_ext.engines.cuda.update import DeviceRecordings, RecordedRunner
+from sb3_ppo_ext.engines.cuda.update import CudaGraphCache, RecordedRunner
 from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
 from sb3_ppo_ext.host.pytorch.compilers import has_triton
 from sb3_ppo_ext.policies.adapter import unwrapped
@@ -29,38 +29,38 @@ RECORDERS: dict[str, Callable[[], Recorder]] = {"cuda": CudaGraphs}  # by type o
 
 
 class CudaEngine:
-    """Recordings of one model on one type of device."""
+    """The recordings of one model on one type of device."""
 
     def __init__(self, device_type: str) -> None:
-        self.recordings = recordings_on(device_type, combined)
+        self.recordings = cuda_graph_cache(device_type, inductor_combo_kernels)
 
     def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
-        """Nothing: the first rollout records acting, the first update itself."""
+        """Does nothing: the first rollout records acting, and the first update records itself."""
 
     def actor(self, run: Run) -> DeviceActor:
-        """See ``Engine``."""
+        """An actor for the next rollout."""
         observation = obs_as_tensor(run.last_observation, run.device)
         return DeviceActor(unwrapped(run.policy), self.recordings, observation)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> RecordedRunner:
-        """See ``Engine``."""
+        """A runner for the epochs of an update."""
         require_compilable(run.policy, rollout, update.optimizer)
         return RecordedRunner(run, rollout, update, self.recordings)
 
 
-def recordings_on(device_type: str, compiled: Finish = fused) -> DeviceRecordings:
-    """None yet; what is recorded is ``compiled`` first, where there is Triton."""
-    return DeviceRecordings(RECORDERS[device_type](), compiled if has_triton() else as_traced)
+def cuda_graph_cache(device_type: str, compile: Compile = inductor) -> CudaGraphCache:
+    """An empty cache; where there is Triton, ``compile`` is applied to what is recorded."""
+    return CudaGraphCache(RECORDERS[device_type](), compile if has_triton() else uncompiled)
 
 
 def exchange_buffer(buffer: Any, *, on_device: bool) -> None:
-    """Stable-Baselines3's own rollout buffer moves to the model's device, or back, and is empty then.
+    """Moves Stable-Baselines3's own rollout buffer to the model's device, or back, and empties it.
 
-    The object stays: a callback may hold it since before ``learn()``. One that the user changed does not move: saved
-    files are for Stable-Baselines3 too, and for machines without such a device.
+    The object stays the same, because a callback may hold it since before ``learn()``. A buffer that the user changed
+    does not move: saved files are for Stable-Baselines3 too, and for machines without such a device.
     """
     kinds = ON_DEVICE if on_device else {device: host for host, device in ON_DEVICE.items()}
-    # A method among its attributes has been put there.
+    # A method among its attributes has been put there by the user.
     if type(buffer) not in kinds or any(callable(value) for value in vars(buffer).values()):
         return
     for name in ARRAYS:

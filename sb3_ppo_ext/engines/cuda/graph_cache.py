@@ -8,27 +8,29 @@ from typing import Any
 
 from torch import fx
 
-from sb3_ppo_ext.engines.cuda.engine import recordings_on
-from sb3_ppo_ext.engines.graph_cache import Graph, Graphs, make_room
+from sb3_ppo_ext.engines.cuda.engine import cuda_graph_cache
+from sb3_ppo_ext.engines.graph_cache import Graph, Graphs, evict_oldest
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 
 
 class DeviceGraphs(Graphs):
-    """As ``Graphs``; TorchInductor compiles where there is Triton, and keeps what it made in its own cache.
+    """``Graphs`` that TorchInductor compiles where there is Triton, and stores in its own cache.
 
-    ``recordings`` are for those who launch so many kernels that launching them is most of the work.
+    ``recordings`` are for functions that launch so many kernels that launching them is most of the work.
     """
 
-    def __init__(self, device_type: str, showing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        super().__init__(showing)
-        self.recordings = recordings_on(device_type)
+    def __init__(
+        self, device_type: str, while_compiling: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        super().__init__(while_compiling)
+        self.recordings = cuda_graph_cache(device_type)
 
     def knows(self, kind: str) -> bool:
-        """See ``Graphs``; a recording is as good."""
+        """Whether there is a graph or a recording of that kind, for whatever inputs."""
         return super().knows(kind) or any(key[0] == kind for key in self.recordings.known)
 
     def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs) -> None:
-        with self.showing():
-            call = self.recordings.finish(traced, tensors_of(inputs))
-        make_room(self.known, key)
+        with self.while_compiling():
+            call = self.recordings.compile(traced, tensors_of(inputs))
+        evict_oldest(self.known, key)
         self.known[key] = Graph(lambda tensors: list(call(*tensors)), [])

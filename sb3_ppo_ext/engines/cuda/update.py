@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sb3_ppo_ext.engines.cuda.compilers import Compile
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.cuda_graphs import Recorder
-from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, Finish
+from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings
 from sb3_ppo_ext.engines.fingerprints import fingerprint, signature
-from sb3_ppo_ext.engines.graph_cache import make_room, refuse_restless
+from sb3_ppo_ext.engines.graph_cache import evict_oldest, refuse_endless_compiling
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import tensors_of
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
@@ -25,29 +26,29 @@ from sb3_ppo_ext.update.kl_probe import KLProbe, probe_of
 from sb3_ppo_ext.update.step import EpochStatistics, exceeds
 
 
-class DeviceRecordings:
-    """The recordings of one model, by what they compute and where its tensors lie."""
+class CudaGraphCache:
+    """The recordings of one model, by what they compute and the addresses of their tensors."""
 
-    def __init__(self, recorder: Recorder, finish: Finish) -> None:
+    def __init__(self, recorder: Recorder, compile: Compile) -> None:
         self.recorder = recorder
-        self.finish = finish
+        self.compile = compile
         self.known: dict[Any, Any] = {}
         self.made = 0
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made for ``key``, made now where it is not known."""
+        """The recording for ``key``, made now if there is none."""
         if key not in self.known:
-            refuse_restless(self.known, key)
-            make_room(self.known, key)
+            refuse_endless_compiling(self.known, key)
+            evict_oldest(self.known, key)
             self.known[key] = make()
             self.made += 1
         return self.known[key]
 
 
 class RecordedRunner:
-    """Runs all epochs of an update without waiting for the device; the host reads what happened once, at the end."""
+    """A ``Runner`` whose first epoch trains all of them; it waits for the device once, after that."""
 
-    def __init__(self, run: Run, rollout: Rollout, update: Update, recordings: DeviceRecordings) -> None:
+    def __init__(self, run: Run, rollout: Rollout, update: Update, recordings: CudaGraphCache) -> None:
         self.run = run
         self.rollout = rollout
         self.update = update
@@ -63,9 +64,9 @@ class RecordedRunner:
         key = ("update", prepared.plan, controllers.settings, fingerprint(policy), addresses, shapes)
         functions = UpdateFunctions(policy, update.adapter, prepared.plan)
         self.recorded: EpochRecordings = recordings.get(
-            key, lambda: EpochRecordings(functions, inputs, controllers, rollout.rows, recordings.finish)
+            key, lambda: EpochRecordings(functions, inputs, controllers, rollout.rows, recordings.compile)
         )
-        # Recordings know the controllers they were made with, whose numbers they move.
+        # The recordings may have been made with other objects of the same settings; the numbers to move are in these.
         self.recorded.controllers.controllers = controllers.controllers
         self.recorded.load(inputs, rollout.rows)
         self.probe: KLProbe | None = None
@@ -73,7 +74,7 @@ class RecordedRunner:
             self.recorded.prepare(self.batch_size, recordings.recorder)
 
     def epochs(self) -> Iterator[EpochStatistics]:
-        """What each epoch showed, until ``target_kl`` stopped them; all of them have been trained by the first."""
+        """The statistics of each epoch, until ``target_kl`` stopped them."""
         self.probe = probe_of(self.run, self.rollout, self.update.adapter, self.update.acted, eager=False)
         found = self._trained()
         self.run.apply_learning_rate()
@@ -82,7 +83,7 @@ class RecordedRunner:
             yield epoch
 
     def exact_kl(self, epochs: Sequence[EpochStatistics]) -> float:
-        """See ``Runner``."""
+        """The KL between the policies before and after the epochs, in nats per action; NaN if it is not known."""
         return exact_kl_of(self.probe, epochs)
 
     @torch.no_grad()
@@ -99,7 +100,7 @@ class RecordedRunner:
         return self._read(results)
 
     def _read(self, results: list[tuple[Tensor, Tensor]]) -> list[EpochStatistics]:
-        """The one moment of waiting."""
+        """The statistics of each epoch that took place; waits for the device."""
         tables, counts = (torch.stack(tensors).cpu().numpy() for tensors in zip(*results, strict=True))
         self.recorded.controllers.hand_back(self.run.knobs)
         found = []

@@ -41,8 +41,8 @@ class RecordedDraw:
         (returned,) = next(iter(reversed(traced.graph.nodes))).args
         shapes = [node.meta["val"] for node in returned]
         self.results = [torch.zeros(one.shape, dtype=one.dtype, device=device) for one in shapes]
-        with graphs.showing():
-            call = graphs.recordings.finish(traced, tensors)
+        with graphs.while_compiling():
+            call = graphs.recordings.compile(traced, tensors)
 
         def run() -> None:
             for kept, result in zip(self.results, call(*tensors), strict=True):

@@ -78,7 +78,7 @@ class HalvedGradients(CompiledGradients):
             return [self._graph(f"gradient of {kind}", half, half_of(inputs, kind)) for kind, half in kinds]
 
         with computing_with(self.threads):
-            with self.graphs.together():
+            with self.graphs.compiled_in_parallel():
                 made = graphs()
             if UNFINISHED in made:
                 made = graphs()

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from sb3_ppo_ext.engines.errors import CompileError
-from sb3_ppo_ext.engines.substitution import carry, substituted
+from sb3_ppo_ext.engines.substitution import substituted, write_assigned
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.host.pytorch.modules import has_gradient_hooks
 from sb3_ppo_ext.language.model.causal_lm import before_response, prepared_mask
@@ -97,7 +97,7 @@ def in_a_graph(
             trunk.config._attn_implementation = "eager" if written_out(policy) else "sdpa"
         with substituted(policy, tensors) as assigned:
             yield
-        carry(assigned)
+        write_assigned(assigned)
     finally:
         lm.prepares_mask, lm.prepared = False, None
         for trunk in trunks:

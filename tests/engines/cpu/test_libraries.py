@@ -64,7 +64,7 @@ def test_graphs_are_compiled_once_and_then_loaded(cache: Path, monkeypatch: pyte
             pass
 
     first = Graphs(Shown)
-    with first.together():
+    with first.compiled_in_parallel():
         unfinished = first.get("one", affine, inputs, POLICY)
         first.get("other", lambda given: (2 * given["a"] - given["b"],), inputs, POLICY)  # as long
         with pytest.raises(RuntimeError, match="before it was compiled"):
@@ -156,7 +156,7 @@ def test_a_user_without_a_home_is_told_the_remedy(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_least_recently_used_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "KEPT", 2)
+    monkeypatch.setattr(artifacts, "MAX_LIBRARIES", 2)
     cache.mkdir()
     for age, name in enumerate(("new.so", "older.so", "oldest.so")):
         (cache / name).touch()

@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_ppo_ext import AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
-from sb3_ppo_ext.engines.cuda.epochs import MINIBATCHES, pieces
+from sb3_ppo_ext.engines.cuda.epochs import MINIBATCHES, recording_sizes
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.knob_set import KnobSet
 from sb3_ppo_ext.rollout.device_buffers import TOGETHER, DeviceDictRolloutBuffer, DeviceRolloutBuffer, discounted_sums
@@ -153,7 +153,7 @@ def test_a_law_of_the_users_own_is_refused() -> None:
     ("size", "batch_size"), [(64, 16), (65, 16), (10, 10), (7, 3), (64 * 300, 64), (64 * 300 + 5, 64)]
 )
 def test_pieces_make_an_epoch(size: int, batch_size: int) -> None:
-    parts = pieces(size, batch_size)
+    parts = recording_sizes(size, batch_size)
     assert sum(count * rows for count, rows in parts) == size
     assert all(count <= MINIBATCHES for count, _ in parts)
     assert len(set(parts)) <= 3  # recordings of an epoch

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sb3_ppo_ext.engines.cuda import engine
+from sb3_ppo_ext.engines.cuda.compilers import inductor_combo_kernels
 from sb3_ppo_ext.engines.cuda.engine import CudaEngine
-from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, combined
+from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings
 from sb3_ppo_ext.engines.cuda.update import RecordedRunner
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
 from sb3_ppo_ext.update.kl_probe import KLByPasses
@@ -38,7 +39,8 @@ def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     eager = model_of("box", compile=False).learn(128)
     monkeypatch.setattr(engine, "has_triton", lambda: True)  # on a CPU it is C++ that is compiled
     device = model_of("box", compile=True).learn(128)
-    assert isinstance(device._engines.engine, CudaEngine) and device._engines.engine.recordings.finish is combined
+    assert isinstance(device._engines.engine, CudaEngine)
+    assert device._engines.engine.recordings.compile is inductor_combo_kernels
     theirs = eager.policy.state_dict()
     for key, tensor in device.policy.state_dict().items():
         torch.testing.assert_close(tensor, theirs[key], rtol=1e-4, atol=1e-5, msg=key)

@@ -17,10 +17,11 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sb3_ppo_ext.engines.cpu.actor import acting_inputs
-from sb3_ppo_ext.engines.cuda.actor import Forward
+from sb3_ppo_ext.engines.cuda.actor import RecordedForward
+from sb3_ppo_ext.engines.cuda.compilers import uncompiled
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
-from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings, as_traced
-from sb3_ppo_ext.engines.cuda.update import DeviceRecordings
+from sb3_ppo_ext.engines.cuda.epochs import EpochRecordings
+from sb3_ppo_ext.engines.cuda.update import CudaGraphCache
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import tensors_of
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
@@ -47,7 +48,7 @@ class Plainly:
 
 def noted(traced: Any, tensors: list[Tensor]) -> Any:
     seen.append(traced)
-    return as_traced(traced, tensors)
+    return uncompiled(traced, tensors)
 
 
 def assert_stays_elsewhere(traced: fx.GraphModule) -> None:
@@ -92,12 +93,12 @@ def test_acting_never_waits_for_the_gpu(name: str) -> None:
     inputs = acting_inputs(model.policy, observation)
     with FakeTensorMode(), torch.no_grad():
         fake = elsewhere(inputs)
-        forward = Forward(model.policy, fake, DeviceRecordings(Plainly(), noted))
-        forward.forget_noise()
-        forward.draw()
+        forward = RecordedForward(model.policy, fake, CudaGraphCache(Plainly(), noted))
+        forward.discard_noise()
+        forward.require_noise()
         packed = forward(tensors_of({key: fake[key] for key in ("exploration", "observation")}))
-        forward.keep_noise()
-        results = forward.packing.unpacked(packed)
+        forward.rewind_noise()
+        results = forward.outputs.unpacked(packed)
     assert all(result.device.type == ELSEWHERE for result in results)
     assert [len(result) for result in results] == [2, 2, 2]
     assert_stays_elsewhere(seen.pop())
