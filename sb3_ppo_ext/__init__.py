@@ -3,7 +3,7 @@
 from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
 from sb3_ppo_ext.knobs.controllers import AdaptiveClipFraction, AdaptiveKL
-from sb3_ppo_ext.knobs.laws import Proportional, Threshold
+from sb3_ppo_ext.knobs.laws import Lagrangian, Proportional, Threshold
 from sb3_ppo_ext.knobs.schedules import Cosine, Exponential, Linear, Piecewise, Warmup
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.monitoring.divergence import DivergedError
@@ -19,6 +19,7 @@ __all__ = [
     "Cosine",
     "DivergedError",
     "Exponential",
+    "Lagrangian",
     "Linear",
     "Piecewise",
     "Proportional",
@@ -34,7 +35,7 @@ __all__ = [
 # Saved models name classes by this path, so that they load wherever the code of a class lies later.
 for _public in (
     *(Checkpoints, CheckpointWarning),
-    *(PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold, DivergedError, TrainingWarning),
+    *(PPOX, AdaptiveClipFraction, AdaptiveKL, Lagrangian, Proportional, Threshold, DivergedError, TrainingWarning),
     *(Cosine, Exponential, Linear, Piecewise, Warmup),
 ):
     _public.__module__ = __name__

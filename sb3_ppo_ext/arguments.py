@@ -9,8 +9,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from gymnasium import spaces
+
 from sb3_ppo_ext.knobs.schedules import endpoints, finite_number
-from sb3_ppo_ext.knobs.table import ADDED, KNOBS
+from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
 from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import knows_distribution
@@ -40,11 +42,21 @@ def check_compilable(model: Any, compilable: bool) -> None:
 
 def _check_objective(model: Any) -> None:
     surrogate = SURROGATES[model.surrogate]
-    if model.clip_range_high is not None and "clip_range_high" not in surrogate.uses:
-        users = SURROGATES.users_of("clip_range_high")
+    for name in ("clip_range_high", "divergence_limit"):
+        if getattr(model, name) is not None and name not in surrogate.uses:
+            raise ValueError(
+                f"{name}={getattr(model, name)!r}: only surrogate={SURROGATES.users_of(name)} has a use for it, "
+                f'not "{model.surrogate}"; pass {name}=None'
+            )
+    if surrogate.weighs_kl and not is_on(model.kl_coef):
         raise ValueError(
-            f"clip_range_high={model.clip_range_high!r}: only surrogate={users} has an upper clip of its own, "
-            f'not "{model.surrogate}"; pass clip_range_high=None'
+            f'kl_coef={model.kl_coef!r}: surrogate="{model.surrogate}" draws back by a penalty of this weight; '
+            'pass one above 0, as in kl_coef={"adaptive_kl": {"start": 1.0, "target": 0.03, "law": "lagrangian"}}'
+        )
+    if surrogate.needs_probabilities and isinstance(model.action_space, spaces.Box):
+        raise ValueError(
+            f'surrogate="{model.surrogate}": actions of a {type(model.action_space).__name__} have densities, not '
+            'probabilities; "dppo_kl" takes the exact KL of the distributions'
         )
     clips = endpoints(model.clip_range) if callable(model.clip_range) else (model.clip_range,)
     if surrogate.divides_by_clip_range and min(clips, default=1.0) <= 0:
@@ -84,7 +96,8 @@ def check_exact_kl(model: Any) -> None:
     consumers = [name for name, knob in model.knobs.controllers.items() if knob.measures == "kl"]
     if model.knobs.is_on("kl_coef") and "kl_coef" not in consumers:
         consumers.append("kl_coef")
-    if not consumers or model.kl_estimator != "exact":
+    measured = SURROGATES[model.surrogate].measures_kl
+    if not measured and (not consumers or model.kl_estimator != "exact"):
         return
     if not knows_distribution(model.policy):
         reason = f"the action distribution of {type(model.policy).__name__} is not one of Stable-Baselines3's"
@@ -92,6 +105,11 @@ def check_exact_kl(model: Any) -> None:
         reason = f"{type(model.rollout_buffer).__name__} draws its minibatches by a method of its own"
     else:
         return
+    if measured:
+        raise ValueError(
+            f'surrogate="{model.surrogate}" takes the exact KL: {reason}; "dppo_binary_tv" and "dppo_binary_kl" take '
+            "the probability of the action alone"
+        )
     raise ValueError(f'kl_estimator="exact" (needed by {", ".join(consumers)}): {reason}; pass kl_estimator="k3"')
 
 

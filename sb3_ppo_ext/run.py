@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.knobs.knob_set import KnobSet
+from sb3_ppo_ext.objective.registry import SURROGATES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,6 +107,8 @@ class Run:
     @property
     def needs_exact_kl(self) -> bool:
         """Whether the loss or a controller needs the exact KL of every minibatch."""
+        if SURROGATES[self.settings.surrogate].measures_kl:
+            return True
         steered = any(knob.measures == "kl" for knob in self.knobs.controllers.values())
         return self.settings.kl_estimator == "exact" and (self.penalized or steered)
 

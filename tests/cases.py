@@ -15,7 +15,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Proportional, Threshold
+from sb3_ppo_ext import PPOX, AdaptiveClipFraction, AdaptiveKL, Lagrangian, Proportional, Threshold
 from tests.environments import Toy
 
 Case = tuple[str, str, Any, dict[str, Any]]  # observation, action, policy, settings
@@ -103,6 +103,24 @@ OF_PPOX: dict[str, Case] = {
         "box",
         "MlpPolicy",
         {"learning_rate": AdaptiveKL(3e-3, 2e-4, Threshold(2.0, 1.5), every="minibatch"), "target_kl": 1e-3},
+    ),
+    "KL bound, multiplier": (
+        "vector",
+        "box",
+        "MlpPolicy",
+        {
+            "surrogate": "kl_bound",
+            "kl_coef": AdaptiveKL(1.0, 1e-3, Lagrangian(0.2), every="minibatch"),
+            "divergence_limit": "linear:1e-3:1e-4",
+            "learning_rate": 3e-3,
+        },
+    ),
+    "held back by the KL": ("dict", "box", "MultiInputPolicy", {"surrogate": "dppo_kl", "divergence_limit": 1e-4}),
+    "held back by the probability": (
+        "vector",
+        "discrete",
+        "MlpPolicy",
+        {"surrogate": "dppo_binary_tv", "divergence_limit": 0.005, "learning_rate": 3e-3},
     ),
     "dict, multibinary, spo": ("dict", "multibinary", "MultiInputPolicy", {"surrogate": "spo"}),
     "image, k3": ("image", "discrete", "CnnPolicy", {"kl_coef": 0.1, "kl_estimator": "k3", "n_epochs": 1}),

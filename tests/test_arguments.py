@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 
-from sb3_ppo_ext import AdaptiveKL
+from sb3_ppo_ext import PPOX, AdaptiveKL
 from tests.rollout_buffers import Doubling
 from tests.small_models import model_with
 
@@ -29,6 +29,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"surrogate": "spo", "clip_range_high": 0.3}, "clip_range_high=0.3"),
     ({"surrogate": "none", "dual_clip": 3.0}, "dual_clip=3.0"),
     ({"surrogate": "spo", "clip_range": "lin_0.2"}, "clip_range=.*end above 0"),
+    ({"divergence_limit": 0.1}, r'divergence_limit=0.1: only surrogate="dppo_kl" or .* not "clip"'),
+    ({"surrogate": "kl_bound"}, 'kl_coef=0.0: surrogate="kl_bound" draws back by a penalty of this weight'),
+    ({"surrogate": "dppo_kl", "rollout_buffer_class": Doubling}, 'surrogate="dppo_kl" takes the exact KL: Doubling'),
     ({"dual_clip": 1.0}, "dual_clip=1.0: it must be above 1"),
     ({"dual_clip": "three"}, "dual_clip='three'"),
     ({"kl_coef": -0.1}, "kl_coef=-0.1"),
@@ -63,3 +66,8 @@ def test_sampled_kl_serves_where_the_exact_one_cannot() -> None:
     model = model_with(kl_coef=AdaptiveKL(1.0, 1e-9), kl_estimator="k3", rollout_buffer_class=Doubling).learn(64)
     assert model.knobs.values.kl_coef > 1.0
     assert "train/kl_exact" not in model.logger.name_to_value
+
+
+def test_probabilities_are_not_taken_of_a_density() -> None:
+    with pytest.raises(ValueError, match=r'surrogate="dppo_binary_kl": actions of a Box have densities.*"dppo_kl"'):
+        PPOX("MlpPolicy", "Pendulum-v1", surrogate="dppo_binary_kl")

@@ -25,7 +25,7 @@ def sample_ppox_params(
 ) -> dict[str, Any]:
     """The constructor arguments of one trial; ``convert_ppox_params(trial.params)`` gives the same again."""
     sample_ppo_params(trial, n_actions, n_envs, additional_args)
-    trial.suggest_categorical("surrogate", list(SURROGATES))
+    trial.suggest_categorical("surrogate", searched_surrogates())
     trial.suggest_categorical("clip_ratio", CLIP_RATIOS)
     trial.suggest_categorical("clip_schedule", CLIP_SCHEDULES)
     trial.suggest_categorical("dual_clip", [None, 3.0])
@@ -60,9 +60,15 @@ def convert_ppox_params(sampled: dict[str, Any]) -> dict[str, Any]:
     kwargs["dual_clip"] = kwargs["dual_clip"] if "dual_clip" in uses else None
     kwargs["learning_rate"] = _learning_rate(control, kwargs["learning_rate"], target)
     # Without a surrogate that limits the step the penalty must (PPO-penalty, Schulman et al. 2017, section 4).
-    penalized = penalty or "clip_range" not in uses
+    penalized = penalty or not uses & {"clip_range", "divergence_limit"}
     kwargs["kl_coef"] = {"adaptive_kl": {"start": start, "target": target}} if penalized else 0.0
     return kwargs
+
+
+def searched_surrogates() -> list[str]:
+    """Those that fit any action space; "gspo" is "clip" for single actions."""
+    general = [name for name in SURROGATES if not (SURROGATES[name].needs_probabilities or SURROGATES[name].weighs_kl)]
+    return [name for name in general if name != "gspo"]
 
 
 def _scheduled(schedule: str, start: float, end: float) -> float | dict[str, Any]:

@@ -41,7 +41,7 @@ class Controller(ABC):
                 raise ValueError(f"{name}: {part} is {number}; it must be above 0")
             setattr(self, part, number)
         if not callable(self.law):
-            raise ValueError(f"{name}: law is {self.law!r}; Threshold(...) or Proportional(...)")
+            raise ValueError(f"{name}: law is {self.law!r}; Threshold(...), Proportional(...) or Lagrangian(...)")
         if self.every not in MOMENTS:
             raise ValueError(f"{name}: every is {self.every!r}; one of {', '.join(MOMENTS)}")
         if self.bounds is not None:

@@ -5,6 +5,7 @@ A number is a float, or a 0-d tensor where a controller is moved on the device t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -66,6 +67,31 @@ class Threshold:
         too_little = (excess > 0.0) & (excess < 1.0 / self.margin)
         otherwise = select(too_little, 1.0 / self.factor, 1.0, like=excess)
         return select(excess > self.margin, self.factor, otherwise, like=excess)
+
+
+@dataclass(frozen=True)
+class Lagrangian:
+    """Pressure ``exp(rate * clip(measured / target - 1, -limit, limit))``: for a penalty, dual ascent on log(penalty).
+
+    The weight of the penalty becomes the multiplier of the constraint KL <= target: it grows while the bound is broken,
+    falls while there is room, and comes to rest where the KL is at the bound. Seed RL keeps such a coefficient,
+    exp(speed * p) (agents/policy_gradient/modules/constraints.py). A rate of 0.05 to 0.2 suits ``every="minibatch"``.
+    """
+
+    rate: float = 0.1
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "limit"):
+            value = finite_number("Lagrangian", name, getattr(self, name))
+            if value <= 0:
+                raise ValueError(f"Lagrangian: {name} is {value}; it must be above 0")
+            object.__setattr__(self, name, value)
+
+    def __call__(self, excess: Number, samples: int) -> Number:
+        """The pressure at ``excess`` = measured / target."""
+        exponent = self.rate * bounded(excess - 1.0, -self.limit, self.limit)
+        return exponent.exp() if isinstance(exponent, Tensor) else math.exp(exponent)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_ppo_ext.knobs.controllers import AdaptiveClipFraction, AdaptiveKL, Controller
-from sb3_ppo_ext.knobs.laws import Law, Proportional, Threshold
+from sb3_ppo_ext.knobs.laws import Lagrangian, Law, Proportional, Threshold
 from sb3_ppo_ext.knobs.schedules import Cosine, Exponential, Linear, Piecewise, Warmup, endpoints
 from sb3_ppo_ext.knobs.table import entry_of
 
@@ -37,7 +37,7 @@ FORMS: dict[str, type] = {
     "adaptive_kl": AdaptiveKL,
     "adaptive_clip_fraction": AdaptiveClipFraction,
 }
-LAWS: dict[str, type] = {"threshold": Threshold, "proportional": Proportional}
+LAWS: dict[str, type] = {"threshold": Threshold, "proportional": Proportional, "lagrangian": Lagrangian}
 
 
 def parse_knob(name: str, value: object) -> Knob | None:
@@ -184,7 +184,7 @@ def _law(value: object) -> Law:
         return law
     if callable(value):
         return value
-    raise ValueError(f"law is {value!r}; threshold or proportional, as text or a dict")
+    raise ValueError(f"law is {value!r}; one of {', '.join(LAWS)}, as text or a dict")
 
 
 def _check_range(name: str, knob: Knob) -> None:

@@ -92,6 +92,17 @@ _ENTRIES = (
         added=True,
         meaning="weight of the KL to a frozen reference policy; for policies that have one (language models)",
     ),
+    KnobEntry(
+        "divergence_limit",
+        "Limit of the divergence",
+        ("divergence_limit",),
+        optional=True,
+        grows_with=frozenset({"clip_fraction"}),
+        double=True,
+        added=True,
+        default=None,
+        meaning="the divergence beyond which the surrogates that measure it hold a sample back; None: their default",
+    ),
 )
 KNOBS: dict[str, KnobEntry] = {entry.name: entry for entry in _ENTRIES}
 ADDED: dict[str, float | None] = {entry.name: entry.default for entry in _ENTRIES if entry.added}

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.objective.registry import (
     KL_ESTIMATORS,
+    OF_SAMPLES,
     SURROGATES,
     VALUE_CLIPS,
     VALUE_ERRORS,
@@ -36,21 +37,20 @@ from sb3_ppo_ext.objective.registry import (
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
-def surrogate(
-    name: str, *, keeps_gradient: bool = True, divides_by_clip_range: bool = False, replace: bool = False
-) -> Callable[[Function], Function]:
+def surrogate(name: str, *, replace: bool = False, **flags: bool) -> Callable[[Function], Function]:
     """Registers ``function(log_ratio, advantage, *, ..., mask, reduce)``, a policy loss to be minimised.
 
-    Among the further parameters may be any knob (None where it is switched off), ``dual_clip``, and ``low`` and
-    ``high``, the two sides of the clip range in force; PPOX then knows which arguments go with this surrogate. A
-    parameter of another name keeps its default. See ``Surrogate`` for the two flags.
+    Among the further parameters may be any knob (None where it is switched off), ``dual_clip``, ``low`` and ``high``,
+    the two sides of the clip range in force, ``action_log_prob`` [B] or [B, L] of the policy that acted, and ``kl``
+    [B], the exact KL(old || new) of each state in nats; PPOX then knows which arguments go with this surrogate. A
+    parameter of another name keeps its default. ``flags`` are those of ``Surrogate``.
     """
     _require_name(SURROGATES.argument, name)
 
     def register(function: Function) -> Function:
-        entry = Surrogate(name, function, keeps_gradient, divides_by_clip_range)
+        entry = Surrogate(name, function, **flags)
         _require_parameters(SURROGATES.argument, entry, 2, "mask", "reduce")
-        needed = {parameter: 0.2 for parameter, required in entry.inputs.items() if required}
+        needed = {name: 0.2 for name, required in entry.inputs.items() if required and name not in OF_SAMPLES}
         _require_mask(SURROGATES.argument, entry, 2, needed)
         SURROGATES.add(entry, replace=replace)
         return function
@@ -127,8 +127,9 @@ def _require_mask(kind: str, entry: Registered, tensors: int, knobs: dict[str, f
     results = []
     for width in (2, 3):
         of_slots = [slots[:, :width] * scale for scale in (1.0, 2.0)[:tensors]]
+        of_samples = {name: slots[:, :width] - 1.0 for name in OF_SAMPLES if name in entry.parameters}
         try:
-            results.append(entry(*of_slots, **knobs, mask=mask[:, :width], reduce=_mean))
+            results.append(entry(*of_slots, **knobs, **of_samples, mask=mask[:, :width], reduce=_mean))
         except Exception as error:  # of the user's own code
             text = f"{type(error).__name__}: {error}"
             raise ValueError(f"{_named(kind, entry)} fails on tensors [2, {width}] and a mask ({text})") from error

@@ -13,6 +13,9 @@ from torch import Tensor
 # What a surrogate calls the clip range's two sides -> the arguments of PPOX they come from.
 SIDES = {"low": ("clip_range",), "high": ("clip_range", "clip_range_high")}
 
+# What a surrogate may take besides knobs: one number per sample.
+OF_SAMPLES = ("action_log_prob", "kl")
+
 
 @dataclass(frozen=True, eq=False)  # equal only to itself, as the function is: graphs are remembered by it
 class Registered:
@@ -36,11 +39,14 @@ class Surrogate(Registered):
     """A policy loss of log-ratio and advantage, and of the knobs and choices among its further parameters.
 
     ``keeps_gradient`` says whether a ratio outside the clip range still has a gradient; ``divides_by_clip_range``, that
-    the clip range must not reach 0.
+    the clip range must not reach 0; ``needs_probabilities``, that log-probabilities must be those of discrete actions,
+    not densities; ``weighs_kl``, that the surrogate contains the penalty that ``kl_coef`` weighs.
     """
 
     keeps_gradient: bool = True
     divides_by_clip_range: bool = False
+    needs_probabilities: bool = False
+    weighs_kl: bool = False
 
     @property
     def inputs(self) -> dict[str, bool]:
@@ -54,9 +60,15 @@ class Surrogate(Registered):
         return {one.name: one.default is one.empty for one in named if one.name not in {"mask", "reduce", *bound}}
 
     @property
+    def measures_kl(self) -> bool:
+        """Whether it takes the exact KL of every state."""
+        return "kl" in self.inputs
+
+    @property
     def uses(self) -> frozenset[str]:
         """The arguments of PPOX that have an effect on this surrogate."""
-        return frozenset(name for given in self.inputs for name in SIDES.get(given, (given,)))
+        arguments = (name for name in self.inputs if name not in OF_SAMPLES)
+        return frozenset(argument for name in arguments for argument in SIDES.get(name, (name,)))
 
 
 @dataclass(frozen=True, eq=False)

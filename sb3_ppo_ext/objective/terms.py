@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sb3_ppo_ext.objective import losses as objective
+from sb3_ppo_ext.objective import sequence_ratios, trust_regions  # noqa: F401  # they register their surrogates
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.distributions import exact_kl
 from sb3_ppo_ext.objective.losses import Reduce, Scalar, fill_masked, masked_mean
-from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIPS, VALUE_ERRORS, Registered
+from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, OF_SAMPLES, SURROGATES, VALUE_CLIPS, VALUE_ERRORS, Registered
 
 
 class KnobValues(NamedTuple):
@@ -25,6 +26,7 @@ class KnobValues(NamedTuple):
     kl_coef: Scalar = 0.0
     ref_kl_coef: Scalar = 0.0
     learning_rate: Scalar = 3e-4  # for the optimizer; no term depends on it
+    divergence_limit: Scalar | None = None
 
     @property
     def low(self) -> Scalar:
@@ -74,12 +76,17 @@ class Objective:
     @property
     def uses_distributions(self) -> bool:
         """Whether the loss needs the old and the new distribution."""
-        return self.penalized and self.kl_estimator == "exact"
+        return "kl" in self.surrogate_inputs or (self.penalized and self.kl_estimator == "exact")
+
+    @property
+    def adds_penalty(self) -> bool:
+        """Whether a penalty on the KL is a term of its own, beside the surrogate."""
+        return self.penalized and not SURROGATES[self.surrogate].weighs_kl
 
 
 def inputs_of(surrogate: str) -> tuple[str, ...]:
     """The parameters of a surrogate that it is given; ``ValueError`` for one that it needs and that is nothing here."""
-    known = {*KnobValues._fields, "low", "high", "dual_clip"}
+    known = {*KnobValues._fields, "low", "high", "dual_clip", *OF_SAMPLES}
     inputs = SURROGATES[surrogate].inputs
     if strange := [name for name, needed in inputs.items() if needed and name not in known]:
         raise ValueError(
@@ -131,24 +138,36 @@ def ppo_terms(
     advantage = minibatch.advantage
     if choices.normalize_advantage:
         advantage = objective.normalized(advantage, mask)
-    log_ratio = new.log_prob - minibatch.action_log_prob
     return Terms(
-        _policy_term(log_ratio, advantage, choices, knobs, mask, reduce),
+        _policy_term(new, minibatch._replace(advantage=advantage), choices, knobs, reduce),
         value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
         objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
-        kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.penalized else None,
+        kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.adds_penalty else None,
         None if new.ref_log_prob is None and new.ref_kl is None else reference_kl(new, choices, reduce),
     )
 
 
 def _policy_term(
-    log_ratio: Tensor, advantage: Tensor, choices: Objective, knobs: KnobValues, mask: Tensor | None, reduce: Reduce
+    new: Evaluation, minibatch: Minibatch, choices: Objective, knobs: KnobValues, reduce: Reduce
 ) -> Tensor:
-    inputs = {
-        name: choices.dual_clip if name == "dual_clip" else getattr(knobs, name) for name in choices.surrogate_inputs
-    }
-    log_ratio, advantage = fill_masked(log_ratio, mask), fill_masked(advantage, mask)
+    mask = new.mask
+    inputs = {name: _surrogate_input(name, new, minibatch, choices, knobs) for name in choices.surrogate_inputs}
+    log_ratio = fill_masked(new.log_prob - minibatch.action_log_prob, mask)
+    advantage = fill_masked(minibatch.advantage, mask)
     return SURROGATES[choices.surrogate](log_ratio, advantage, **inputs, mask=mask, reduce=reduce)
+
+
+def _surrogate_input(
+    name: str, new: Evaluation, minibatch: Minibatch, choices: Objective, knobs: KnobValues
+) -> Scalar | None:
+    if name == "dual_clip":
+        return choices.dual_clip
+    if name == "action_log_prob":
+        return fill_masked(minibatch.action_log_prob, new.mask)
+    if name == "kl":
+        return kl_divergence(new, minibatch, "exact", fill_masked)
+    value: Scalar | None = getattr(knobs, name)
+    return value
 
 
 def value_term(

@@ -23,7 +23,7 @@ ALL = {name: 0.1 for name in KNOBS}
 def test_the_names_are_those_of_the_values_a_minibatch_is_trained_with() -> None:
     assert list(KNOBS) == [
         *("learning_rate", "clip_range", "clip_range_high", "clip_range_vf"),
-        *("ent_coef", "vf_coef", "kl_coef", "ref_kl_coef"),
+        *("ent_coef", "vf_coef", "kl_coef", "ref_kl_coef", "divergence_limit"),
     ]
     assert set(KnobValues._fields) == set(KNOBS)
 
@@ -33,11 +33,13 @@ def test_smallest_values_and_which_may_be_none() -> None:
     assert {name: knob.smallest for name, knob in KNOBS.items()} == {
         name: -math.inf if name in unbounded else 0.0 for name in KNOBS
     }
-    assert {name for name, knob in KNOBS.items() if knob.optional} == {"clip_range_high", "clip_range_vf"}
+    assert {name for name, knob in KNOBS.items() if knob.optional} == {
+        *("clip_range_high", "clip_range_vf", "divergence_limit")
+    }
 
 
 def test_controllers_move_every_knob_as_the_table_says() -> None:
-    penalties, ranges = {"kl_coef", "ref_kl_coef"}, {"clip_range", "clip_range_high"}
+    penalties, ranges = {"kl_coef", "ref_kl_coef"}, {"clip_range", "clip_range_high", "divergence_limit"}
     by_kl = {name: AdaptiveKL(0.1, 0.01).bind(name) for name in KNOBS}
     by_fraction = {name: AdaptiveClipFraction(0.1, 0.01).bind(name) for name in KNOBS}
     assert {name for name, one in by_kl.items() if one.grows(name)} == penalties
@@ -59,7 +61,7 @@ def test_an_unknown_knob_is_refused_with_the_known_ones() -> None:
 def test_what_is_added_or_clamped_counts_in_double_precision() -> None:
     tensors = knob_tensors(KnobValues(**ALL), torch.device("cpu"))
     double = {name for name, tensor in tensors.items() if tensor.dtype == torch.float64}
-    assert double == {"learning_rate", "clip_range", "clip_range_high", "clip_range_vf"}
+    assert double == {"learning_rate", "clip_range", "clip_range_high", "clip_range_vf", "divergence_limit"}
 
 
 def test_every_knob_is_drawn_in_its_chart() -> None:
@@ -78,6 +80,7 @@ def test_every_knob_is_drawn_in_its_chart() -> None:
         "vf_coef": "Weight of the value loss",
         "kl_coef": "Weight of the KL penalty",
         "ref_kl_coef": "Weight of the KL penalty",
+        "divergence_limit": "Limit of the divergence",
     }
     assert charts.CHARTS["Clip range, and samples outside it"] == (
         *("train/clip_range", "train/clip_range_high"),
@@ -113,15 +116,16 @@ def test_names_in_torchrl() -> None:
         ("critic_coeff", "vf_coef"),
         ("kl_coef", "kl_coef"),
         ("ref_kl_coef", "ref_kl_coef"),
+        ("divergence_limit", "divergence_limit"),
     ]
-    assert ADDED_COEFFICIENTS == ("kl_coef", "ref_kl_coef")
+    assert ADDED_COEFFICIENTS == ("kl_coef", "ref_kl_coef", "divergence_limit")
     parameters = inspect.signature(PPOXLoss.__init__).parameters
-    assert {name: parameters[name].default for name in ADDED_COEFFICIENTS} == {"kl_coef": None, "ref_kl_coef": None}
+    assert {name: parameters[name].default for name in ADDED_COEFFICIENTS} == dict.fromkeys(ADDED_COEFFICIENTS)
 
 
 def test_what_ppox_adds_has_its_default_and_a_line_in_the_documentation() -> None:
     parameters = inspect.signature(PPOX.__init__).parameters
-    defaults = {"clip_range_high": None, "kl_coef": 0.0, "ref_kl_coef": 0.0}
+    defaults = {"clip_range_high": None, "kl_coef": 0.0, "ref_kl_coef": 0.0, "divergence_limit": None}
     assert {name: parameters[name].default for name, knob in KNOBS.items() if knob.added} == defaults
     assert PPOX.__doc__ is not None
     for name in KNOBS:

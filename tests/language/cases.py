@@ -56,7 +56,11 @@ OF_ROWS: dict[str, Settings] = {
 }
 
 OF_TOKENS: dict[str, Settings] = {
-    **{f"surrogate {name}": {"surrogate": name, "advantage_scope": "rollout"} for name in SURROGATES},
+    **{
+        f"surrogate {name}": {"surrogate": name, "advantage_scope": "rollout"}
+        for name in SURROGATES
+        if not SURROGATES[name].measures_kl
+    },
     "LoRA, k1": {"kl_coef": 0.1, "kl_estimator": "k1", **of_policy(lora={"r": 2})},
     "LoRA, branch, k2, micro-batches": {
         **{"kl_coef": 0.1, "kl_estimator": "k2", "clip_range_vf": 0.2, "value_clip": "max"},

@@ -33,13 +33,21 @@ def other(log_ratio: Tensor, advantage: Tensor, *, mask: Tensor | None, reduce: 
 
 
 def test_ppox_s_own_are_registered_with_what_is_known_of_them() -> None:
-    assert list(SURROGATES) == ["clip", "spo", "none"] and list(KL_ESTIMATORS) == ["k1", "k2", "k3"]
+    own = ["clip", "spo", "none", "gspo", "cispo", "dppo_kl", "dppo_binary_tv", "dppo_binary_kl", "kl_bound"]
+    assert list(SURROGATES) == own and list(KL_ESTIMATORS) == ["k1", "k2", "k3"]
     assert list(VALUE_ERRORS) == ["l2", "l1", "smooth_l1"] and list(VALUE_CLIPS) == ["sb3", "max"]
     assert {name: SURROGATES[name].uses for name in SURROGATES} == {
         "clip": {"clip_range", "clip_range_high", "dual_clip"},
         "spo": {"clip_range"},
         "none": set(),
+        "gspo": {"clip_range", "clip_range_high"},
+        "cispo": {"clip_range", "clip_range_high"},
+        "dppo_kl": {"divergence_limit"},
+        "dppo_binary_tv": {"divergence_limit"},
+        "dppo_binary_kl": {"divergence_limit"},
+        "kl_bound": {"kl_coef", "divergence_limit"},
     }
+    assert [name for name in SURROGATES if SURROGATES[name].weighs_kl] == ["kl_bound"]
     assert [name for name in SURROGATES if not SURROGATES[name].keeps_gradient] == ["clip"]
     assert [name for name in SURROGATES if SURROGATES[name].divides_by_clip_range] == ["spo"]
     assert all(VALUE_ERRORS[name].averages for name in VALUE_ERRORS)

@@ -75,6 +75,8 @@ PPOX_ONLY: dict[str, dict[str, Any]] = {
     "asymmetric": {"clip_range": 0.03, "clip_range_high": 0.1},
     "dual clip": {"clip_range": 0.03, "dual_clip": 1.2},
     "spo": {"surrogate": "spo", "clip_range": 0.1},
+    "held back by the KL": {"surrogate": "dppo_kl", "divergence_limit": 1e-4},
+    "KL bound": {"surrogate": "kl_bound", "kl_coef": 2.0, "divergence_limit": 1e-4},
     "penalty": {"surrogate": "none", "kl_coef": 0.8},
     "clip and penalty": {"kl_coef": 3.0, "clip_range": 0.05},
     "k1": {"kl_coef": 0.5, "kl_estimator": "k1"},

@@ -69,7 +69,9 @@ def test_the_upper_clip_range_is_the_ratio_times_the_lower_and_only_with_the_cli
 def test_a_registered_surrogate_is_searched_with_the_arguments_it_uses(objectives: None) -> None:
     surrogate("upwards")(lambda log_ratio, advantage, *, high, mask, reduce: reduce(advantage * log_ratio * high, mask))
     surrogate("free")(lambda log_ratio, advantage, *, mask, reduce: reduce(advantage * log_ratio, mask))
-    assert {sampled(seed)[0]["surrogate"] for seed in range(60)} == {"clip", "spo", "none", "upwards", "free"}
+    assert {sampled(seed)[0]["surrogate"] for seed in range(60)} == {
+        *("clip", "spo", "none", "cispo", "dppo_kl", "upwards", "free")
+    }
     _, params = sampled(0)
     params |= {"clip_range": 0.2, "clip_ratio": 1.4, "clip_schedule": "constant", "dual_clip": 3.0, "kl_penalty": False}
     upwards = convert_ppox_params({**params, "surrogate": "upwards"})

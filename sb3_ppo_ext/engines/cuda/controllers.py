@@ -10,7 +10,7 @@ from torch import Tensor
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.controllers import AdaptiveClipFraction, AdaptiveKL
 from sb3_ppo_ext.knobs.knob_set import KnobSet
-from sb3_ppo_ext.knobs.laws import Proportional, Threshold
+from sb3_ppo_ext.knobs.parsing import LAWS
 
 MOMENTS = ("minibatch", "epoch")  # at the third, after a rollout's update, the measurements are on the host
 
@@ -28,7 +28,7 @@ class DeviceControllers:
         }
         for name, controller in self.controllers.items():
             known = type(controller) in (AdaptiveKL, AdaptiveClipFraction)
-            if not known or type(controller.law) not in (Threshold, Proportional):
+            if not known or type(controller.law) not in LAWS.values():
                 raise CompileError(f"{name} has a controller or a law of its own, which the device cannot compute")
             if controller.measures == "ref_kl":
                 raise CompileError("ref_kl_coef answers to a KL that is not measured in the minibatches")
