@@ -16,7 +16,7 @@ from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
 from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import knows_distribution
-from sb3_ppo_ext.rollout.minibatches import has_rows
+from sb3_ppo_ext.rollout.minibatches import indexable
 
 ADVANTAGE_SCOPES = ("minibatch", "rollout")
 
@@ -101,7 +101,7 @@ def check_exact_kl(model: Any) -> None:
         return
     if not knows_distribution(model.policy):
         reason = f"the action distribution of {type(model.policy).__name__} is not one of Stable-Baselines3's"
-    elif not has_rows(type(model.rollout_buffer)):
+    elif not indexable(type(model.rollout_buffer)):
         reason = f"{type(model.rollout_buffer).__name__} draws its minibatches by a method of its own"
     else:
         return
@@ -115,7 +115,7 @@ def check_exact_kl(model: Any) -> None:
 
 def check_buffer(model: Any) -> None:
     """Recomputing advantages needs to know which row is which."""
-    if model.recompute_advantage and not has_rows(type(model.rollout_buffer)):
+    if model.recompute_advantage and not indexable(type(model.rollout_buffer)):
         raise ValueError(
             f"recompute_advantage=True: {type(model.rollout_buffer).__name__} draws its minibatches by a method of "
             "its own; pass recompute_advantage=False"

@@ -47,7 +47,7 @@ class EagerEngine:
 
     def actor(self, run: Run) -> Actor:
         """See ``Engine``."""
-        return self.acted.noting(EagerActor(run.policy))
+        return self.acted.recorded(EagerActor(run.policy))
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
         """See ``Engine``."""

@@ -18,7 +18,8 @@ from sb3_ppo_ext.engines.noise import refuse_draws
 from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.host.pytorch.graphs import aten, aten_graph
 from sb3_ppo_ext.host.pytorch.modules import hook_tables, shared_hook_tables
-from sb3_ppo_ext.policies.side_effects import Change, Snapshot, holds_tensor, plain_tensors
+from sb3_ppo_ext.policies.attribute_values import holds_tensor
+from sb3_ppo_ext.policies.side_effects import Change, Snapshot, plain_tensors
 
 Inputs = dict[str, Any]
 

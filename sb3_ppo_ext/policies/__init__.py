@@ -1,1 +1,1 @@
-"""What PPOX asks of a policy, and what it adds to one."""
+"""The interface of PPOX to a policy, and what PPOX adds to policies."""

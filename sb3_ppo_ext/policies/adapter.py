@@ -1,4 +1,4 @@
-"""What the objective needs of a policy, and the adapter that asks one of Stable-Baselines3's policies for it."""
+"""The interface of a policy to the objective, and its adapter for Stable-Baselines3's policies."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.distributions import Distribution
 from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import KNOWN_DISTRIBUTIONS, ActionDistribution, parameters_of
-from sb3_ppo_ext.policies.direct_forward import PlainNetworks
+from sb3_ppo_ext.policies.direct_forward import HooklessNetworks
 from sb3_ppo_ext.process_wide import ProcessWide
 
 
 class Evaluator(Protocol):
-    """What the loss of a minibatch needs of a policy, whatever framework it comes from."""
+    """The interface of a policy to the loss of a minibatch, in every framework."""
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
-        """The minibatch under the current parameters, with gradient."""
+        """Evaluates the minibatch under the current parameters, with gradient."""
         ...
 
 
 class PolicyAdapter(Evaluator, Protocol):
-    """How the update sees a policy."""
+    """The interface of a policy to the update."""
 
     def distribution(self, observation: Observation) -> ActionDistribution:
         """The parameters of the action distribution [B]."""
@@ -39,13 +39,13 @@ class PolicyAdapter(Evaluator, Protocol):
 
 
 def unwrapped(policy: torch.nn.Module) -> ActorCriticPolicy:
-    """The policy itself where ``torch.compile`` wrapped it."""
+    """The policy, also where ``torch.compile`` has wrapped it."""
     return cast(ActorCriticPolicy, getattr(policy, "_orig_mod", policy))
 
 
 @contextmanager
 def as_collected(policy: torch.nn.Module) -> Iterator[None]:
-    """The policy in evaluation mode, as it collects rollouts, until the end of the block of its training."""
+    """Puts a policy in training into the evaluation mode of collecting, until the end of the block."""
     unwrapped(policy).set_training_mode(False)
     try:
         yield
@@ -54,22 +54,22 @@ def as_collected(policy: torch.nn.Module) -> Iterator[None]:
 
 
 def knows_distribution(policy: torch.nn.Module) -> bool:
-    """Whether the policy's action distribution is of a kind whose exact KL is known here."""
+    """Whether the exact KL of the policy's kind of action distribution is known."""
     return isinstance(getattr(unwrapped(policy), "action_dist", None), KNOWN_DISTRIBUTIONS)
 
 
 class SB3Adapter:
-    """Stable-Baselines3's actor-critic policies, custom ones included."""
+    """The adapter of Stable-Baselines3's actor-critic policies, custom ones included."""
 
     def __init__(self, policy: torch.nn.Module, *, with_distribution: bool) -> None:
         self.policy = unwrapped(policy)
         self.with_distribution = with_distribution
-        # Its own evaluate_actions leaves the distribution it evaluated in action_dist; another's may not.
+        # A custom evaluate_actions may leave another distribution in action_dist, or none.
         self.leaves_distribution = evaluates_as_sb3(self.policy)
-        self._networks = PlainNetworks(self.policy) if self.leaves_distribution else None
+        self._networks = HooklessNetworks(self.policy) if self.leaves_distribution else None
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
-        """Values, log-probabilities and entropy by ``evaluate_actions``, and the distribution if it is wanted."""
+        """Evaluates by ``evaluate_actions``; with the distribution where the adapter was made for that."""
         value, log_prob, entropy = self._evaluate_actions(minibatch.observation, minibatch.action)
         distribution = None
         if self.with_distribution:
@@ -95,7 +95,10 @@ class SB3Adapter:
 
 
 def unvalidated_distributions() -> ProcessWide[bool]:
-    """``torch.distributions`` without argument checks: same bits, a tenth less time; NaN is looked for elsewhere."""
+    """Switches off the argument checks of ``torch.distributions``: the same bits in a tenth less time.
+
+    A NaN is found by the checks of losses and gradients.
+    """
     return _UNVALIDATED
 
 

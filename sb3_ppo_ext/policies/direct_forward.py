@@ -17,28 +17,30 @@ from sb3_ppo_ext.host.sb3 import has_separate_towers
 Layer = Callable[[Tensor], Tensor]
 
 
-class PlainNetworks:
-    """What lies between a policy's features and its action distribution or value, as the modules stand now."""
+class HooklessNetworks:
+    """The networks between a policy's features and its action distribution or value, as functions.
+
+    Modules that are replaced later are not seen; parameters are.
+    """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
-        self._value = straight(policy.value_net)
+        self._value = as_functions(policy.value_net)
         self._towers: tuple[list[Layer], list[Layer]] | None = None
         extractor = policy.mlp_extractor
         if has_separate_towers(extractor):
-            self._towers = straight(extractor.policy_net), straight(extractor.value_net)
-        of_modules = [table for module in policy.modules() for table in hook_tables(module)]
-        self._hooks = (*of_modules, *shared_hook_tables())
+            self._towers = as_functions(extractor.policy_net), as_functions(extractor.value_net)
+        self._hooks = [*shared_hook_tables(), *(table for module in policy.modules() for table in hook_tables(module))]
 
     def hooked(self) -> bool:
-        """Whether somebody listens to the layers; they are to be called in full then."""
+        """Whether a hook is registered: the modules are to be called then."""
         return any(self._hooks)
 
     def latents(self, features: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of actor and critic."""
+        """The latent tensors of actor and critic, from their features."""
         if self._towers is not None:
             actor, critic = features if isinstance(features, tuple) else (features, features)
-            return through(self._towers[0], actor), through(self._towers[1], critic)
+            return apply_layers(self._towers[0], actor), apply_layers(self._towers[1], critic)
         extractor = self.policy.mlp_extractor
         if isinstance(features, tuple):
             return extractor.forward_actor(features[0]), extractor.forward_critic(features[1])
@@ -46,16 +48,16 @@ class PlainNetworks:
         return actor, critic
 
     def values(self, latent: Tensor) -> Tensor:
-        """[B, 1] from the critic's latent."""
-        return through(self._value, latent)
+        """The values [B, 1] of the critic's latent."""
+        return apply_layers(self._value, latent)
 
 
-def straight(module: nn.Module) -> list[Layer]:
-    """The module as functions to be called one after the other, which look their parameters up each time."""
+def as_functions(module: nn.Module) -> list[Layer]:
+    """The module as functions to be applied in turn, which read their parameters at each call."""
     if "forward" in vars(module):
         return [module]
     if type(module) is nn.Sequential:
-        return [layer for part in module for layer in straight(part)]
+        return [function for layer in module for function in as_functions(layer)]
     if type(module) is nn.Linear:
         parameters = parameter_table(module)
         return [lambda x: nn.functional.linear(x, parameters["weight"], parameters["bias"])]
@@ -64,7 +66,7 @@ def straight(module: nn.Module) -> list[Layer]:
     return [module]
 
 
-def through(layers: list[Layer], x: Tensor) -> Tensor:
+def apply_layers(layers: list[Layer], x: Tensor) -> Tensor:
     """The output of the layers."""
     for layer in layers:
         x = layer(x)

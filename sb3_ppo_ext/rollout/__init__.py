@@ -1,1 +1,1 @@
-"""From the environment to minibatches: collection, buffers, advantages."""
+"""Rollouts: their collection, buffers, advantages and minibatches."""

@@ -128,7 +128,7 @@ def within_bounds(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
 def cut_by_time_limit(
     policy: ActorCriticPolicy, actor: Actor, dones: np.ndarray, infos: list[dict[str, Any]]
 ) -> Iterator[tuple[int, Observation, Tensor]]:
-    """Index, last observation and its value for every episode that a time limit has cut, whose return goes on there.
+    """Index, last observation and its value for every episode that a time limit has cut: its return continues there.
 
     The reason is in https://github.com/DLR-RM/stable-baselines3/issues/633.
     """

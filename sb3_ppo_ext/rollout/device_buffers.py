@@ -1,6 +1,6 @@
 """Rollout buffers whose arrays are tensors on the policy's device.
 
-What acting computes there never leaves it; rewards and episode starts come from the host and go over once a rollout.
+The results of acting never leave the device; rewards and episode starts are copied to it once a rollout.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
-TOGETHER = 64  # steps that are kept as they come, to be copied into the arrays at once
+PENDING = 64  # steps whose tensors are collected before they are copied into the arrays together
 
 
 class Collected:
-    """An array of a buffer to which every step adds: whoever reads it finds all of them there."""
+    """An array of a buffer to which every step adds: an access copies the pending steps first."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -33,9 +33,9 @@ class Collected:
 
 
 class DeviceRollouts(RolloutBuffer):
-    """What both buffers below do differently from Stable-Baselines3's. Arrays are [T, N, ...], as there.
+    """The common part of the two buffers below. Arrays are [T, N, ...], as in Stable-Baselines3's.
 
-    A subclass, no mixin: only so can an object move from one class to the other, see ``exchange_buffer``.
+    It is a subclass and no mixin so that ``exchange_buffer`` can move an object from one class to the other.
     """
 
     buffer_size: int
@@ -56,10 +56,10 @@ class DeviceRollouts(RolloutBuffer):
     observations, actions, values, log_probs = Collected(), Collected(), Collected(), Collected()
 
     def reset(self) -> None:
-        """Empty, with arrays of its own: whoever kept those of the last rollout keeps their contents."""
+        """Empties the buffer; its arrays are new, so that those of the last rollout keep their contents."""
         shape = (self.buffer_size, self.n_envs)
         self.arrays: dict[str, Any] = {}
-        self._steps: list[list[Tensor]] = []  # the last ones, not in the arrays yet
+        self._steps: list[list[Tensor]] = []  # pending, not in the arrays yet
         self.pos, self.full, self.generator_ready = 0, False, False
         self.observations = self._empty_observations(shape)
         self.rewards, self.episode_starts = (np.zeros(shape, np.float32) for _ in range(2))
@@ -72,45 +72,45 @@ class DeviceRollouts(RolloutBuffer):
     def _empty_observations(self, shape: tuple[int, int]) -> Any:
         space = self.observation_space
         if isinstance(space, spaces.Dict):
-            return {key: self._zeros((*shape, *self.obs_shape[key]), part.dtype) for key, part in space.spaces.items()}
+            return {key: self._zeros((*shape, *self.obs_shape[key]), item.dtype) for key, item in space.spaces.items()}
         return self._zeros((*shape, *self.obs_shape), space.dtype)
 
     def add(self, obs: Any, action: Any, reward: Any, episode_start: Any, value: Tensor, log_prob: Tensor) -> None:
-        """One step of all environments: tensors of the device are kept, whatever is on the host is copied there."""
-        self._steps.append([self._own(given) for given in (*_parts(obs), action, value, log_prob)])
+        """Adds one step of all environments: tensors of the device as they are, copies of what is on the host."""
+        self._steps.append([self._on_device(array) for array in (*_arrays_of(obs), action, value, log_prob)])
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
         self.pos += 1
         self.full = self.pos == self.buffer_size
-        if len(self._steps) == TOGETHER:
+        if len(self._steps) == PENDING:
             self.settle()
 
-    def _own(self, given: Any) -> Tensor:
-        # What is on a device has been made for this step; on the host it may be the environment's own array.
-        if isinstance(given, Tensor) and given.device.type != "cpu":
-            return given
-        return torch.as_tensor(given).to(self.device, copy=True)
+    def _on_device(self, array: Any) -> Tensor:
+        # A tensor of a device was made for this step; on the host it may be an array that the environment reuses.
+        if isinstance(array, Tensor) and array.device.type != "cpu":
+            return array
+        return torch.as_tensor(array).to(self.device, copy=True)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Copies the last steps into the arrays."""
+        """Copies the pending steps into the arrays."""
         if not self._steps:
             return
         steps, self._steps = self._steps, []
         written = slice(self.pos - len(steps), self.pos)
         names = ("actions", "values", "log_probs")
-        arrays = [*_parts(self.arrays["observations"]), *(self.arrays[name] for name in names)]
+        arrays = [*_arrays_of(self.arrays["observations"]), *(self.arrays[name] for name in names)]
         for array, column in zip(arrays, zip(*steps, strict=True), strict=True):
-            place = array[written]
-            place.copy_(torch.stack(column).reshape(place.shape))
+            rows = array[written]
+            rows.copy_(torch.stack(column).reshape(rows.shape))
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
-        """As Stable-Baselines3's, up to rounding."""
+        """Computes advantages and returns [T, N], equal to Stable-Baselines3's up to rounding."""
         self.advantages = self.advantages_for(self.values, last_values, dones)
         self.returns = self.advantages + self.values
 
     def advantages_for(self, values: Tensor, last_values: Tensor, dones: np.ndarray) -> Tensor:
-        """Advantages [T, N] for other values [T, N] of the same steps."""
+        """The advantages [T, N] of the steps under other values [T, N]."""
         ended = np.concatenate((self.episode_starts[1:], dones.astype(np.float32).reshape(1, -1)))
         rewards, non_terminal = (torch.from_numpy(array).to(self.device) for array in (self.rewards, 1 - ended))
         next_values = torch.cat((values[1:], last_values.detach().reshape(1, -1)))
@@ -118,18 +118,18 @@ class DeviceRollouts(RolloutBuffer):
         return discounted_sums(delta, self.gamma * self.gae_lambda * non_terminal)
 
     def get(self, batch_size: int | None = None) -> Any:
-        """As Stable-Baselines3's ``RolloutBuffer.get``; the permutation is drawn on the device."""
+        """Yields minibatches like ``RolloutBuffer.get``, in a permutation that is drawn on the device."""
         assert self.full, "the buffer is not full"
         order = torch.randperm(self.buffer_size * self.n_envs, device=self.device)
         for rows in torch.split(order, batch_size or len(order)):
             yield self._get_samples(rows)  # type: ignore[arg-type]  # tensors here
 
     def flat(self, array: Tensor) -> Tensor:
-        """[T, N, ...] as [N * T, ...], in the order of ``swap_and_flatten``."""
+        """The array [T, N, ...] as [N * T, ...], in the order of ``swap_and_flatten``."""
         return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
 
-# Attributes of a buffer that are of another kind where its arrays are of another.
+# The attributes that ``exchange_buffer`` drops when it moves a buffer to or from the device.
 ARRAYS = (*(name for name, value in vars(DeviceRollouts).items() if isinstance(value, Collected)), "arrays", "_steps")
 
 
@@ -158,7 +158,7 @@ DEVICE_BUFFERS = (DeviceRolloutBuffer, DeviceDictRolloutBuffer)
 
 
 def discounted_sums(delta: Tensor, discount: Tensor) -> Tensor:
-    """A_t = delta_t + discount_t A_{t+1} over the first dimension [T, ...], in log2(T) passes.
+    """The sums A_t = delta_t + discount_t A_{t+1} over the first dimension [T, ...], in log2(T) passes.
 
     The recursion of Schulman et al. 2016, eq. 16. After a pass every sum reaches twice as far: pairs (sum, product)
     compose associatively, as in any parallel scan (Hillis & Steele 1986).
@@ -171,5 +171,5 @@ def discounted_sums(delta: Tensor, discount: Tensor) -> Tensor:
     return total
 
 
-def _parts(observation: Any) -> list[Any]:
+def _arrays_of(observation: Any) -> list[Any]:
     return list(observation.values()) if isinstance(observation, dict) else [observation]

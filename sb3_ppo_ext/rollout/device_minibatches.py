@@ -1,4 +1,4 @@
-"""A rollout that is on the device already, as minibatches; nothing of it goes over the host."""
+"""Minibatches of a rollout that lies on the policy's device; nothing is copied to the host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DeviceRollout(Rollout):
-    """As ``Rollout``; the order of an epoch is drawn on the device."""
+    """A ``Rollout`` whose buffer and whose random order of rows are on the device."""
 
     def __init__(self, buffer: Any, action_space: spaces.Space[Any], *, normalize_advantage: bool) -> None:
         assert isinstance(buffer, DeviceRollouts)
@@ -34,17 +34,17 @@ class DeviceRollout(Rollout):
         return self._flat(observations)
 
     def orders(self, batch_size: int) -> tuple[Tensor, ...]:
-        """One epoch as indices of rows, one tensor for each minibatch; by torch's generator of the device."""
+        """The row indices of the minibatches of one epoch, drawn by torch's generator of the device."""
         return torch.split(torch.randperm(self.size, device=self.buffer.device), batch_size)
 
     def explained_variance(self) -> float:
-        """See ``Rollout``."""
+        """``1 - Var(returns - values) / Var(returns)``; NaN where the returns are all equal."""
         residual, returns = self.value_target - self.state_value, self.value_target
         variance = returns.var(correction=0)
         return float((1 - residual.var(correction=0) / torch.where(variance == 0, torch.nan, variance)).item())
 
     def refresh_advantage(self, values: Tensor, last_values: Tensor, dones: np.ndarray) -> None:
-        """See ``Rollout``."""
+        """Computes advantages and value targets again from ``values`` [N * T]."""
         buffer: Any = self.buffer
         in_time = values.reshape(buffer.n_envs, buffer.buffer_size).T
         buffer.advantages = buffer.advantages_for(in_time, last_values, dones)

@@ -1,14 +1,9 @@
-"""What rollout buffers of tokens have in common."""
+"""The common part of rollout buffers of tokens."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from stable_baselines3.common.buffers import DictRolloutBuffer
-
-if TYPE_CHECKING:
-    pass
 
 
 class TokenRolloutBuffer(DictRolloutBuffer):

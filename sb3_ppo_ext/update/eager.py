@@ -59,7 +59,7 @@ class RowGradients:
         return found, partial(backward, evaluated.loss, update.parameters)
 
     def origin(self, minibatch: Minibatch) -> str:
-        """Nothing is known."""
+        """An empty string: the origin is not known."""
         return ""
 
 

@@ -1,6 +1,6 @@
-"""The exact KL of an update where only the log wants it: over some states of the rollout.
+"""The exact KL of an update for the log alone: over some states of the rollout.
 
-Where the loss or a controller needs it, every minibatch measures it; for the log alone that would cost too much.
+Where the loss or a controller needs it, every minibatch measures it; for the log that would cost too much.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sb3_ppo_ext.host.sb3 import evaluates_as_sb3, forwards_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution, concatenated, exact_kl, gathered, parameters_of
 from sb3_ppo_ext.policies.adapter import PolicyAdapter, as_collected, knows_distribution, unwrapped
-from sb3_ppo_ext.policies.effects import only_computes, without_trace
+from sb3_ppo_ext.policies.side_effects import only_computes, without_trace
 from sb3_ppo_ext.rollout.actors import Acted, Actor, EagerActor
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
 from sb3_ppo_ext.rollout.rows import observation_rows
@@ -29,21 +29,21 @@ class KLProbe(Protocol):
     """Measures the exact KL of an update, in nats per action."""
 
     def compute(self) -> None:
-        """After the last step: starts to compute it, without waiting for a device."""
+        """Starts to compute the KL after the last step, without waiting for a device."""
         ...
 
     def value(self, epochs: Sequence[EpochStatistics]) -> float:
-        """The mean over some states."""
+        """The mean KL over some states; waits for the device."""
         ...
 
 
 class KLByPasses:
-    """KL(before || after) of an update, by a pass of its own before and after it."""
+    """The KL(before || after) of an update, from a pass of the policy before and after it."""
 
     def __init__(self, run: Run, rollout: Rollout, adapter: PolicyAdapter) -> None:
         self.policy = unwrapped(run.policy)
         self.adapter = adapter
-        # At most a 190th of the update's own work, which sees each state in every epoch, three passes at a time.
+        # At most a 190th of the update's work, which passes three times over each state in every epoch.
         count = min(rollout.size, CHUNK, max(rollout.size * run.settings.n_epochs // 128, 1))
         rows = torch.linspace(0, rollout.size - 1, count, device=run.device).long()
         self.observation = observation_rows(rollout.rows.observation, rows)
@@ -55,11 +55,11 @@ class KLByPasses:
             return self.adapter.distribution(self.observation)
 
     def compute(self) -> None:
-        """See ``KLProbe``."""
+        """Computes the KL, without waiting for a device."""
         self.found = exact_kl(self.before, self._distribution()).mean()
 
     def value(self, epochs: Sequence[EpochStatistics]) -> float:
-        """See ``KLProbe``; computes now what has not been computed yet."""
+        """The mean KL, computed now where ``compute`` was not called."""
         if self.found is None:
             self.compute()
         assert self.found is not None
@@ -67,67 +67,67 @@ class KLByPasses:
 
 
 class KLOfActing:
-    """KL(old || new) from passes that are made anyway: those that acted, and the one over the last minibatch.
+    """The KL(old || new) from passes that PPO makes too: those of acting, and that over the last minibatch.
 
-    For eager training through modules of a user's own, which are called exactly as often as by PPO.
+    It serves eager training through a user's modules, which are to be called exactly as often as by PPO.
     """
 
     def __init__(self, run: Run, rollout: Rollout, acted: ActionDistribution) -> None:
         self.policy, self.rollout, self.acted = unwrapped(run.policy), rollout, acted
 
     def compute(self) -> None:
-        """Nothing: the policy has the distribution of the last minibatch."""
+        """Does nothing: the policy keeps the distribution of the last minibatch."""
 
     def value(self, epochs: Sequence[EpochStatistics]) -> float:
-        """See ``KLProbe``; over the last minibatch, before its step."""
+        """The mean KL over the last minibatch, before its step."""
         rows = self.rollout.order[len(epochs[-1].table) - 1]
         with torch.no_grad():
             return exact_kl(gathered(self.acted, rows), parameters_of(self.policy.action_dist)).mean().item()
 
 
 class ActedDistributions:
-    """The action distributions by which an eager policy of unknown modules has acted in the last rollout."""
+    """The action distributions of the last rollout, where a user's modules acted in it eagerly."""
 
     def __init__(self) -> None:
         self.steps: list[ActionDistribution] = []
 
-    def noting(self, actor: EagerActor) -> Actor:
-        """``actor`` for the next rollout, which leaves its distributions here where they will be needed."""
+    def recorded(self, actor: EagerActor) -> Actor:
+        """The actor of the next rollout, whose distributions are recorded here where ``KLOfActing`` needs them."""
         self.steps = []
-        return NotingActor(actor, self.steps) if _to_be_noted(actor.policy) else actor
+        return RecordingActor(actor, self.steps) if _needs_record(actor.policy) else actor
 
     def take(self, rollout: Rollout) -> ActionDistribution | None:
-        """Those of the rows of ``rollout``, once; None where they were not noted."""
+        """The distributions of the rows of ``rollout``, and forgets them; None where they were not recorded."""
         steps, self.steps = self.steps, []
         count, envs = rollout.buffer.buffer_size, rollout.buffer.n_envs
-        if len(steps) != count or not rollout.has_rows:
+        if len(steps) != count or not rollout.indexable:
             return None
         row = torch.arange(rollout.size, device=rollout.buffer.device)
         return gathered(concatenated(steps), row % count * envs + row // count)  # rows are by environment
 
 
-class NotingActor:
-    """``EagerActor``, whose policy leaves its distribution in ``action_dist``."""
+class RecordingActor:
+    """An ``EagerActor`` that appends the distribution of each step to ``steps``."""
 
     def __init__(self, actor: EagerActor, steps: list[ActionDistribution]) -> None:
         self.actor, self.steps = actor, steps
 
     def act(self, observation: Observation) -> Acted:
-        """See ``Actor``."""
+        """Acts, and records the distribution, which the policy leaves in ``action_dist``."""
         acted = self.actor.act(observation)
         self.steps.append(parameters_of(self.actor.policy.action_dist))
         return acted
 
     def terminal_values(self, observations: list[Observation]) -> Iterable[Tensor]:
-        """See ``Actor``."""
+        """The value [1] of each observation."""
         return self.actor.terminal_values(observations)
 
     def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
-        """See ``Actor``."""
+        """Values [N, 1] of the observations after the last step."""
         return self.actor.last_values(observation, dones)
 
 
-def _to_be_noted(policy: ActorCriticPolicy | nn.Module) -> bool:
+def _needs_record(policy: ActorCriticPolicy | nn.Module) -> bool:
     leaves = forwards_as_sb3(policy) and evaluates_as_sb3(policy) and knows_distribution(policy)
     return leaves and not only_computes(policy)
 
@@ -135,11 +135,11 @@ def _to_be_noted(policy: ActorCriticPolicy | nn.Module) -> bool:
 def probe_of(
     run: Run, rollout: Rollout, adapter: PolicyAdapter, acted: ActionDistribution | None, *, eager: bool
 ) -> KLProbe | None:
-    """What measures the KL of the update that begins, for the log; None where that is known anyway, or cannot be.
+    """The probe of the update that begins; None where the minibatches measure the exact KL, or it cannot be known.
 
-    ``acted`` are the distributions that ``ActedDistributions`` has noted.
+    ``acted`` are the distributions that ``ActedDistributions`` has recorded.
     """
-    if run.needs_exact_kl or not (knows_distribution(run.policy) and rollout.has_rows):
+    if run.needs_exact_kl or not (knows_distribution(run.policy) and rollout.indexable):
         return None
     if not eager or only_computes(unwrapped(run.policy)):
         return KLByPasses(run, rollout, adapter)

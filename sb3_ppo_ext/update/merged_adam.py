@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.host.pytorch.optimizers import hooks_after_step, hooks_before_step
+from sb3_ppo_ext.host.pytorch.optimizers import decouples_weight_decay, hooks_after_step, hooks_before_step
 from sb3_ppo_ext.update.optimizer_step import OptimizerStep, TorchStep
 
 WHOLE_VECTORS = 64  # elements; a multiple of what any CPU's loops take at once
@@ -41,9 +41,9 @@ def can_merge(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) 
         return False
     group = optimizer.param_groups[0]
     odd = any(group[name] for name in ("amsgrad", "maximize", "differentiable", "capturable", "fused"))
-    coupled = group["weight_decay"] != 0 and not group["decoupled_weight_decay"]
+    coupled = group["weight_decay"] != 0 and not decouples_weight_decay(optimizer, group)
     numbers = all(isinstance(number, (int, float)) for number in (group["lr"], *group["betas"]))
-    hooks = [*hooks_before_step(optimizer), *hooks_after_step(optimizer)]
+    hooks = hooks_before_step(optimizer) or hooks_after_step(optimizer)
     if odd or coupled or not numbers or not group["foreach"] or hooks or "step" in vars(optimizer):
         return False
     states = [state for parameter in parameters if (state := optimizer.state.get(parameter))]

@@ -43,8 +43,7 @@ class TorchStep:
 class FusedAdamStep(TorchStep):
     """An Adam in one kernel, which divides the gradients by the clipping factor as it reads them.
 
-    The kernel takes the divisor by the interface that ``torch.amp.GradScaler`` uses. Norms are in float32, whatever the
-    gradients are in. Equal to ``TorchStep`` up to rounding.
+    Norms are in float32, whatever the gradients are in. Equal to ``TorchStep`` up to rounding.
     """
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What PPOX does to the optimizer of a policy: its rates, group by group, and a faster loop of the same arithmetic."""
+"""The optimizer of a policy under PPOX: learning rates by parameter group, and faster loops of the same arithmetic."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ RATIO = "lr_ratio"  # of a parameter group; a policy may set it itself
 class GroupRates:
     """Moves the learning rates of an optimizer's parameter groups together, each in its ratio to the one rate.
 
-    Stable-Baselines3 sets every group to the same rate; a policy that gives its value head ten times the backbone's
-    rate would lose that at the first update. The ratio is reckoned once and stands in the group itself, under
-    ``RATIO``: so it goes with the optimizer's state dict, whatever the rate is when that is saved or loaded.
+    Stable-Baselines3 sets every group to the same rate; a policy whose value head has ten times the backbone's rate
+    would lose that at the first update. The ratio is computed once and kept in the group under ``RATIO``, and so in the
+    optimizer's state dict, whatever the rate is when that is saved or loaded.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, rate: float, *others: float) -> None:
-        """``rate`` is the one in force, for which ``optimizer`` was built.
+        """``rate`` is in force, and ``optimizer`` was built for it.
 
-        Where that is not certain, ``others`` are further rates it may have been built for. Of all these, and its own
-        default, the first that one of its groups has is the one; and if none has any, the rate of the first group.
+        Where that is not certain, ``others`` are further rates for which it may have been built. The base of the ratios
+        is the first of all these, and of the optimizer's default, that a group has; else the rate of the first group.
         """
         self.optimizer = optimizer
         self.rate = rate
@@ -30,23 +30,23 @@ class GroupRates:
         base = rate
         if others:
             candidates = (rate, *others, float(optimizer.defaults.get("lr", rates[0])))
-            base = next((one for one in candidates if any(math.isclose(one, lr) for lr in rates)), rates[0])
-        self._known = self._reckoned(rates, base)
+            base = next((value for value in candidates if any(math.isclose(value, lr) for lr in rates)), rates[0])
+        self._known = self._ratios_to(base, rates)
         if None not in self._known:
             self.ratios()
 
-    def _reckoned(self, rates: list[float], base: float) -> list[float | None]:
-        """By group; None where that cannot be said, because a rate of 0 tells no ratio."""
+    def _ratios_to(self, base: float, rates: list[float]) -> list[float | None]:
+        """The ratio of each group; None where it cannot be computed, because the base is 0."""
         stated = [group.get(RATIO) for group in self.optimizer.param_groups]
         alike = len(rates) == 1 or (base > 0 and len(set(rates)) == 1)
         if alike or (base == 0 and any(stated)):  # where some are stated, the others follow the rate itself
-            reckoned: list[float | None] = [1.0] * len(rates)
+            computed: list[float | None] = [1.0] * len(rates)
         else:
-            reckoned = [rate / base if base > 0 else None for rate in rates]
-        return [other if ratio is None else ratio for ratio, other in zip(stated, reckoned, strict=True)]
+            computed = [rate / base if base > 0 else None for rate in rates]
+        return [other if ratio is None else ratio for ratio, other in zip(stated, computed, strict=True)]
 
     def ratios(self) -> list[float]:
-        """By group. One that has none gets it: the optimizer's state is from a file without, or the group is new."""
+        """The ratio of each group; a group without it, of an older file or added since, is given it."""
         groups = self.optimizer.param_groups
         known = dict(enumerate(self._known))
         found = [
@@ -66,7 +66,7 @@ class GroupRates:
         return [ratio for ratio in found if ratio is not None]
 
     def _of_new(self, group: dict[str, Any]) -> float | None:
-        """A group that was added while the rate moves, with a rate of its own or else the optimizer's default."""
+        """The ratio of a group that was added while the rate moves; 1 for the optimizer's default rate."""
         rate = float(group["lr"])
         if rate == float(self.optimizer.defaults.get("lr", self.rate)):
             return 1.0
@@ -88,9 +88,9 @@ def rates_of(model: Any) -> GroupRates:
 
 
 def prefer_foreach(optimizer: torch.optim.Optimizer) -> None:
-    """Lets Adam and AdamW walk over their tensors in C++ where torch leaves it to a Python loop (on a CPU).
+    """Lets Adam and AdamW loop over their tensors in C++, where torch's default on a CPU is a loop in Python.
 
-    The same operations in the same order, so the same bits, in 0.6 of the time. A user's own choice stands.
+    The operations and their order are the same, so the bits are, in 0.6 of the time. A user's choice is not changed.
     """
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
         for group in optimizer.param_groups:
@@ -101,13 +101,14 @@ def prefer_foreach(optimizer: torch.optim.Optimizer) -> None:
 def prefer_fused(optimizer: torch.optim.Optimizer) -> None:
     """Lets Adam and AdamW step in one kernel: on a CPU in a third of the time.
 
-    Equal up to rounding, for policies that need not repeat Stable-Baselines3's bits. A user's own choice stands.
+    Equal up to rounding, for policies that need not repeat Stable-Baselines3's bits. A user's choice is not changed.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return
     for group in optimizer.param_groups:
-        ours = all(one.device.type in ("cpu", "cuda") and one.is_floating_point() for one in group["params"])
-        if ours and group["foreach"] is None and group["fused"] is None and not group["differentiable"]:
+        parameters = group["params"]
+        possible = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+        if possible and group["foreach"] is None and group["fused"] is None and not group["differentiable"]:
             group["fused"] = True
             for parameter in group["params"]:
                 if "step" in (state := optimizer.state.get(parameter, {})):  # the kernel reads it on the device

@@ -1,12 +1,12 @@
-"""What an update of rows needs before its first minibatch."""
+"""Preparations for an update of rows: its rollout, its objective and its constants."""
 
 from __future__ import annotations
 
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import SB3Adapter, as_collected, unwrapped
-from sb3_ppo_ext.policies.effects import without_trace
 from sb3_ppo_ext.policies.popart import PopArtLinear, install_popart
+from sb3_ppo_ext.policies.side_effects import without_trace
 from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
@@ -16,13 +16,13 @@ from sb3_ppo_ext.update.optimizers import prefer_foreach
 
 
 def collected_rows(run: Run) -> Rollout:
-    """The rollout of rows that was collected last."""
+    """The rollout of rows in ``run.buffer``, ready for epochs of minibatches."""
     rollout_class = DeviceRollout if type(run.buffer) in DEVICE_BUFFERS else Rollout
     return rollout_class(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
 
 
 def row_update(run: Run, rollout: Rollout, acted: ActionDistribution | None = None) -> Update:
-    """What stays the same over the rollout's minibatches; ``acted`` are the distributions it was collected by."""
+    """The constants of an update; ``acted`` are the distributions of the rows at collection."""
     adapter = SB3Adapter(run.policy, with_distribution=run.needs_exact_kl)
     if run.needs_exact_kl and acted is not None:
         rollout.rows = rollout.rows._replace(distribution=acted)
@@ -43,7 +43,7 @@ def row_update(run: Run, rollout: Rollout, acted: ActionDistribution | None = No
 
 
 def objective_of(run: Run) -> Objective:
-    """What is minimised, by PPOX's arguments."""
+    """The objective that PPOX's arguments choose."""
     settings = run.settings
     return Objective(
         surrogate=settings.surrogate,
@@ -57,7 +57,7 @@ def objective_of(run: Run) -> Objective:
 
 
 def popart_head(run: Run) -> PopArtLinear | None:
-    """The layer that keeps the statistics of the return, with ``normalize_value``."""
+    """The value head with the statistics of the return, with ``normalize_value``; else None."""
     if not run.settings.normalize_value:
         return None
-    return install_popart(unwrapped(run.policy))  # which does nothing, unless the user has exchanged the policy
+    return install_popart(unwrapped(run.policy))  # does nothing unless the user has exchanged the policy

@@ -15,8 +15,8 @@ from sb3_ppo_ext.objective.statistics import Statistics, statistics
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
 from sb3_ppo_ext.policies.adapter import Evaluator
 
-# What is known of a minibatch afterwards, in the order of a row: its statistics, the gradient's norm before clipping
-# (NaN where no gradient was computed), and whether its step was taken (1 or 0).
+# The columns of a minibatch's row: its statistics, the gradient's norm before clipping (NaN where no gradient was
+# computed), and whether its step was taken (1 or 0).
 COLUMNS = (*Statistics._fields, "grad_norm", "stepped")
 KL_RESOLUTION = 1e-6  # nats; float32
 
@@ -74,17 +74,17 @@ def exceeds(approx_kl: Tensor, kl_limit: float | Tensor) -> Tensor:
 
 
 def takes_step(approx_kl: Tensor, grad_norm: Tensor, kl_limit: float | Tensor) -> Tensor:
-    """Whether a minibatch takes its step: not above the limit of the KL, nor against a gradient that is not finite.
+    """Whether a minibatch takes its step: its KL is within the limit, and its gradient is finite.
 
-    So the parameters stay usable in either case.
+    The step is skipped otherwise, so the parameters stay usable.
     """
     return grad_norm.isfinite() & ~exceeds(approx_kl, kl_limit)
 
 
 def controller_inputs(kl: Number, clip_fraction: Number) -> dict[str, Number]:
-    """What controllers answer to: the KL by ``kl_estimator``, and the fraction of ratios outside the clip range.
+    """The measurements for controllers: the KL by ``kl_estimator``, and the fraction of ratios outside the clip range.
 
-    Rounding leaves a KL of some 1e-7 where old and new policy are the same; a law is to see that as exactly 0.
+    Rounding leaves a KL of some 1e-7 where old and new policy are the same; a law is given exactly 0 for it.
     """
     return {"kl": select(abs(kl) < KL_RESOLUTION, 0.0, kl, like=kl), "clip_fraction": clip_fraction}
 
@@ -98,21 +98,21 @@ def row_of(found: Statistics, grad_norm: Tensor | None, stepped: bool | Tensor) 
 
 
 def decided(row: Tensor, kl_limit: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Whether the minibatch of ``row`` takes its step, 0-d, and the row that says so."""
+    """Whether the minibatch of ``row`` takes its step, 0-d, and the row with that in its last column."""
     norm = row[COLUMNS.index("grad_norm")]
     go = takes_step(Statistics.of_row(row).approx_kl, norm, kl_limit)
     return go, torch.cat((row[:-1], go.to(row.dtype).reshape(1)))
 
 
 class EpochStatistics(NamedTuple):
-    """What an epoch showed: one row per minibatch, in the order of ``COLUMNS``."""
+    """The statistics of an epoch: one row per minibatch, in the order of ``COLUMNS``."""
 
     table: np.ndarray  # [M, K], float64
     stopped: bool  # whether the last minibatch exceeded the limit of the KL, and so took no step
 
     @classmethod
     def of_rows(cls, rows: list[Tensor], *, stopped: bool) -> EpochStatistics:
-        """From the rows of its minibatches, in one transfer."""
+        """Makes them of the rows of the minibatches, in one transfer from the device."""
         return cls(torch.stack(rows).cpu().double().numpy(), stopped)
 
     def column(self, name: str) -> np.ndarray:
@@ -126,7 +126,7 @@ class EpochStatistics(NamedTuple):
 
     @property
     def to_step(self) -> np.ndarray:
-        """The rows of the minibatches that were to step; where a gradient was not finite, a graph took none."""
+        """The rows of the minibatches within the KL's limit; graphs skip steps with a gradient that is not finite."""
         return self.table[:-1] if self.stopped else self.table
 
     def grad_norms(self) -> np.ndarray:
@@ -135,5 +135,5 @@ class EpochStatistics(NamedTuple):
         return norms
 
     def for_controllers(self) -> dict[str, float]:
-        """What controllers answer to, as means over the minibatches."""
+        """The measurements for controllers, as means over the minibatches."""
         return controller_inputs(self.mean("kl"), self.mean("clip_fraction_low") + self.mean("clip_fraction_high"))

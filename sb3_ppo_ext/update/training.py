@@ -1,4 +1,4 @@
-"""One call of ``PPOX.train``: the epochs over a collected rollout, and what they showed."""
+"""One call of ``PPOX.train``: the epochs over a collected rollout, and their statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sb3_ppo_ext.update.step import EpochStatistics
 
 
 class Trained(NamedTuple):
-    """What an update showed."""
+    """The statistics of an update."""
 
     epochs: list[EpochStatistics]
     exact_kl: float  # KL(before || after) in nats per action; NaN if it is not known
@@ -20,7 +20,7 @@ class Trained(NamedTuple):
 
 
 def train_on(run: Run, rollout: Rollout, runner: Runner, after_epoch: Callable[[], None]) -> Trained:
-    """All epochs, or fewer where ``target_kl`` stops them; ``after_epoch`` is called after each."""
+    """Runs all epochs, or fewer where ``target_kl`` stops them, and calls ``after_epoch`` after each."""
     epochs = []
     for index, found in enumerate(runner.epochs()):
         after_epoch()

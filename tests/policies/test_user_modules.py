@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
-from sb3_ppo_ext.policies.effects import only_computes, without_trace
+from sb3_ppo_ext.policies.side_effects import only_computes, without_trace
 from tests.environments import Toy
 from tests.small_models import assert_same_parameters
 

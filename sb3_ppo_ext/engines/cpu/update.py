@@ -153,7 +153,7 @@ def steps_in(rows: list[Tensor]) -> int:
 
 def require_compilable(policy: nn.Module, rollout: Rollout, optimizer: torch.optim.Optimizer) -> None:
     """Raises ``CompileError`` with the reason where no graph can stand for the update."""
-    if not rollout.has_rows:
+    if not rollout.indexable:
         raise CompileError(f"{type(rollout.buffer).__name__} draws its minibatches by a method of its own")
     for name, module in unwrapped(policy).named_modules():
         if keeps_running_statistics(module) or is_dropout(module):

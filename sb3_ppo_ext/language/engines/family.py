@@ -96,4 +96,4 @@ class TokenFamily:
         """See ``Findings``."""
         controller = run.knobs.knobs["ref_kl_coef"]
         target = controller.target if isinstance(controller, Controller) else None
-        return self._findings.of(records, ref_kl=rollout.measured.get("ref_kl"), ref_kl_target=target)
+        return self._findings.of(records, ref_kl=rollout.controller_inputs.get("ref_kl"), ref_kl_target=target)

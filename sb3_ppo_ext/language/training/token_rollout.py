@@ -40,7 +40,7 @@ class SequenceRollout(Rollout):
         self.buffer: SequenceRolloutBuffer = buffer
         self.action_space = run.action_space
         self.size = buffer.buffer_size * buffer.n_envs
-        self.has_rows = False  # nothing outside of here gathers them
+        self.indexable = False  # nothing outside of here gathers them
         self.normalize_advantage = run.settings.normalizes_over("rollout")
         self.normalize_minibatch = run.settings.normalizes_over("minibatch")
         self.policy = policy
@@ -86,7 +86,7 @@ class SequenceRollout(Rollout):
             yield minibatch
 
     @property
-    def measured(self) -> dict[str, float]:
+    def controller_inputs(self) -> dict[str, float]:
         """The KL of the sampling policy to the reference, in the unit of ``ref_kl_unit``."""
         buffer = self.buffer
         if buffer.ref_log_probs is None:

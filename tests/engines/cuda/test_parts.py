@@ -16,7 +16,7 @@ from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
 from sb3_ppo_ext.engines.cuda.epochs import MINIBATCHES, recording_sizes
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.knob_set import KnobSet
-from sb3_ppo_ext.rollout.device_buffers import TOGETHER, DeviceDictRolloutBuffer, DeviceRolloutBuffer, discounted_sums
+from sb3_ppo_ext.rollout.device_buffers import PENDING, DeviceDictRolloutBuffer, DeviceRolloutBuffer, discounted_sums
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from tests.environments import ACTIONS, OBSERVATIONS
@@ -82,7 +82,7 @@ def test_a_buffer_of_tensors_holds_and_renews_what_that_of_arrays_does(observati
 
 
 def test_a_buffer_shows_every_step_it_was_given() -> None:
-    space, steps = OBSERVATIONS["vector"], TOGETHER + 7
+    space, steps = OBSERVATIONS["vector"], PENDING + 7
     buffer = DeviceRolloutBuffer(steps, space, ACTIONS["discrete"], "cpu", n_envs=2)
     space.seed(0)
     observation, expected = np.zeros((2, *space.shape), np.float64), []  # type: ignore[misc]  # has a shape
@@ -90,7 +90,7 @@ def test_a_buffer_shows_every_step_it_was_given() -> None:
         observation[:] = step  # an environment may write into its own array again
         buffer.add(observation, np.array([step, -step]), np.ones(2), np.zeros(2), torch.ones(2, 1), torch.zeros(2))
         expected.append([step, -step])
-        if step in (2, TOGETHER - 1, TOGETHER + 1):  # as a callback may look at it
+        if step in (2, PENDING - 1, PENDING + 1):  # as a callback may look at it
             assert buffer.actions[: step + 1, :, 0].tolist() == expected
             assert not buffer.values[step + 1 :].any() and buffer.values[: step + 1].all()
     assert buffer.full and buffer.observations.dtype == torch.float32

@@ -143,7 +143,7 @@ def test_in_the_reward_it_is_paid_by_each_token(lora: dict[str, Any] | None) -> 
     last = buffer.masks.sum(-1, keepdims=True) - 1
     scores = np.where(np.arange(buffer.masks.shape[-1]) == last, buffer.rewards[..., None], 0.0)
     np.testing.assert_allclose(buffer.token_rewards, scores - 0.3 * expected, rtol=1e-3, atol=1e-5)
-    assert rollout.measured["ref_kl"] == pytest.approx(expected.sum() / 16, rel=1e-3)
+    assert rollout.controller_inputs["ref_kl"] == pytest.approx(expected.sum() / 16, rel=1e-3)
     assert expected.max() > 0.01
 
 
