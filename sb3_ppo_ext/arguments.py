@@ -122,9 +122,9 @@ def check_buffer(model: Any) -> None:
         )
 
 
-def check_learn(model: Any, total_timesteps: float) -> None:
+def check_learn(model: Any, total_timesteps: float | None) -> None:
     """What ``learn()`` needs before it changes anything."""
-    if total_timesteps != total_timesteps:
+    if total_timesteps is None or total_timesteps != total_timesteps:
         raise ValueError(
             f"total_timesteps={total_timesteps}: a number of steps is needed, or "
             'float("inf") where a callback ends the training'

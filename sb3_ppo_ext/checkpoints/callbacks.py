@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    EvalCallback,
+    ProgressBarCallback,
+)
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.checkpoints.plain import is_plain
@@ -31,8 +37,12 @@ OWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "sb3_ppo_ext", "s
 
 def stateful(callback: BaseCallback) -> list[BaseCallback]:
     """The callback and all below it, depth first, without those that only hold or show something."""
-    passed_over = (CallbackList, ProgressBarCallback)
-    return [child for child in with_children(callback) if type(child) not in passed_over]
+    return [child for child in with_children(callback) if not _is_stateless(child)]
+
+
+def _is_stateless(callback: BaseCallback) -> bool:
+    no_callback = isinstance(callback, ConvertCallback) and callback.callback is None
+    return no_callback or type(callback) in (CallbackList, ProgressBarCallback)
 
 
 def save_callbacks(callback: BaseCallback) -> list[tuple[str, State]]:

@@ -131,7 +131,7 @@ class RunCheckpoints:
     def _after_step(self, model: Any, n_steps: int) -> None:
         assert self.writer is not None
         asked = self._stop.number is not None
-        if not asked and not self.writer.due(OVERDUE):
+        if not asked and not (self.writer.settings.interval and self.writer.due(OVERDUE)):
             return
         if n_steps == model.n_steps:  # the rollout is complete, and its advantages are still to come
             return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -122,7 +123,16 @@ def _check_env(env: Any, run: Path, found: Checkpoint) -> None:
 
 def _restore_environments(model: Any, state: dict[str, Any]) -> list[str]:
     """The environments as they were, or new episodes that are not the run's first ones again; lines on what differs."""
-    if state["environments"] is None:
-        model._last_obs = None
-        return []
-    return restore_environments(model.env, state["environments"])
+    if state["environments"] is not None:
+        return restore_environments(model.env, state["environments"])
+    model._last_obs = None  # so that learn() begins with a reset
+    model.env.seed(fresh_seed(model.seed, model.num_timesteps))
+    return []
+
+
+def fresh_seed(seed: int | None, num_timesteps: int) -> int | None:
+    """The seed of new episodes after so many timesteps: that of the run would give its first ones again."""
+    if seed is None:
+        return None
+    state = np.random.SeedSequence([seed % 2**32, num_timesteps]).generate_state(1)
+    return int(state[0]) >> 1  # environments count up from it, and stay below 2**32

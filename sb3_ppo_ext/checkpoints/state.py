@@ -57,6 +57,7 @@ def save_state(
         "monitor_files": save_monitor_files(model.env, run),
         "environments": save_environments(model.env) if exact else None,
         "watch": _watch(model),
+        "discounts": (model.rollout_buffer.gamma, model.rollout_buffer.gae_lambda),
         "partial": save_partial_rollout(model) if in_rollout else None,
     }
 
@@ -95,6 +96,8 @@ def restore_state(model: Any, callback: BaseCallback, state: State) -> tuple[int
     Returns the steps of a rollout that has begun, and lines on what is not exact.
     """
     loop = state["loop"]
+    # The buffer has those of its construction, and the model may have others since.
+    model.rollout_buffer.gamma, model.rollout_buffer.gae_lambda = state["discounts"]
     model.start_time = time.time_ns() - int(loop["elapsed"] * 1e9)
     model._num_timesteps_at_start = loop["first_timestep"]
     model._monitor.described = state["watch"]["described"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from sb3_ppo_ext import PPOX, Checkpoints
+from tests.environments import ACTIONS, OBSERVATIONS
 
 SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "device": "cpu", "compile": False}
 
@@ -48,6 +51,30 @@ class Steps(BaseCallback):
     def _on_step(self) -> bool:
         self.rewards.append(np.asarray(self.locals["rewards"]).tolist())
         return True
+
+
+class Noisy(gym.Env[Any, Any]):
+    """Observations of any kind from a generator of its own; the reward depends on the action; episodes of a length."""
+
+    def __init__(self, observation: str = "vector", action: str = "discrete", length: int = 10) -> None:
+        self.observation_space = copy.deepcopy(OBSERVATIONS[observation])
+        self.action_space = copy.deepcopy(ACTIONS[action])
+        self.length, self.steps = length, 0
+
+    def _observation(self) -> Any:
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        return self.observation_space.sample()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        reward = float(np.asarray(action, dtype=np.float64).sum()) + self.np_random.normal()
+        over = self.np_random.random() < 0.05
+        return self._observation(), reward, over, self.steps >= self.length, {"is_success": over}
 
 
 NEVER = 10**9
