@@ -1,4 +1,4 @@
-"""Switches that the whole process shares: trainings in several threads set them and put them back in any order."""
+"""Settings that the whole process shares, where trainings in several threads set and restore them in any order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ State = TypeVar("State")
 
 
 class ProcessWide(Generic[State]):
-    """A switch that stays set as long as there is a holder; ``with`` gives what it was before the first of them.
+    """A setting that lasts from the first of overlapping ``with`` blocks to the last; each yields the value before it.
 
-    Each thread putting back what it found would leave the switch as another thread had set it, for good.
+    If each thread restored the value that it had found, another thread's setting could remain for good.
     """
 
     def __init__(self, set_it: Callable[[], State], put_back: Callable[[State], object]) -> None:
-        """``set_it`` returns what ``put_back`` is to be called with."""
+        """``set_it`` returns the value before, with which ``put_back`` is called."""
         self._set_it, self._put_back = set_it, put_back
         self._lock = threading.Lock()
         self._holders = 0
@@ -39,7 +39,7 @@ class ProcessWide(Generic[State]):
 
 
 def ignoring_warnings(message: str = "") -> ProcessWide[warnings.catch_warnings[None]]:
-    """No warning whose text matches the pattern is shown while there is a holder."""
+    """Suppresses warnings with a text that matches the pattern."""
 
     def ignore() -> warnings.catch_warnings[None]:
         caught = warnings.catch_warnings()

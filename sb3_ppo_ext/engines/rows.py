@@ -37,26 +37,26 @@ COSTS = {"cpu": Costs(1.2e-3, 0.2e-3, 20.0), "cuda": Costs(3.5e-3, 0.5e-3, 40.0)
 
 
 class EagerEngine:
-    """PyTorch's own operations, one by one; ``acted`` notes by which distributions it acts."""
+    """The engine of PyTorch's own operations, one by one; ``acted`` records the distributions it acts by."""
 
     def __init__(self, acted: ActedDistributions) -> None:
         self.acted = acted
 
     def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
-        """Nothing."""
+        """Does nothing: there is nothing to compile."""
 
     def actor(self, run: Run) -> Actor:
-        """See ``Engine``."""
+        """An actor for the next rollout."""
         return self.acted.recorded(EagerActor(run.policy))
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
-        """See ``Engine``."""
+        """A runner for the epochs of an update."""
         probe = probe_of(run, rollout, update.adapter, update.acted, eager=True)
         return RowRunner(run, rollout, update, probe)
 
 
 class RowFamily:
-    """See ``Family``."""
+    """The ``Family`` of policies that are trained row by row."""
 
     buffer_class: type[RolloutBuffer] | None = None
     compilable = True
@@ -66,7 +66,7 @@ class RowFamily:
         self.eager: Engine = EagerEngine(self.acted)
 
     def check(self, arguments: Any) -> None:
-        """There is no reference policy."""
+        """Refuses ``ref_kl_coef``, because there is no reference policy."""
         if is_on(arguments.ref_kl_coef):
             raise ValueError(
                 f"ref_kl_coef={arguments.ref_kl_coef!r}: {arguments.policy_class.__name__} has no frozen reference "
@@ -74,21 +74,21 @@ class RowFamily:
             )
 
     def collecting(self, run: Run, callback: BaseCallback) -> AbstractContextManager[None]:
-        """Nothing: a step takes no time worth to be told of."""
+        """Prints nothing: a step takes too little time."""
         return nullcontext()
 
     def rollout(self, run: Run) -> Rollout:
-        """See ``Family``."""
+        """The rollout in ``run.buffer``, ready for several epochs of minibatches."""
         return collected_rows(run)
 
     def update(self, run: Run, rollout: Rollout) -> Update:
-        """See ``Family``."""
+        """The settings and objects of the update; PopArt takes over the rollout's targets here."""
         if (head := popart_head(run)) is not None:
             head.update(rollout.value_target)
         return row_update(run, rollout, self.acted.take(rollout))
 
     def compiled(self, run: Run) -> Engine:
-        """See ``Family``."""
+        """The engine that runs the model compiled, on the device of ``run``."""
         if run.device.type in RECORDERS:
             return CudaEngine(run.device.type)
         if run.device.type != "cpu":
@@ -96,11 +96,11 @@ class RowFamily:
         return CpuEngine()
 
     def on_device(self, device_type: str) -> bool:
-        """See ``Family``."""
+        """True where compiled rollouts are stored as tensors on that type of device."""
         return device_type in RECORDERS
 
     def savings(self, run: Run, epochs: int, steps: int) -> tuple[float, float] | None:
-        """See ``Family``."""
+        """Seconds that compiling saves, and seconds it takes, by the ``COSTS`` of the device."""
         costs = COSTS.get(run.device.type)
         if costs is None:
             return None
@@ -108,15 +108,15 @@ class RowFamily:
         return minibatches * costs.saved_per_minibatch + steps * costs.saved_per_step, costs.compile_time
 
     def records(self, run: Run, rollout: Rollout) -> dict[str, float]:
-        """None."""
+        """No figures of its own."""
         return {}
 
     def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
-        """None."""
+        """No warnings of its own."""
         return {}
 
 
 class EagerRowFamily(RowFamily):
-    """Policies whose computation depends on what they are given (lengths, caches): no graph fits all of it."""
+    """Policies whose computation depends on lengths in the data or on caches, so that no graph fits all of it."""
 
     compilable = False

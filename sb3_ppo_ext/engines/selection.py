@@ -13,18 +13,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_ppo_ext.engines.cpu.malloc import keeping_freed_memory
-from sb3_ppo_ext.engines.cpu.threads import available_threads, computing_with, threads_for
+from sb3_ppo_ext.engines.cpu.threads import available_threads, computing_with, is_large, threads_for
 from sb3_ppo_ext.engines.engine import Engine
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.family import Family
+from sb3_ppo_ext.host.glibc import take_large_blocks_from_heap
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions, unwrapped
+from sb3_ppo_ext.process_wide import ProcessWide
 from sb3_ppo_ext.rollout.actors import Actor
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Runner, Update
 
 REQUIRED_PAYBACK = 2.0  # how many times over the time that compiling takes has to be saved
+MEMORY_FROM_HEAP = ProcessWide(lambda: take_large_blocks_from_heap(True), lambda _: take_large_blocks_from_heap(False))
 ENDLESS = 2**62  # timesteps; learn(float("inf")) plans as many
 
 
@@ -142,9 +144,13 @@ class EngineChoice:
 
 @contextmanager
 def training(run: Run) -> Iterator[None]:
-    """Surrounds an update: distributions are not checked, and freed memory is not returned to the operating system."""
-    memory = keeping_freed_memory() if run.device.type == "cpu" else nullcontext()
-    with unvalidated_distributions(), memory:
+    """Surrounds an update: distributions are not checked, and a large network's memory is held for its next minibatch.
+
+    Minibatches of images allocate and free the same tens of megabytes again and again. glibc would return them to the
+    operating system and get them back page by page: a fifth of an update by 256 images of 84x84x4.
+    """
+    large = run.device.type == "cpu" and is_large(run.policy, run.settings.batch_size)
+    with unvalidated_distributions(), MEMORY_FROM_HEAP if large else nullcontext():
         yield
 
 

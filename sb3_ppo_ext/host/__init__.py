@@ -1,1 +1,1 @@
-"""What this package assumes of the insides of other libraries: one file per library, one test per assumption."""
+"""Assumptions about the insides of other libraries: a file or folder for each library, a test for each assumption."""

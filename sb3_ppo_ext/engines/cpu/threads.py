@@ -18,9 +18,14 @@ MANY_THREADS_FROM = 40e6
 
 def threads_for(policy: nn.Module, batch_size: int, available: int) -> int:
     """One for a small network, where several would mostly wait for each other; otherwise all ``available``."""
+    return available if is_large(policy, batch_size) else 1
+
+
+def is_large(policy: nn.Module, batch_size: int) -> bool:
+    """Whether the update of a minibatch is much work: a convolution uses its parameters many times over."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     # Forward, and twice that backward; a multiplication and an addition each.
-    return available if convolves(policy) or 6 * parameters * batch_size >= MANY_THREADS_FROM else 1
+    return convolves(policy) or 6 * parameters * batch_size >= MANY_THREADS_FROM
 
 
 class _ThisThread(threading.local):

@@ -1,4 +1,4 @@
-"""Memory that an update frees is there for its next minibatch, without the operating system."""
+"""Memory that is freed and allocated again comes from the heap, without the operating system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sb3_ppo_ext.engines.cpu import malloc
+from sb3_ppo_ext.host import glibc
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
@@ -17,30 +17,32 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C
 # The larger one at the end does not fit into what the heap has kept.
 PROGRAM = """
 import resource, runpy, sys
-from contextlib import nullcontext
-keeping_freed_memory = runpy.run_path(sys.argv[1])["keeping_freed_memory"]  # it needs no package: torch takes seconds
+take_large_blocks_from_heap = runpy.run_path(sys.argv[1])["take_large_blocks_from_heap"]
 
-def faults(context, size=2**26):
-    with context:
-        before = 0
-        for turn in range(11):
-            block = bytearray(b"1") * size
-            del block
-            if turn == 0:
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def faults(size=2**26):
+    before = 0
+    for turn in range(11):
+        block = bytearray(b"1") * size
+        del block
+        if turn == 0:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(faults(nullcontext()), faults(keeping_freed_memory()), faults(nullcontext(), 2**27))
+counts = [faults()]
+take_large_blocks_from_heap(True)
+counts.append(faults())
+take_large_blocks_from_heap(False)
+print(*counts, faults(2**27))
 """
 
 
 def faults(**environment: str) -> list[int]:
-    command = [sys.executable, "-c", PROGRAM, malloc.__file__]
+    command = [sys.executable, "-c", PROGRAM, glibc.__file__]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
     return [int(number) for number in done.stdout.split()]
 
 
-def test_what_is_freed_inside_is_not_fetched_again_and_outside_large_blocks_are_as_before() -> None:
+def test_large_blocks_from_the_heap_are_not_fetched_again_and_afterwards_they_are_as_before() -> None:
     before, inside, after = faults()
     assert before > 10_000  # 64 MiB are 16,384 pages of 4 KiB, fewer where pages are larger
     assert inside < before // 100
@@ -50,6 +52,6 @@ def test_what_is_freed_inside_is_not_fetched_again_and_outside_large_blocks_are_
 @pytest.mark.parametrize(
     "setting", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
 )
-def test_who_has_set_the_allocator_up_is_left_alone(setting: dict[str, str]) -> None:
+def test_an_allocator_that_the_user_has_set_up_is_left_alone(setting: dict[str, str]) -> None:
     before, inside, _ = faults(**setting)
     assert inside > before // 2
