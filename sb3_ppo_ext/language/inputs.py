@@ -78,3 +78,10 @@ def at_least(least: int, name: str, value: Any) -> int:
     if number is None or number < least:
         raise ValueError(f"{name}={value!r}: a whole number, at least {least}, is needed")
     return number
+
+
+def one_of(choices: Sequence[str], name: str, value: Any) -> str:
+    """``value``, which is one of the ``choices``; ``ValueError`` names the argument and the choices where it is not."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, choices))} is needed")
+    return str(value)

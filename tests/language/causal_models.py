@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
 from sb3_ppo_ext.language.model.loading import load_model, lora_config, with_adapter
 from tests.language import tiny
 
@@ -21,7 +21,5 @@ def core(
 
 def evaluated(model: CausalLM, tokens: Tokens) -> torch.Tensor:
     """Log-probabilities [B, L] by teacher forcing."""
-    ids, mask = tokens.joined()
-    hidden = before_response(model.hidden(ids, mask), tokens.prompt.shape[1])[tokens.mask]
-    log_prob, _ = model.log_prob_and_entropy(hidden, tokens.response[tokens.mask], entropy_grad=False)
-    return scattered(log_prob, tokens.mask)
+    hidden = tokens.response_states(model.hidden(*tokens.joined()))
+    return model.token_log_prob_and_entropy(hidden, tokens, entropy_grad=False)[0]

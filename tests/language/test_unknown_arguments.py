@@ -52,4 +52,4 @@ def test_an_unknown_argument_is_reported_for_the_class_that_was_called(message: 
 
 def test_what_is_known_passes() -> None:
     buffer: Any = setups.ppox(rollout_buffer_kwargs={"whiten_rewards": True}).rollout_buffer
-    assert isinstance(buffer, SequenceRolloutBuffer) and buffer.whiten_rewards
+    assert isinstance(buffer, SequenceRolloutBuffer) and buffer.settings.whiten_rewards

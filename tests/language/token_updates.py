@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.language import LanguageModelPolicy
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS
+from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenAdapter, TokenGradients, TokenUpdate
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
@@ -39,13 +40,13 @@ def minibatch(policy: LanguageModelPolicy, *, drift: float = 0.3, rows: int = 6)
     )
 
 
-def updater(policy: LanguageModelPolicy, objective: Objective | None = None, **options: Any) -> TokenUpdate:
+def updater(policy: LanguageModelPolicy, objective: Objective | None = None, **settings: Any) -> TokenUpdate:
     return TokenUpdate(
         adapter=TokenAdapter(policy, entropy_grad=True, with_reference=True),
         objective=objective or Objective(kl_estimator="k3", normalize_advantage=False, ref_kl_estimator="k3"),
         optimizer=policy.optimizer,
         parameters=policy.model_parameters() + policy.value_parameters(),
-        **options,
+        settings=TokenSettings(**settings),
     )
 
 

@@ -30,8 +30,8 @@ from sb3_ppo_ext.language.engines.traced_tokens import (
 )
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
-from sb3_ppo_ext.language.model.generation import Decoder, RoomyLayer
-from sb3_ppo_ext.language.training.micro_batches import MicroBatch, in_parts, lengths_of, mapped
+from sb3_ppo_ext.language.model.generation import Decoder, PreallocatedLayer
+from sb3_ppo_ext.language.training.micro_batches import MicroBatch, lengths_of, mapped, split
 from sb3_ppo_ext.language.training.token_update import EagerGradients
 from sb3_ppo_ext.objective.batch import Minibatch, Observation
 from sb3_ppo_ext.objective.statistics import Statistics
@@ -42,17 +42,18 @@ from sb3_ppo_ext.run import Run
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 
-# Slots that a graph may compute for each that an eager pass would: beyond that, padding eats what compiling saves.
+# A graph may compute so many slots for each that an eager pass would: beyond that, padding eats what compiling saves.
 SLACK = 1.25
 DECODING = "decoding"
 
-Gradient = Callable[[Inputs], list[Tensor]]  # inputs and results are those of ``TokenGradient``
+Gradient = Callable[[Inputs], list[Tensor]]  # with the inputs and results of ``TokenGradient``
 
 
 class CompiledGradients:
-    """As ``EagerGradients``, by a graph for parts of ``rows`` responses [rows, P] and [rows, width].
+    """Gradients by graphs of ``rows`` responses, [rows, P] and [rows, width].
 
-    Widths are the greatest length of a response and half of it. What would be mostly padding is left to ``eager``.
+    Widths are the greatest length of a response and half of it. Minibatches that would be mostly padding are left to
+    ``eager``.
     """
 
     def __init__(self, eager: EagerGradients, graphs: Graphs, rows: int) -> None:
@@ -67,10 +68,11 @@ class CompiledGradients:
         require_traceable(self.policy)
         if self.update.adapter.full_kl:
             raise CompileError("the exact KL to the reference over the vocabulary is not compiled")
-        self.trained = list(trained_of(self.policy).values())
+        trained = trained_of(self.policy)
+        self.trained = list(trained.values())
         self.calls: dict[int, Gradient] = {}
         self._fixed: Inputs = {
-            "parameters": {name: one.detach() for name, one in trained_of(self.policy).items()},
+            "parameters": {name: parameter.detach() for name, parameter in trained.items()},
             "constants": constants_of(self.policy),
         }
 
@@ -78,35 +80,34 @@ class CompiledGradients:
         """Compiles the graph that fits the longest response of a rollout; ``CompileError`` where that fails."""
         width = self._width(minibatch)
         first = list(range(min(self.rows, len(minibatch.action))))
-        example, *_ = in_parts(minibatch, [first], partial(self._shaped, width=width), loss_mean="token")
+        example, *_ = split(minibatch, [first], partial(self._shaped, width=width), loss_mean="token")
         self.calls[width] = self._compiled(self._inputs(example, knobs))
 
     def _compiled(self, inputs: Inputs) -> Gradient:
-        call = self._graph("gradient of tokens", TokenGradient, inputs).call
+        call = self._graph("gradient of tokens", TokenGradient(self.update.adapter, self.update.objective), inputs).call
         return lambda inputs: call(tensors_of(inputs))
 
-    def _graph(self, kind: str, function: type[TokenGradient], inputs: Inputs) -> Graph:
+    def _graph(self, kind: str, function: Function, inputs: Inputs) -> Graph:
         objective, entropy_grad = self.update.objective, self.update.adapter.entropy_grad
-        made = function(self.policy, objective, entropy_grad=entropy_grad)
-        return graph_of(self.graphs, kind, made, inputs, self.policy, (objective, entropy_grad))
+        return graph_of(self.graphs, kind, function, inputs, self.policy, (objective, entropy_grad))
 
-    def parts(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
-        """Of the shape of a graph, or as ``eager`` would have them."""
+    def split(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
+        """Micro-batches of the shape of a graph, or those of ``eager``."""
         width = min((width for width in self.calls if width >= self._width(minibatch)), default=None)
         count = len(minibatch.action)
         groups = [list(range(start, min(start + self.rows, count))) for start in range(0, count, self.rows)]
         if width is None or len(groups) * self.rows * (self.prompt_length + width) > SLACK * self._slots(minibatch):
-            return self.eager.parts(minibatch)
-        return in_parts(minibatch, groups, partial(self._shaped, width=width), loss_mean=self.update.loss_mean)
+            return self.eager.split(minibatch)
+        return split(minibatch, groups, partial(self._shaped, width=width), self.update.settings.loss_mean)
 
-    def add(self, part: MicroBatch, knobs: KnobValues) -> Statistics:
-        """See ``MicroBatchGradients``."""
-        rows, width = part.minibatch.action.shape
-        prompt = part.minibatch.observation[ATTENTION_MASK].shape[1]  # type: ignore[index]  # a dict
+    def add(self, micro_batch: MicroBatch, knobs: KnobValues) -> Statistics:
+        """Adds the micro-batch's gradient to that of the parameters; its statistics."""
+        rows, width = micro_batch.minibatch.action.shape
+        prompt = micro_batch.minibatch.observation[ATTENTION_MASK].shape[1]  # type: ignore[index]  # a dict
         call = self.calls.get(width)
         if call is None or (rows, prompt) != (self.rows, self.prompt_length):
-            return self.eager.add(part, knobs)
-        row, *gradients = call(self._inputs(part, knobs))
+            return self.eager.add(micro_batch, knobs)
+        row, *gradients = call(self._inputs(micro_batch, knobs))
         before = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         if before:
             torch._foreach_add_(before, gradients)
@@ -115,43 +116,43 @@ class CompiledGradients:
                 parameter.grad = gradient
         return Statistics.of_row(row)
 
-    def _inputs(self, part: MicroBatch, knobs: KnobValues) -> Inputs:
-        minibatch = part.minibatch
+    def _inputs(self, micro_batch: MicroBatch, knobs: KnobValues) -> Inputs:
+        rows = micro_batch.minibatch
         if not self.update.adapter.with_reference:
-            minibatch = minibatch._replace(ref_log_prob=None)
-        device = minibatch.action.device
-        given = {"part": minibatch, "prepared": prepared_for(self.policy, minibatch), "share": part.share}
-        return {**self._fixed, **given, "knobs": knob_tensors(knobs, device)}
+            rows = rows._replace(ref_log_prob=None)
+        prepared, numbers = prepared_for(self.policy, rows), knob_tensors(knobs, rows.action.device)
+        return {**self._fixed, "rows": rows, "prepared": prepared, "share": micro_batch.share, "knobs": numbers}
 
     def _width(self, minibatch: Minibatch) -> int:
-        """The smallest that holds the longest of the responses."""
+        """The smallest width that holds the longest of the responses."""
         longest = lengths_of(minibatch)[:, 1].max()
         return next(width for width in self.widths if width >= longest)
 
     def _slots(self, minibatch: Minibatch) -> int:
-        """That an eager pass computes, or at least has to."""
+        """The slots that an eager pass computes, or at least has to."""
         lengths = lengths_of(minibatch)
-        return int(lengths.sum() if self.update.max_tokens is not None else len(lengths) * lengths.max(axis=0).sum())
+        limited = self.update.settings.micro_batch_tokens is not None
+        return int(lengths.sum() if limited else len(lengths) * lengths.max(axis=0).sum())
 
-    def _shaped(self, part: Minibatch, width: int) -> Minibatch:
-        """Rows of nothing but padding fill it up."""
-        missing = self.rows - len(part.action)
+    def _shaped(self, minibatch: Minibatch, width: int) -> Minibatch:
+        """The rows at the width of a graph, filled up with rows of nothing but padding."""
+        missing = self.rows - len(minibatch.action)
 
         def filled(tensor: Tensor) -> Tensor:
             return pad(tensor, (0, 0, 0, missing)) if missing else tensor
 
-        return mapped(part, filled, lambda token: filled(token[:, :width]).contiguous())
+        return mapped(minibatch, filled, lambda token: filled(token[:, :width]).contiguous())
 
 
 def graph_of(
     graphs: Graphs, kind: str, function: Function, inputs: Inputs, policy: LanguageModelPolicy, plan: Any = None
 ) -> Graph:
-    """Compiled anew only where the networks have changed: the policy itself keeps clocks and the like."""
+    """The graph of a function, compiled anew only where the networks have changed."""
     return graphs.get(kind, function, inputs, policy.lm, (plan, fingerprint(policy.critic)))
 
 
 class CompiledDecoder(Decoder):
-    """As ``Decoder``, every token after the first of a response by a graph over a cache of fixed size."""
+    """A decoder that draws every token after the first of a response by a graph, over a cache of fixed size."""
 
     def __init__(
         self, model: CausalLM, seen: Tensor, *args: Any, policy: LanguageModelPolicy, graphs: Graphs, **kwargs: Any
@@ -163,12 +164,12 @@ class CompiledDecoder(Decoder):
         self.call: Call | None = None
 
     @property
-    def layers(self) -> list[RoomyLayer]:
-        """Of the cache; ``require_traceable`` has seen that there are no others."""
-        return [layer for layer in self.cache.layers if isinstance(layer, RoomyLayer)]
+    def layers(self) -> list[PreallocatedLayer]:
+        """The layers of the cache; ``require_traceable`` refuses models with others."""
+        return [layer for layer in self.cache.layers if isinstance(layer, PreallocatedLayer)]
 
     def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See ``Decoder``; the same draws from torch's generator."""
+        """The token [B] after ``ids``, its log-probability, and value, from the same draws of torch's generator."""
         if not self.cache.get_seq_length():
             return super().draw(ids, until)
         drawn, log_prob, *value = self.by_graph(ids[:, 0], until - 1)
@@ -187,7 +188,7 @@ class CompiledDecoder(Decoder):
 
 
 class EagerTokenActor:
-    """The policy itself; the seconds that generation takes are counted in those of the run."""
+    """Responses by the policy itself; the run counts the seconds of generation."""
 
     def __init__(self, policy: LanguageModelPolicy, run: Run) -> None:
         self.policy = policy
@@ -206,19 +207,19 @@ class EagerTokenActor:
         return Acted(on_host, responses, values, log_probs)
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
-        """See ``Actor``."""
+        """Values [1] of the last observations of episodes that a time limit has cut."""
         for observation in observations:
             yield predicted_values(self.policy, observation)[0]
 
     def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
-        """See ``Actor``; they cost a pass over all prompts, so none is made where every episode has ended."""
+        """Values [N, 1] of the next prompts: a pass over all of them, unless every episode has ended."""
         if np.all(dones):
             return torch.zeros(len(dones), 1, device=self.policy.device)
         return predicted_values(self.policy, observation)
 
 
 class CompiledTokenActor(EagerTokenActor):
-    """Responses by ``CompiledDecoder``, or by another like it."""
+    """Responses by ``CompiledDecoder`` or a class derived from it."""
 
     def __init__(
         self,
@@ -231,7 +232,7 @@ class CompiledTokenActor(EagerTokenActor):
         super().__init__(policy, run)
         require_traceable(policy)
         self.decoder_of = partial(decoder, policy=policy, graphs=graphs)
-        # One that does not fit is made anew on the way.
+        # A rollout whose prompts do not fit this graph makes another on the way.
         if policy.responses.max_new_tokens > 1 and not graphs.knows(DECODING):
             self._compile(policy, run.n_envs)
 

@@ -14,21 +14,21 @@ from sb3_ppo_ext.engines.substitution import refuse_writes
 from sb3_ppo_ext.engines.tracing import tensors_of, trace
 from sb3_ppo_ext.language.engines.compiled import DECODING, CompiledDecoder
 from sb3_ppo_ext.language.engines.traced_tokens import TokenDraw, draw_inputs, weights_of
-from sb3_ppo_ext.language.model.generation import RoomyLayer
+from sb3_ppo_ext.language.model.generation import PreallocatedLayer
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 
 
 class RecordedDraw:
-    """The recording, the cache and the other tensors it reads from, and those it writes to."""
+    """A recording of one draw, with the cache and the other tensors that it reads, and those that it writes."""
 
     def __init__(
-        self, policy: LanguageModelPolicy, graphs: DeviceGraphs, layers: list[RoomyLayer], seen: Tensor
+        self, policy: LanguageModelPolicy, graphs: DeviceGraphs, layers: list[PreallocatedLayer], seen: Tensor
     ) -> None:
-        """Takes over the cache of ``layers``, and ``seen`` [B, S]."""
+        """Records over the tensors of ``layers`` and a copy of ``seen`` [B, S]."""
         rows, device = len(seen), seen.device
-        self.places = [(layer.all_keys, layer.all_values) for layer in layers]
+        self.cache = [(layer.all_keys, layer.all_values) for layer in layers]
         self.seen = seen.clone()
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.slot = torch.zeros((), dtype=torch.long, device=device)
@@ -40,21 +40,21 @@ class RecordedDraw:
         refuse_writes(traced, inputs)
         (returned,) = next(iter(reversed(traced.graph.nodes))).args
         shapes = [node.meta["val"] for node in returned]
-        self.results = [torch.zeros(one.shape, dtype=one.dtype, device=device) for one in shapes]
+        self.results = [torch.zeros(shape.shape, dtype=shape.dtype, device=device) for shape in shapes]
         with graphs.while_compiling():
             call = graphs.recordings.compile(traced, tensors)
 
         def run() -> None:
-            for kept, result in zip(self.results, call(*tensors), strict=True):
-                kept.copy_(result)
+            for target, result in zip(self.results, call(*tensors), strict=True):
+                target.copy_(result)
 
         changed = [*self.results, *inputs["keys"], *inputs["values"]]
         self._replay = graphs.recordings.recorder.record(run, changed)
 
     def begin(self, seen: Tensor) -> None:
-        """Other prompts."""
+        """Begins with other prompts, of which ``seen`` is the mask."""
         self.seen.copy_(seen)
-        for pair in self.places:
+        for pair in self.cache:
             for tensor in pair:
                 tensor.zero_()  # a NaN that is masked would still be a NaN
 
@@ -68,22 +68,22 @@ class RecordedDraw:
 
 
 class RecordedDecoder(CompiledDecoder):
-    """As ``CompiledDecoder``, by one recording for all responses to as many prompts."""
+    """A decoder by one recording for all responses to as many prompts."""
 
     graphs: DeviceGraphs
 
     def __init__(self, *args: Any, policy: LanguageModelPolicy, graphs: DeviceGraphs, **kwargs: Any) -> None:
         super().__init__(*args, policy=policy, graphs=graphs, **kwargs)
-        places = tuple(tensor.data_ptr() for tensor in weights_of(policy).values())
-        self.key = (DECODING, len(self.seen), places, fingerprint(policy.lm), fingerprint(policy.critic))
+        addresses = tuple(tensor.data_ptr() for tensor in weights_of(policy).values())
+        self.key = (DECODING, len(self.seen), addresses, fingerprint(policy.lm), fingerprint(policy.critic))
         self.recorded: RecordedDraw | None = graphs.recordings.known.get(self.key)
         if self.recorded is not None:
             self.recorded.begin(self.seen)
-            for layer, place in zip(self.layers, self.recorded.places, strict=True):
-                layer.place = place
+            for layer, tensors in zip(self.layers, self.recorded.cache, strict=True):
+                layer.tensors = tensors
 
     def by_graph(self, token: Tensor, slot: int) -> list[Tensor]:
-        """See ``CompiledDecoder``."""
+        """The results of ``TokenDraw`` for ``token`` [B] at that slot of the cache."""
         if self.recorded is None:
             make = partial(RecordedDraw, self.policy, self.graphs, self.layers, self.seen)
             self.recorded = self.graphs.recordings.get(self.key, make)

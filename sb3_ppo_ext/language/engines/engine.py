@@ -18,14 +18,14 @@ from sb3_ppo_ext.language.engines.compiled import (
     EagerTokenActor,
 )
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
-from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients
+from sb3_ppo_ext.language.engines.separate_critic import ConcurrentGradients
 from sb3_ppo_ext.language.model.critics import SeparateCritic
+from sb3_ppo_ext.language.training.ratio_check import RatioCheck
 from sb3_ppo_ext.language.training.token_update import (
     EagerGradients,
     MicroBatchGradients,
     TokenGradients,
     TokenUpdate,
-    ratio_check_of,
     token_steps,
 )
 from sb3_ppo_ext.policies.adapter import unwrapped
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def language_model(run: Run) -> LanguageModelPolicy:
-    """The policy of a run whose family is that of language models."""
+    """The policy of a run with a language model."""
     return cast("LanguageModelPolicy", unwrapped(run.policy))
 
 
@@ -48,14 +48,14 @@ class EagerTokenEngine:
     """PyTorch's own operations, one by one."""
 
     def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def actor(self, run: Run) -> Actor:
-        """See ``Engine``."""
+        """The policy itself."""
         return EagerTokenActor(language_model(run), run)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
-        """See ``Engine``."""
+        """The loop over minibatches with gradients by autograd."""
         assert isinstance(update, TokenUpdate)
         return token_runner(run, rollout, update, EagerGradients(update))
 
@@ -72,31 +72,33 @@ class CompiledTokenEngine:
             self.graphs = Graphs(lambda: compile_progress(self.verbose))
 
     def prepare(self, run: Run, actor: MakeActor, runner: MakeRunner) -> None:
-        """Nothing: the lengths of responses tell the shapes, and those are known after a rollout."""
+        """Does nothing: shapes follow from the lengths of responses, which are known after a rollout."""
 
     def actor(self, run: Run) -> Actor:
-        """See ``Engine``."""
+        """Responses by the graph of one token."""
         self.verbose = run.settings.verbose
         decoder = RecordedDecoder if self.recorded else CompiledDecoder
         return CompiledTokenActor(language_model(run), run, self.graphs, decoder)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
-        """See ``Engine``."""
+        """The loop over minibatches with gradients by graphs."""
         assert isinstance(update, TokenUpdate)
         self.verbose = run.settings.verbose
         policy = language_model(run)
         rows = min(run.settings.batch_size, rollout.size)
-        if update.max_tokens is not None:
+        if update.settings.micro_batch_tokens is not None:
             longest = policy.prompt_length + policy.responses.max_new_tokens
-            rows = min(max(update.max_tokens // longest, 1), rows)
-        apart = isinstance(policy.critic, SeparateCritic)
-        concurrent = apart and not self.recorded and torch.get_num_threads() > 1
-        gradients = (HalvedGradients if concurrent else CompiledGradients)(EagerGradients(update), self.graphs, rows)
+            rows = min(max(update.settings.micro_batch_tokens // longest, 1), rows)
+        separate = isinstance(policy.critic, SeparateCritic)
+        concurrent = separate and not self.recorded and torch.get_num_threads() > 1
+        gradients = (ConcurrentGradients if concurrent else CompiledGradients)(
+            EagerGradients(update), self.graphs, rows
+        )
         gradients.prepare(rollout.rows, run.knobs.values)
         return token_runner(run, rollout, update, gradients)
 
 
 def token_runner(run: Run, rollout: Rollout, update: TokenUpdate, micro_batches: MicroBatchGradients) -> Runner:
-    """The eager loop over minibatches, whose gradients ``micro_batches`` computes."""
-    gradients = TokenGradients(update, micro_batches, ratio_check_of(update))
+    """The eager loop over minibatches, with gradients by ``micro_batches``."""
+    gradients = TokenGradients(update, micro_batches, RatioCheck(update.adapter.policy))
     return EagerRunner(run, rollout, update, gradients, token_steps)

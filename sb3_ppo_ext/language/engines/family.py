@@ -17,7 +17,7 @@ from sb3_ppo_ext.language.model.progress import progress_of
 from sb3_ppo_ext.language.monitoring.findings import Findings
 from sb3_ppo_ext.language.monitoring.records import response_records
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
-from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
+from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 from sb3_ppo_ext.language.training.token_update import token_update
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
@@ -37,7 +37,7 @@ COSTS = {"cpu": Costs(40e-9, 1e-3, 7.5), "cuda": Costs(1e-9, 1e-3, 1.6)}
 
 
 class TokenFamily:
-    """See ``Family``."""
+    """Language models trained token by token."""
 
     buffer_class: type[RolloutBuffer] | None = SequenceRolloutBuffer
     compilable = True
@@ -47,12 +47,12 @@ class TokenFamily:
         self._findings = Findings()
 
     def check(self, arguments: Any) -> None:
-        """See ``Family``."""
+        """Raises ``ValueError`` for arguments of PPOX that do not go with a language model."""
         check_algorithm(arguments, SequenceRolloutBuffer)
 
     @contextmanager
     def collecting(self, run: Run, callback: BaseCallback) -> Iterator[None]:
-        """See ``Family``."""
+        """Reports the progress of a rollout, which may take minutes."""
         with progress_of(run, callback) as run.progress:
             try:
                 yield
@@ -60,23 +60,23 @@ class TokenFamily:
                 run.progress = None
 
     def rollout(self, run: Run) -> Rollout:
-        """See ``Family``; its KL to the reference is known afterwards."""
-        return SequenceRollout(run, cast(SequenceRolloutBuffer, run.buffer), language_model(run))
+        """The responses that ``run.buffer`` has collected, with their KL to the reference."""
+        return TokenRollout(run, cast(SequenceRolloutBuffer, run.buffer), language_model(run))
 
     def update(self, run: Run, rollout: Rollout) -> Update:
-        """See ``Family``."""
-        return token_update(run, cast(SequenceRollout, rollout))
+        """The update over the rollout's tokens."""
+        return token_update(run, cast(TokenRollout, rollout))
 
     def compiled(self, run: Run) -> Engine:
-        """See ``Family``; whether its device and types are compiled the engine itself finds out."""
+        """The engine by graphs, which itself refuses devices and types that are not compiled."""
         return CompiledTokenEngine(run.device.type)
 
     def on_device(self, device_type: str) -> bool:
-        """Never: responses are kept on the host."""
+        """False: responses are kept on the host."""
         return False
 
     def savings(self, run: Run, epochs: int, steps: int) -> tuple[float, float] | None:
-        """See ``Family``."""
+        """Seconds that compiling saves, and seconds it takes; None where neither was measured."""
         costs = COSTS.get(run.device.type)
         if costs is None:
             return None
@@ -89,11 +89,11 @@ class TokenFamily:
         return saved, 2 * layers * costs.compile_time_per_layer
 
     def records(self, run: Run, rollout: Rollout) -> dict[str, float]:
-        """See ``response_records``."""
-        return response_records(cast(SequenceRollout, rollout))
+        """The log's values of the responses themselves, under full keys."""
+        return response_records(cast(TokenRollout, rollout))
 
     def findings(self, run: Run, rollout: Rollout, records: Mapping[str, float]) -> dict[str, str]:
-        """See ``Findings``."""
+        """Warnings about the responses: subject -> text."""
         controller = run.knobs.knobs["ref_kl_coef"]
         target = controller.target if isinstance(controller, Controller) else None
         return self._findings.of(records, ref_kl=rollout.controller_inputs.get("ref_kl"), ref_kl_target=target)

@@ -1,7 +1,7 @@
-"""A causal language model as PPO sees it: token ids and their mask to log-probabilities, entropy and hidden states.
+"""A causal language model for PPO: from token ids and their mask to hidden states, log-probabilities and entropy.
 
 Letters: B responses, P prompt slots (padded on the left), L response slots (padded on the right), S = P + L, V tokens
-that may be chosen, D hidden size. Padding is known by mask alone, never by id: a tokenizer may pad with its
+that may be chosen, D hidden size. Only the mask says what is padding, never the id: a tokenizer may pad with its
 end-of-text token.
 """
 
@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 BLOCKS = ("layers", "h")  # under one of these names a model keeps its blocks
 
-# Logits held at once, in numbers: 64 MB of float32, or 256 MB on a GPU, which small pieces do not fill. More of them
-# are computed again for the gradient.
+# The most logits held at a time: 64 MB of float32, or 256 MB on a GPU, which fewer do not fill. More of them are
+# computed again for the gradient.
 LOGITS_AT_ONCE = 2**24
 LOGITS_AT_ONCE_ON_A_GPU = 2**26
 
@@ -47,21 +47,32 @@ class Tokens(NamedTuple):
         )
 
     @property
-    def first(self) -> int:
-        """Of ``joined``, the last token of the prompts: before it, states matter to nothing but the states after."""
+    def first_scored(self) -> int:
+        """The index in ``joined`` of the first token whose state is used: the last one of the prompts."""
         return self.prompt.shape[1] - 1
 
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """Ids and mask [B, S - 1] of the tokens after which one was chosen: all but the last.
+    def response_states(self, states: Tensor) -> Tensor:
+        """The states [B, L, ...] before each token of a response, of those [B, S - 1, ...] after each of ``joined``."""
+        return states[:, self.first_scored :]
 
-        Masked ids are 0, so that nothing depends on what stands there.
-        """
+    def gathered(self, states: Tensor, *, every_slot: bool = False) -> Tensor:
+        """The rows [n, ...] of ``states`` [B, L, ...] where a response has a token, or of ``every_slot``."""
+        return states.flatten(0, 1) if every_slot else states[self.mask]
+
+    def scattered(self, rows: Tensor, *, every_slot: bool = False) -> Tensor:
+        """The numbers [B, L] that ``gathered`` has made ``rows`` [n] of; 0 where there is no token."""
+        if every_slot:
+            return rows.view(self.mask.shape).masked_fill(~self.mask, 0.0)
+        return scattered(rows, self.mask)
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, S - 1] of the tokens after which another was chosen: all but the last. Masked ids are 0."""
         mask = torch.cat((self.prompt_mask, self.mask[:, :-1]), dim=1)
         return torch.cat((self.prompt, self.response[:, :-1]), dim=1).masked_fill(~mask, 0), mask
 
 
 def positions(mask: Tensor) -> Tensor:
-    """The position of every token among its row's tokens [B, S]: left padding does not count.
+    """The position [B, S] of every token among the tokens of its row, left padding not counted.
 
     Without them GPT-2 reads a padded prompt at the wrong places; rotary models see only differences.
     """
@@ -69,36 +80,37 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def prepared_mask(mask: Tensor, queries: int, added_in: torch.dtype | None = None) -> Tensor:
-    """Which of the tokens under ``mask`` [B, S] may be attended to [B, 1, queries, S]: by each of them, or by one.
+    """True [B, 1, queries, S] where a query may attend to a token under ``mask`` [B, S].
 
-    With ``added_in`` as numbers of that type, to be added to the scores: 0, or as good as minus infinity.
+    ``queries`` is S, or 1 for the newest token. With ``added_in`` the result has numbers of that type, to be added to
+    the scores: 0, or as good as minus infinity.
     """
     if queries == 1:
         allowed = mask[:, None, None]
     else:
-        places = torch.arange(queries, device=mask.device)
-        own, each = places[:, None], places[None]
+        slots = torch.arange(queries, device=mask.device)
+        query, token = slots[:, None], slots[None]
         # Padding attends to itself: what attends to nothing is NaN in some kernels.
-        allowed = ((mask[:, None] & (each <= own)) | (each == own)).unsqueeze(1)
+        allowed = ((mask[:, None] & (token <= query)) | (token == query)).unsqueeze(1)
     if added_in is None:
         return allowed
     return torch.zeros_like(allowed, dtype=added_in).masked_fill(~allowed, torch.finfo(added_in).min)
 
 
 @contextmanager
-def last_mlp_from(trunk: nn.Module, first: int) -> Iterator[None]:
-    """Spares the last block's MLP the tokens before ``first``: of the prompt but its last, nobody asks their states.
+def skip_prompt_in_last_mlp(trunk: nn.Module, first_scored: int) -> Iterator[None]:
+    """Spares the last block's MLP the tokens before ``first_scored``, whose final states nothing reads.
 
-    That is the half of a block's work or more, and it looks at one token at a time. A mixture of experts is left alone.
+    The MLP is half of a block's work or more, and works token by token. A mixture of experts is left alone.
     """
-    blocks = next((one for name in BLOCKS if isinstance(one := getattr(trunk, name, None), nn.ModuleList)), None)
+    blocks = next((found for name in BLOCKS if isinstance(found := getattr(trunk, name, None), nn.ModuleList)), None)
     mlp = None if blocks is None else getattr(blocks[-1], "mlp", None)
-    if first == 0 or mlp is None or any("expert" in name for name, _ in mlp.named_modules()):
+    if first_scored == 0 or mlp is None or any("expert" in name for name, _ in mlp.named_modules()):
         yield
         return
     handles = (
-        mlp.register_forward_pre_hook(lambda _, given: (given[0][:, first:].contiguous(), *given[1:])),
-        mlp.register_forward_hook(lambda _, given, output: pad(output, (0, 0, first, 0))),
+        mlp.register_forward_pre_hook(lambda _, args: (args[0][:, first_scored:].contiguous(), *args[1:])),
+        mlp.register_forward_hook(lambda _, args, output: pad(output, (0, 0, first_scored, 0))),
     )
     try:
         yield
@@ -125,7 +137,7 @@ class CausalLM(nn.Module):
 
     @property
     def plain(self) -> PreTrainedModel:
-        """The Hugging Face model itself, which an adapter has been put into."""
+        """The Hugging Face model itself, with the layers of an adapter in it."""
         inner = self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
         return cast(PreTrainedModel, inner)
 
@@ -134,13 +146,13 @@ class CausalLM(nn.Module):
         """The model below its output layer."""
         return cast(PreTrainedModel, self.plain.base_model)
 
-    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None, first: int = 0) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None, first_scored: int = 0) -> Tensor:
         """Final hidden states [B, S', D] of ``ids`` [B, S'], the last of the tokens under ``mask`` [B, S].
 
-        With a cache of the S - S' before them, which takes them in. Those before ``first`` may be anything.
+        A cache holds the S - S' tokens before them, and takes them in. States before ``first_scored`` may be anything.
         """
         arguments = {} if cache is None else {self._cache_argument: cache}
-        with last_mlp_from(self.trunk, first):
+        with skip_prompt_in_last_mlp(self.trunk, first_scored):
             output = self.trunk(
                 input_ids=ids,
                 attention_mask=self.attention_mask(mask, ids.shape[1]),
@@ -152,9 +164,9 @@ class CausalLM(nn.Module):
         return hidden
 
     def attention_mask(self, mask: Tensor, queries: int) -> Tensor:
-        """What the Hugging Face model is told of ``mask`` [B, S] for the last ``queries`` tokens.
+        """The Hugging Face model's argument for ``mask`` [B, S] and the last ``queries`` tokens.
 
-        Not prepared, it looks into the mask to see what it can leave out: fast, and nothing that a graph can do.
+        From a mask that is not prepared the model itself reads what it can leave out: fast, but not traceable.
         """
         if not self.prepares_mask:
             return mask.long()
@@ -168,41 +180,48 @@ class CausalLM(nn.Module):
         logits: Tensor = self.plain.get_output_embeddings()(hidden)
         return widened(logits[..., : self.vocab_size]) / self.temperature
 
-    def rows_at_once(self, device: torch.device) -> int:
-        """Of how many states the logits are held at a time."""
-        at_once = LOGITS_AT_ONCE_ON_A_GPU if device.type == "cuda" else LOGITS_AT_ONCE
-        return max(at_once // self.vocab_size, 1)
+    def by_rows(self, function: Callable[..., Any], *columns: Tensor) -> list[Any]:
+        """``function`` of some rows of the ``columns`` [n, ...] at a time, so that memory does not grow with n V.
+
+        With a gradient to come, all but a single group of rows are computed again for it.
+        """
+        at_once = LOGITS_AT_ONCE_ON_A_GPU if columns[0].device.type == "cuda" else LOGITS_AT_ONCE
+        rows = max(at_once // self.vocab_size, 1)
+        groups = list(zip(*(column.split(rows) for column in columns), strict=True))
+        if len(groups) == 1 or not torch.is_grad_enabled():
+            return [function(*group) for group in groups]
+        return [checkpointed(function, *group) for group in groups]
 
     def log_prob_and_entropy(self, hidden: Tensor, token: Tensor, *, entropy_grad: bool) -> tuple[Tensor, Tensor]:
-        """log p(token) and the entropy, both [n], of the distributions after ``hidden`` [n, D]; in nats.
+        """log p(token) and the entropy, both [n] in nats, of the distributions after ``hidden`` [n, D]."""
 
-        The output layer is applied to ``rows_at_once`` of them at a time, so that memory does not grow with n V.
-        """
-        rows = self.rows_at_once(hidden.device)
-        pieces = list(zip(hidden.split(rows), token.split(rows), strict=True))
-        if len(pieces) == 1 or not torch.is_grad_enabled():
-            parts = [self._piece(*piece, entropy_grad) for piece in pieces]
-        else:
-            parts = [computed_twice(self._piece, *piece, entropy_grad) for piece in pieces]
-        log_prob, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        def of_some(hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+            log_p = self.logits(hidden).log_softmax(dim=-1)
+            return log_p.gather(-1, token[:, None])[:, 0], entropy_of(log_p if entropy_grad else log_p.detach())
+
+        log_prob, entropy = map(torch.cat, zip(*self.by_rows(of_some, hidden, token), strict=True))
         return log_prob, entropy
 
-    def _piece(self, hidden: Tensor, token: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
-        log_p = self.logits(hidden).log_softmax(dim=-1)
-        kept = log_p if entropy_grad else log_p.detach()
-        return log_p.gather(-1, token[:, None])[:, 0], entropy_of(kept)
+    def token_log_prob_and_entropy(
+        self, hidden: Tensor, tokens: Tokens, *, entropy_grad: bool, every_slot: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """log p and entropy [B, L] of the responses' tokens in nats, after ``hidden`` [B, L, D]; 0 in masked slots."""
+        rows = tokens.gathered(hidden, every_slot=every_slot)
+        chosen = tokens.gathered(tokens.response.masked_fill(~tokens.mask, 0), every_slot=every_slot)
+        log_prob, entropy = self.log_prob_and_entropy(rows, chosen, entropy_grad=entropy_grad)
+        return tokens.scattered(log_prob, every_slot=every_slot), tokens.scattered(entropy, every_slot=every_slot)
 
 
-def computed_twice(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` without what it holds on the way, which is computed again for the gradient.
+def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``, whose intermediate tensors are not kept, but computed again for the gradient.
 
-    Traced into a graph it is there twice too. It must draw no numbers: the state of torch's generator is not kept.
+    A graph traced of it has both computations. It must draw no numbers: the state of torch's generator is not kept.
     """
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """In float32 where it was in half precision."""
+    """The tensor in float32 where it was in half precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -211,14 +230,6 @@ def entropy_of(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=-1)
 
 
-def before_response(states: Tensor, prompt_length: int) -> Tensor:
-    """Of one state per token of ``joined`` [B, S - 1, ...], those the response's tokens were chosen from [B, L, ...].
-
-    The first of them belongs to the last token of the prompt.
-    """
-    return states[:, prompt_length - 1 :]
-
-
-def scattered(kept: Tensor, mask: Tensor) -> Tensor:
-    """The values [n] of the slots where ``mask`` [B, L] is True in their places; 0 elsewhere."""
-    return kept.new_zeros(mask.shape).masked_scatter(mask, kept)
+def scattered(values: Tensor, mask: Tensor) -> Tensor:
+    """The ``values`` [n] in the slots where ``mask`` [B, L] is True; 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

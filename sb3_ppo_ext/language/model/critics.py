@@ -12,21 +12,22 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sb3_ppo_ext.language.inputs import one_of
 from sb3_ppo_ext.language.model.adapters import adapted
-from sb3_ppo_ext.language.model.causal_lm import BLOCKS, CausalLM, last_mlp_from, positions, widened
+from sb3_ppo_ext.language.model.causal_lm import BLOCKS, CausalLM, positions, skip_prompt_in_last_mlp, widened
 
 CRITICS = ("shared", "branch", "separate")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 class Critic(Protocol):
-    """Values for every token of a sequence; those before ``first``, which nobody asks for, may be anything."""
+    """Values for every token of a sequence; those before ``first_scored``, which nothing reads, may be anything."""
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
         """The policy's hidden states [B, S, D], and the values [B, S] in reward units after each token."""
         ...
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
         """The values alone."""
         ...
 
@@ -51,18 +52,18 @@ class SharedCritic(nn.Module):
         values: Tensor = self.head(widened(hidden))
         return values.squeeze(-1)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        """See ``Critic``."""
-        hidden = model.hidden(ids, mask, first=first)
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [B, S, D], and the values [B, S] after each token."""
+        hidden = model.hidden(ids, mask, first_scored=first_scored)
         return hidden, self.of_hidden(hidden)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
-        """See ``Critic``."""
-        return self.of_hidden(model.hidden(ids, mask, first=first))
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
+        """The values [B, S] after each token."""
+        return self.of_hidden(model.hidden(ids, mask, first_scored=first_scored))
 
 
 class BranchCritic(nn.Module):
-    """A copy of the last block and norm on what the policy's last block is given, and a head.
+    """A copy of the last block and norm, on the input of the policy's last block, and a head.
 
     The value branch of trlX, one block deep: it learns its own last step without disturbing the policy's.
     """
@@ -73,26 +74,26 @@ class BranchCritic(nn.Module):
         self.block, self.norm = copy.deepcopy(block), copy.deepcopy(norm)
         self.head = value_head(size)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        """See ``Critic``."""
-        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [B, S, D], and the values [B, S] after each token."""
+        inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         block = last_block(model.trunk)
         hook = block.register_forward_pre_hook(
-            lambda _, args, kwargs: given.append((args, dict(kwargs))), with_kwargs=True
+            lambda _, args, kwargs: inputs.append((args, dict(kwargs))), with_kwargs=True
         )
         try:
-            hidden = model.hidden(ids, mask, first=first)
+            hidden = model.hidden(ids, mask, first_scored=first_scored)
         finally:
             hook.remove()
-        args, kwargs = given[0]
+        args, kwargs = inputs[0]
         output = self.block(*args, **kwargs)
-        own = output[0] if isinstance(output, tuple) else output
-        values: Tensor = self.head(widened(self.norm(own)))
+        branch = output[0] if isinstance(output, tuple) else output
+        values: Tensor = self.head(widened(self.norm(branch)))
         return hidden, values.squeeze(-1)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
-        """See ``Critic``."""
-        return self.states(model, ids, mask, first)[1]
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
+        """The values [B, S] after each token."""
+        return self.states(model, ids, mask, first_scored)[1]
 
 
 class SeparateCritic(nn.Module):
@@ -103,16 +104,16 @@ class SeparateCritic(nn.Module):
         self.trunk = trunk if lora is None else adapted(trunk, lora)
         self.head = value_head(size)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        """See ``Critic``."""
-        return model.hidden(ids, mask, first=first), self.values(model, ids, mask, first)
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [B, S, D], and the values [B, S] after each token."""
+        return model.hidden(ids, mask, first_scored=first_scored), self.values(model, ids, mask, first_scored)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
-        """See ``Critic``."""
-        seen = model.attention_mask(mask, ids.shape[1])
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
+        """The values [B, S] after each token."""
+        attended = model.attention_mask(mask, ids.shape[1])
         plain = self.trunk.get_base_model() if isinstance(self.trunk, PeftModel) else self.trunk
-        with last_mlp_from(plain, first):
-            output = self.trunk(input_ids=ids, attention_mask=seen, position_ids=positions(mask), use_cache=False)
+        with skip_prompt_in_last_mlp(plain, first_scored):
+            output = self.trunk(input_ids=ids, attention_mask=attended, position_ids=positions(mask), use_cache=False)
         values: Tensor = self.head(widened(output.last_hidden_state))
         return values.squeeze(-1)
 
@@ -143,13 +144,12 @@ def build_critic(
     kind: str, model: CausalLM, trunk: PreTrainedModel | None, lora: LoraConfig | None
 ) -> SharedCritic | BranchCritic | SeparateCritic:
     """The critic of that ``kind``; a separate one takes ``trunk``, a copy of the model's from before the adapter."""
+    one_of(CRITICS, "value", kind)
     weight = cast(nn.Linear, model.plain.get_output_embeddings()).weight
     size, device = int(weight.shape[1]), weight.device
     if kind == "shared":
         return SharedCritic(size).to(device)
     if kind == "branch":
         return BranchCritic(model, size).to(device)
-    if kind == "separate":
-        assert trunk is not None
-        return SeparateCritic(trunk, size, lora).to(device)
-    raise ValueError(f"value={kind!r}: one of {', '.join(map(repr, CRITICS))} is needed")
+    assert trunk is not None
+    return SeparateCritic(trunk, size, lora).to(device)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, computed_twice
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
 
 Reference = Callable[[], AbstractContextManager[CausalLM]]  # the frozen model, for the block
 
@@ -26,17 +26,12 @@ def kl_of(log_p: Tensor, log_q: Tensor) -> Tensor:
 def full_kl(model: CausalLM, hidden: Tensor, reference: Reference, ref_hidden: Tensor) -> Tensor:
     """KL(policy || reference) [n] in nats, of the distributions after ``hidden`` and ``ref_hidden``, both [n, D].
 
-    Both at the policy's temperature. Gradients go to the policy alone. As in ``log_prob_and_entropy`` the output layers
-    are applied to a limited number of rows at a time, and again for the gradient.
+    Both are at the policy's temperature. Gradients go to the policy alone.
     """
 
-    def piece(own: Tensor, other: Tensor) -> Tensor:
-        with reference() as frozen:  # whose parameters take no gradient
-            log_q = frozen.logits(other).log_softmax(dim=-1)
-        return kl_of(model.logits(own).log_softmax(dim=-1), log_q)
+    def of_some(hidden: Tensor, ref_hidden: Tensor) -> Tensor:
+        with reference() as frozen:  # its parameters take no gradient
+            log_q = frozen.logits(ref_hidden).log_softmax(dim=-1)
+        return kl_of(model.logits(hidden).log_softmax(dim=-1), log_q)
 
-    rows = model.rows_at_once(hidden.device)
-    pieces = list(zip(hidden.split(rows), ref_hidden.split(rows), strict=True))
-    if len(pieces) == 1 or not torch.is_grad_enabled():
-        return torch.cat([piece(*one) for one in pieces])
-    return torch.cat([computed_twice(piece, *one) for one in pieces])
+    return torch.cat(model.by_rows(of_some, hidden, ref_hidden))

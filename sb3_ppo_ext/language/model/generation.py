@@ -1,4 +1,4 @@
-"""Sampling responses from a causal language model, with everything PPO wants to know of them on the way."""
+"""Responses sampled from a causal language model, with the log-probabilities and values that PPO needs of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALLEST = 2.0**-25  # half the step of uniform numbers in float32
 
 
 class Response(NamedTuple):
-    """What was sampled, all [B, L]; ``token`` is the padding id, the others 0 and False, after a response's end."""
+    """Sampled responses, all [B, L]; after a response's end ``token`` is the padding id, the others 0 and False."""
 
     token: Tensor
     mask: Tensor  # up to and including the end-of-text token
@@ -27,7 +27,7 @@ class Response(NamedTuple):
 
 
 class Decoder:
-    """Draws the tokens of one batch of responses; ``seen`` [B, S] is the mask of its prompts and of what follows."""
+    """Draws the tokens of one batch of responses; ``seen`` [B, S] is the mask of its prompts and responses."""
 
     def __init__(
         self, model: CausalLM, seen: Tensor, value_of: Callable[[Tensor], Tensor] | None, *, deterministic: bool
@@ -36,11 +36,11 @@ class Decoder:
         self.seen = seen
         self.value_of = value_of
         self.deterministic = deterministic
-        self.cache = roomy_cache(model, seen.shape[1])
+        self.cache = preallocated_cache(model, seen.shape[1])
 
     def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """One token [B] after ``ids`` [B, S'], the newest of the first ``until``; its log-probability, and value."""
-        hidden = self.model.hidden(ids, self.seen[:, :until], cache=self.cache, first=ids.shape[1] - 1)[:, -1]
+        hidden = self.model.hidden(ids, self.seen[:, :until], cache=self.cache, first_scored=ids.shape[1] - 1)[:, -1]
         logits = self.model.logits(hidden)
         drawn, log_prob = draw(logits, None if self.deterministic else torch.empty_like(logits).uniform_())
         return drawn, log_prob, None if self.value_of is None else self.value_of(hidden)
@@ -95,46 +95,46 @@ def generate(
     return Response(token, mask, log_prob, value)
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, S, D / heads] with room for all tokens: no token copies those before it.
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values [B, heads, S, D / heads] of ``length`` S from the start: no token copies those before it.
 
-    ``place`` is a pair of such tensors to be used; made when the first token comes where there is none.
+    ``tensors`` is a pair of them to be used; without it they are made for the first token.
     """
 
-    def __init__(self, room: int, place: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, length: int, tensors: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers'
-        self.room = room
-        self.place = place
+        self.length = length
+        self.tensors = tensors
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Takes in what belongs to new tokens; all until now, as views."""
-        seen = self.get_seq_length()
-        until = seen + key_states.shape[-2]
+        """Writes the states of new tokens; returns those of all tokens so far, as views."""
+        before = self.get_seq_length()
+        until = before + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            shape = (*key_states.shape[:2], self.room)
-            self.all_keys, self.all_values = self.place or (
+            shape = (*key_states.shape[:2], self.length)
+            self.all_keys, self.all_values = self.tensors or (
                 key_states.new_zeros((*shape, key_states.shape[-1])),
                 value_states.new_zeros((*shape, value_states.shape[-1])),
             )
-        self.all_keys[:, :, seen:until] = key_states
-        self.all_values[:, :, seen:until] = value_states
+        self.all_keys[:, :, before:until] = key_states
+        self.all_values[:, :, before:until] = value_states
         self.keys, self.values = self.all_keys[:, :, :until], self.all_values[:, :, :until]
         return self.keys, self.values
 
 
-def roomy_cache(model: CausalLM, room: int) -> DynamicCache:
-    """The model's cache, with room for that many tokens where its layers attend to all of them."""
+def preallocated_cache(model: CausalLM, length: int) -> DynamicCache:
+    """The model's cache for ``length`` tokens; layers that do not attend to all of them stay transformers' own."""
     cache = DynamicCache(config=model.plain.config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """One token [B] from each row of ``logits`` [B, V], and its log-probability [B]; without ``noise`` the likeliest.
 
-    Of ``noise`` uniform on [0, 1), -log(noise) is Exp(1), and p / Exp(1) is largest for v with probability p_v: the
-    race that torch.multinomial runs for one draw, whose ``exponential_()`` takes 6 times as long on a CPU.
+    ``noise`` is uniform on [0, 1): then -log(noise) is Exp(1), and p / Exp(1) is largest for v with probability p_v.
+    torch.multinomial runs the same race for one draw, but its ``exponential_()`` takes 6 times as long on a CPU.
     """
     log_p = logits.log_softmax(dim=-1)
     # Noise of 0 would leave a token that is certain no chance.

@@ -1,4 +1,4 @@
-"""What a policy asks its frozen reference: states and log-probabilities of the same tokens. Letters as in ``model``."""
+"""The frozen reference of a policy: its states and log-probabilities of the same tokens. Letters: see ``causal_lm``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
+from sb3_ppo_ext.language.model.full_kl import full_kl
 from sb3_ppo_ext.language.model.loading import as_reference
 
 
 class WithReference(nn.Module):
-    """Mixed into a policy with a ``CausalLM`` as ``lm``, and a frozen copy of it where no adapter is to disable."""
+    """A policy with a ``CausalLM`` as ``lm``, and a frozen copy of it where there is no adapter to disable."""
 
     lm: CausalLM
     reference: CausalLM | None
@@ -23,15 +24,19 @@ class WithReference(nn.Module):
 
     @torch.no_grad()
     def reference_states(self, tokens: Tokens) -> Tensor:
-        """The reference's states [n, D] before each of the n tokens that are there."""
+        """The reference's states [B, L, D] before every token."""
         with self.as_reference() as reference:
-            hidden = reference.hidden(*tokens.joined(), first=tokens.first)
-            return before_response(hidden, tokens.prompt.shape[1])[tokens.mask]
+            return tokens.response_states(reference.hidden(*tokens.joined(), first_scored=tokens.first_scored))
 
     @torch.no_grad()
     def reference_log_prob(self, tokens: Tokens, hidden: Tensor | None = None) -> Tensor:
-        """Log-probability of every token [B, L] under the reference, from its states if they are known; 0 elsewhere."""
+        """Log-probability [B, L] of every token under the reference, whose states may be given; 0 in masked slots."""
         hidden = self.reference_states(tokens) if hidden is None else hidden
         with self.as_reference() as reference:
-            log_prob, _ = reference.log_prob_and_entropy(hidden, tokens.response[tokens.mask], entropy_grad=False)
-        return scattered(log_prob, tokens.mask)
+            return reference.token_log_prob_and_entropy(hidden, tokens, entropy_grad=False)[0]
+
+    def reference_kl(self, tokens: Tokens, hidden: Tensor, reference_hidden: Tensor | None = None) -> Tensor:
+        """The exact KL [B, L] to the reference after the policy's states ``hidden`` [B, L, D], in nats."""
+        frozen = self.reference_states(tokens) if reference_hidden is None else reference_hidden
+        kl = full_kl(self.lm, tokens.gathered(hidden), self.as_reference, tokens.gathered(frozen))
+        return tokens.scattered(kl)

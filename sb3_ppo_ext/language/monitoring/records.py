@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
+    from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 
 
-def response_records(rollout: SequenceRollout) -> dict[str, float]:
+def response_records(rollout: TokenRollout) -> dict[str, float]:
     """Key -> value: lengths, endings, diversity, score, and the KL to the reference where there is one."""
     buffer = rollout.buffer
     lengths, cut_off = buffer.masks.sum(-1), buffer.cut_off()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.language.arguments import check_options, optimizer_options
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, before_response, scattered
+from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
 from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
 from sb3_ppo_ext.language.model.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.model.generation import Decoder, Response, generate
@@ -162,9 +162,8 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
         return response.token, value, response.log_prob
 
     def _values(self, tokens: Tokens) -> Tensor:
-        ids, mask = tokens.joined()
         with torch.no_grad():
-            return before_response(self.critic.values(self.lm, ids, mask, tokens.first), tokens.prompt.shape[1])
+            return tokens.response_states(self.critic.values(self.lm, *tokens.joined(), tokens.first_scored))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.generate(observation, deterministic=deterministic).token
@@ -182,22 +181,13 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
 
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy (nats) and value (reward units) of every token [B, L]; 0 where there is none."""
-        return self.evaluate_states(tokens, *self.states(tokens), entropy_grad=entropy_grad)
+        hidden, value = self.states(tokens)
+        return *self.lm.token_log_prob_and_entropy(hidden, tokens, entropy_grad=entropy_grad), value
 
     def states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """The model's states [n, D] before each of the n tokens that are there, and the values [B, L]."""
-        hidden, value = self.critic.states(self.lm, *tokens.joined(), tokens.first)
-        length = tokens.prompt.shape[1]
-        value = before_response(value, length).masked_fill(~tokens.mask, 0.0)
-        return before_response(hidden, length)[tokens.mask], value
-
-    def evaluate_states(
-        self, tokens: Tokens, hidden: Tensor, value: Tensor, *, entropy_grad: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``evaluate_tokens``, from the ``states``."""
-        kept = tokens.response[tokens.mask]
-        log_prob, entropy = self.lm.log_prob_and_entropy(hidden, kept, entropy_grad=entropy_grad)
-        return scattered(log_prob, tokens.mask), scattered(entropy, tokens.mask), value
+        """The model's states [B, L, D] before every token of the responses, and the values [B, L]."""
+        hidden, value = self.critic.states(self.lm, *tokens.joined(), tokens.first_scored)
+        return tokens.response_states(hidden), tokens.response_states(value).masked_fill(~tokens.mask, 0.0)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values [B] of the prompts; log-probability and entropy [B] of the responses, summed over their tokens."""

@@ -1,6 +1,6 @@
-"""A minibatch of responses split for memory: parts whose losses add up to its own.
+"""A minibatch of responses split for memory: micro-batches whose losses add up to its own.
 
-How long prompts and responses are is known on the host, so that nobody waits for the device to say so.
+The lengths of prompts and responses are known on the host, so that nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
+from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.objective.batch import Minibatch
 
-Part = Callable[[Tensor], Tensor]
+Mapped = Callable[[Tensor], Tensor]
 
 
 def on_device(numbers: Any, device: torch.device) -> Tensor:
-    """A few numbers of the host there, without waiting for what is still being computed there."""
+    """A few numbers of the host on the device, without waiting for what is still being computed there."""
     return torch.as_tensor(numbers).to(device, non_blocking=True)
 
 
 def rows_of(minibatch: Minibatch, rows: Tensor | slice) -> Minibatch:
-    """The given responses of a minibatch or of a whole rollout, but not their ``lengths``."""
+    """Some responses of a minibatch or of a whole rollout, without their ``lengths``."""
     return mapped(minibatch, lambda prompt: prompt[rows], lambda token: token[rows])
 
 
-def mapped(minibatch: Minibatch, of_prompt: Part, of_token: Part) -> Minibatch:
-    """Every tensor of the prompts [B, P] and of the tokens [B, L] through its function."""
+def mapped(minibatch: Minibatch, of_prompt: Mapped, of_token: Mapped) -> Minibatch:
+    """The minibatch with one function applied to tensors of prompts [B, P], the other to those of tokens [B, L]."""
     assert isinstance(minibatch.observation, dict) and minibatch.mask is not None
     return Minibatch(
         {name: of_prompt(tensor) for name, tensor in minibatch.observation.items()},
@@ -44,20 +45,21 @@ def mapped(minibatch: Minibatch, of_prompt: Part, of_token: Part) -> Minibatch:
 
 
 class MicroBatch(NamedTuple):
-    """Part of a minibatch, without the columns that are padding in all of its rows."""
+    """Some rows of a minibatch, without the columns that are padding in all of them."""
 
-    minibatch: Minibatch  # its mask says how much each token counts
-    share: Tensor  # of this part's mean in the minibatch's loss, 0-d
-    weight: Tensor  # of this part's tokens in the minibatch's statistics, 0-d
+    minibatch: Minibatch  # its mask is the weight of each token
+    share: Tensor  # 0-d, of the mean over these rows in the minibatch's loss
+    weight: Tensor  # 0-d, of these rows' tokens in the minibatch's statistics
 
 
-def micro_batches(minibatch: Minibatch, *, loss_mean: str, max_tokens: int | None) -> Iterator[MicroBatch]:
-    """Parts of at most ``max_tokens`` token slots (or one row), longest first, without padding."""
-    return in_parts(minibatch, row_groups(token_counts(minibatch), max_tokens), without_padding, loss_mean=loss_mean)
+def micro_batches(minibatch: Minibatch, settings: TokenSettings) -> Iterator[MicroBatch]:
+    """Rows of at most ``micro_batch_tokens`` slots together (or a single row), longest first, without padding."""
+    counts = lengths_of(minibatch).sum(-1).tolist()
+    return split(minibatch, row_groups(counts, settings.micro_batch_tokens), without_padding, settings.loss_mean)
 
 
 def lengths_of(minibatch: Minibatch) -> np.ndarray:
-    """``lengths``, counted where nobody has; that waits for the device."""
+    """``lengths``, counted here where the minibatch comes without them; that waits for the device."""
     if minibatch.lengths is not None:
         return minibatch.lengths
     assert minibatch.mask is not None and isinstance(minibatch.observation, dict)
@@ -66,22 +68,12 @@ def lengths_of(minibatch: Minibatch) -> np.ndarray:
     return lengths
 
 
-def token_counts(minibatch: Minibatch) -> list[int]:
-    """Of each row, prompt and response together."""
-    counts: list[int] = lengths_of(minibatch).sum(-1).tolist()
-    return counts
-
-
-def in_parts(
-    minibatch: Minibatch,
-    groups: Iterable[list[int]],
-    shaped: Callable[[Minibatch], Minibatch],
-    *,
-    loss_mean: str,
+def split(
+    minibatch: Minibatch, groups: Iterable[list[int]], shaped: Callable[[Minibatch], Minibatch], loss_mean: str
 ) -> Iterator[MicroBatch]:
-    """The rows in groups, each ``shaped``, so that the shares sum to the loss.
+    """The rows in groups, each ``shaped``, whose ``share * mean`` add up to the loss of the minibatch.
 
-    The mean is over the whole minibatch, whatever its split: ``share * mean of the part`` add up to it exactly.
+    The mean is over the whole minibatch, whatever its split.
     """
     mask, lengths = minibatch.mask, lengths_of(minibatch)
     assert mask is not None
@@ -91,13 +83,13 @@ def in_parts(
     normalizer = mask.numel() if loss_mean == "length" else total
     for rows in groups:
         index = _index(rows, mask.device)
-        part = rows_of(minibatch._replace(mask=weights), index)._replace(lengths=lengths[rows])
+        group = rows_of(minibatch._replace(mask=weights), index)._replace(lengths=lengths[rows])
         counted = weights[index].sum()
-        yield MicroBatch(shaped(part), counted / normalizer, counted / total)
+        yield MicroBatch(shaped(group), counted / normalizer, counted / total)
 
 
 def _index(rows: list[int], device: torch.device) -> Tensor | slice:
-    """Rows that follow each other need not be copied."""
+    """The rows as an index; a slice, which copies nothing, where they follow each other."""
     following = rows == list(range(rows[0], rows[0] + len(rows)))
     return slice(rows[0], rows[0] + len(rows)) if following else on_device(rows, device)
 
@@ -114,7 +106,7 @@ def row_groups(lengths: list[int], max_tokens: int | None) -> Iterator[list[int]
         order = order[size:]
 
 
-def without_padding(part: Minibatch) -> Minibatch:
-    """The responses without the columns that nobody uses, prompts on the left and responses on the right."""
-    prompt, response = lengths_of(part).max(axis=0).clip(min=1).tolist()
-    return mapped(part, lambda ids: ids[:, -prompt:], lambda token: token[:, :response])
+def without_padding(minibatch: Minibatch) -> Minibatch:
+    """The rows without the columns that are padding in all: on the left of prompts, on the right of responses."""
+    prompt, response = lengths_of(minibatch).max(axis=0).clip(min=1).tolist()
+    return mapped(minibatch, lambda ids: ids[:, -prompt:], lambda token: token[:, :response])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator
 from typing import Any
 
@@ -13,18 +12,10 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import require_spaces
-from sb3_ppo_ext.language.inputs import at_least, number_of
 from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
-from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
-from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
+from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
-
-CHOICES = {
-    "ref_kl": ("reward", "loss", "both"),
-    "ref_kl_unit": ("response", "token"),
-    "loss_mean": ("token", "response", "length"),
-}
 
 
 class SequenceRolloutBuffer(TokenRolloutBuffer):
@@ -33,7 +24,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
     ``rewards`` [T, N] stay the raw scores; ``log_probs``, ``values``, ``advantages`` and ``returns`` are [T, N, L],
     with 0 outside of ``masks``. Settings, given as ``rollout_buffer_kwargs``:
 
-    :param ref_kl: where the penalty ``ref_kl_coef`` on the KL to the reference goes: into the "reward" of every token
+    :param ref_kl: the place of the penalty ``ref_kl_coef`` on the KL to the reference: the "reward" of every token
         (Ziegler et al. 2019), the "loss" (as in GRPO), or "both"
     :param ref_kl_estimator: per token: "k1", "k2", "k3", or one that you registered, from the log-probability of the
         sampled token; or "full", the exact KL of the two distributions over the vocabulary, which has no noise and
@@ -55,58 +46,19 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         buffer_size: int,
         observation_space: spaces.Dict,
         action_space: spaces.Space[Any],
-        *args: Any,
-        ref_kl: str = "reward",
-        ref_kl_estimator: str = "k1",
-        ref_kl_unit: str = "response",
-        missing_eos_penalty: float | None = None,
-        whiten_rewards: bool = False,
-        loss_mean: str = "token",
-        micro_batch_tokens: int | None = None,
-        **kwargs: Any,
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1.0,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        **settings: Any,
     ) -> None:
+        refuse_unknown(type(self).__name__, settings, named_arguments(SequenceRolloutBuffer.__init__, TokenSettings))
+        self.settings = TokenSettings(**settings)
         _, self.response_space = require_spaces(observation_space, action_space)
-        self.ref_kl = ref_kl
-        self.ref_kl_estimator = ref_kl_estimator
-        self.ref_kl_unit = ref_kl_unit
-        self.missing_eos_penalty = missing_eos_penalty
-        self.whiten_rewards = whiten_rewards
-        self.loss_mean = loss_mean
-        self.micro_batch_tokens = micro_batch_tokens
-        known = named_arguments(SequenceRolloutBuffer.__init__, TokenRolloutBuffer.__init__)
-        refuse_unknown(type(self).__name__, kwargs, known)
-        self._check()
-        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
-
-    def _check(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(map(repr, allowed))
-                raise ValueError(f"{name}={getattr(self, name)!r}: one of {choices} is needed")
-        KL_ESTIMATORS.require(self.ref_kl_estimator, "ref_kl_estimator", besides=("full",))
-        if self.ref_kl != "reward" and self.ref_kl_estimator == "k1":
-            raise ValueError(
-                f'ref_kl_estimator="k1" with ref_kl="{self.ref_kl}": as a loss its gradient is 0 on average; '
-                'pass "k2", "k3" or "full"'
-            )
-        if self.ref_kl == "reward" and self.ref_kl_estimator in ("k2", "k3", "full"):
-            other = "both" if self.ref_kl_estimator == "full" else "loss"
-            warnings.warn(
-                f'ref_kl_estimator="{self.ref_kl_estimator}" with ref_kl="reward" hardly holds the policy near its '
-                f'reference: as a reward its gradient is about 0 there; pass "k1" (the default), or ref_kl="{other}"',
-                TrainingWarning,
-                stacklevel=3,
-            )
-        if self.missing_eos_penalty is not None:
-            penalty = number_of(self.missing_eos_penalty)
-            if penalty is None or not penalty >= 0:
-                raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty!r}: at least 0, or None, is needed")
-            self.missing_eos_penalty = penalty
-        if self.micro_batch_tokens is not None:
-            self.micro_batch_tokens = at_least(1, "micro_batch_tokens", self.micro_batch_tokens)
+        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
-        """Empties the buffer; the arrays of the last rollout are left to whoever holds them."""
+        """Empties the buffer; its arrays are new ones, so that those of the last rollout stay as they are."""
         super().reset()
         shape = (self.buffer_size, self.n_envs, self.action_dim)
         for name in ("values", "log_probs", "advantages", "returns"):
@@ -125,7 +77,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         value: Tensor,
         log_prob: Tensor,
     ) -> None:
-        """One response per environment: ``action``, ``value`` and ``log_prob`` are [N, L]."""
+        """Takes in one response per environment: ``action``, ``value`` and ``log_prob`` are [N, L]."""
         if tuple(log_prob.shape) != (self.n_envs, self.action_dim):
             raise ValueError(
                 f"log_prob is {tuple(log_prob.shape)}; [N, L] = {(self.n_envs, self.action_dim)} is needed, as "
@@ -144,39 +96,39 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.full = self.pos == self.buffer_size
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
-        """Advantages from the scores alone; ``penalize`` computes them again with the KL to the reference."""
+        """Computes advantages from the scores alone; ``penalize`` computes them again with the KL to the reference."""
         self.last_values = last_values.cpu().numpy().flatten()
         self.ended = np.concatenate((self.episode_starts[1:], np.asarray(dones, np.float32)[None])).astype(bool)
         self._compute_advantages(None, 0.0)
 
     def penalize(self, ref_log_probs: np.ndarray, ref_kl_coef: float, full_kl: np.ndarray | None = None) -> None:
-        """Advantages anew, with the penalty in the reward where it is to be there.
+        """Computes advantages anew, with the penalty in the reward where ``ref_kl`` puts it there.
 
-        ``ref_log_probs`` is [T, N, L], and so is ``full_kl``, the exact KL, which ``ref_kl_estimator="full"`` needs.
+        ``ref_log_probs`` and ``full_kl`` are [T, N, L]; the latter is the exact KL of ``ref_kl_estimator="full"``.
         """
         self.ref_log_probs, self.full_kl = ref_log_probs, full_kl
-        in_reward = ref_kl_coef != 0 and self.ref_kl != "loss"
+        in_reward = ref_kl_coef != 0 and self.settings.ref_kl != "loss"
         self._compute_advantages(self.token_kl() if in_reward else None, ref_kl_coef)
 
     def token_kl(self, estimator: str | None = None) -> np.ndarray:
         """KL(policy || reference) of every token [T, N, L], in nats."""
         assert self.ref_log_probs is not None, "penalize() comes first"
-        estimator = estimator or self.ref_kl_estimator
+        estimator = estimator or self.settings.ref_kl_estimator
         if estimator == "full":
             assert self.full_kl is not None
             return np.where(self.masks, self.full_kl, 0.0)
         return token_kl(self.log_probs, self.ref_log_probs, self.masks, estimator)
 
     def cut_off(self) -> np.ndarray:
-        """Which responses [T, N] reached the last slot without ending."""
+        """True for the responses [T, N] that reached the last slot without ending."""
         return self.response_space.cut_off(self.actions, self.masks)
 
     def _compute_advantages(self, kl: np.ndarray | None, ref_kl_coef: float) -> None:
         score = self.rewards
-        if self.missing_eos_penalty is not None:
-            score = score - self.missing_eos_penalty * self.cut_off()
+        if self.settings.missing_eos_penalty is not None:
+            score = score - self.settings.missing_eos_penalty * self.cut_off()
         reward = token_rewards(score, self.masks, kl=kl, ref_kl_coef=ref_kl_coef)
-        if self.whiten_rewards:
+        if self.settings.whiten_rewards:
             reward = whitened(reward, self.masks, shift_mean=False)
         self.token_rewards = reward
         self.advantages = token_advantages(
@@ -191,9 +143,9 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.returns = self.advantages + self.values
 
     def get(self, batch_size: int | None = None) -> Generator[DictRolloutBufferSamples, None, None]:  # type: ignore[override]  # as DictRolloutBuffer
-        """Not for algorithms that train on one log-probability per action."""
+        """Raises ``TypeError``: an algorithm that calls this trains on one log-probability per action."""
         raise TypeError("SequenceRolloutBuffer holds tokens: PPOX trains on it with LanguageModelPolicy, PPO cannot")
 
     def flat(self, array: np.ndarray) -> Tensor:
-        """[T, N, ...] as [T * N, ...] on the buffer's device."""
+        """The array [T, N, ...] as a tensor [T * N, ...] on the buffer's device."""
         return torch.from_numpy(array.reshape(-1, *array.shape[2:])).to(self.device)

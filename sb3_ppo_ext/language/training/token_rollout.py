@@ -12,8 +12,6 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_ppo_ext.language.envs.prompt_vec_env import take_scoring_seconds
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
-from sb3_ppo_ext.language.model.causal_lm import scattered
-from sb3_ppo_ext.language.model.full_kl import full_kl
 from sb3_ppo_ext.language.training.micro_batches import on_device, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
@@ -27,28 +25,29 @@ if TYPE_CHECKING:
 
 
 class ResponseSummary(NamedTuple):
-    """What is remembered of every response of a rollout, in the order in which they were collected."""
+    """Score and KL of every response of a rollout, in the order in which they were collected."""
 
     score: np.ndarray  # [T * N], as the reward function gave it
     kl: np.ndarray | None  # [T * N], k1 to the reference in nats, where there is one
 
 
-class SequenceRollout(Rollout):
-    """Rows are responses: tensors [B, L] under a mask."""
+class TokenRollout(Rollout):
+    """A collected rollout whose rows are responses: tensors [B, L] under a mask."""
 
     def __init__(self, run: Run, buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy) -> None:
         self.buffer: SequenceRolloutBuffer = buffer
+        self.settings = buffer.settings
         self.action_space = run.action_space
         self.size = buffer.buffer_size * buffer.n_envs
-        self.indexable = False  # nothing outside of here gathers them
+        self.indexable = False  # only ``minibatches`` gathers rows
         self.normalize_advantage = run.settings.normalizes_over("rollout")
         self.normalize_minibatch = run.settings.normalizes_over("minibatch")
         self.policy = policy
         self.ref_kl_coef = float(run.knobs.values.ref_kl_coef)
         started = time.perf_counter()
         if policy.has_reference:
-            under_reference, full = by_reference(buffer, policy, run.settings.batch_size)
-            buffer.penalize(under_reference, self.ref_kl_coef, full)
+            log_probs, exact_kl = under_reference(buffer, policy, run.settings.batch_size)
+            buffer.penalize(log_probs, self.ref_kl_coef, exact_kl)
         self.began = time.perf_counter()
         self._seconds = {"generation": run.seconds.pop("generation", 0.0), "reference": self.began - started}
         if (scoring := take_scoring_seconds(run.env)) is not None:
@@ -77,10 +76,10 @@ class SequenceRollout(Rollout):
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
         """One epoch: every response once, in a fresh random order, the last minibatch possibly smaller."""
         order = np.random.permutation(self.size)
-        there = on_device(order, self.buffer.device)
+        on_buffer_device = on_device(order, self.buffer.device)
         for start in range(0, self.size, batch_size):
             rows = slice(start, start + batch_size)
-            minibatch = rows_of(self.rows, there[rows])._replace(lengths=self.lengths[order[rows]])
+            minibatch = rows_of(self.rows, on_buffer_device[rows])._replace(lengths=self.lengths[order[rows]])
             if self.normalize_minibatch:
                 minibatch = minibatch._replace(advantage=normalized(minibatch.advantage, minibatch.mask))
             yield minibatch
@@ -91,50 +90,49 @@ class SequenceRollout(Rollout):
         buffer = self.buffer
         if buffer.ref_log_probs is None:
             return {}
-        over = self.size if buffer.ref_kl_unit == "response" else max(int(buffer.masks.sum()), 1)
-        return {"ref_kl": float(buffer.token_kl().sum()) / over}
+        count = self.size if self.settings.ref_kl_unit == "response" else max(int(buffer.masks.sum()), 1)
+        return {"ref_kl": float(buffer.token_kl().sum()) / count}
 
     def summary(self) -> ResponseSummary:
-        """See ``ResponseSummary``."""
+        """Score and KL of every response."""
         buffer = self.buffer
         kl = None if buffer.ref_log_probs is None else buffer.token_kl("k1").sum(-1).flatten()
         return ResponseSummary(buffer.rewards.flatten(), kl)
 
     def seconds(self) -> dict[str, float]:
-        """How long each part of the work on this rollout took; the training up to now."""
+        """The seconds that each part of the work on this rollout took; of the training those so far."""
         return {**self._seconds, "training": time.perf_counter() - self.began}
 
     def explained_variance(self) -> float:
-        """Over the tokens, as of any rollout."""
+        """``1 - Var(returns - values) / Var(returns)`` over the tokens."""
         mask = self.buffer.masks
         return float(explained_variance(self.buffer.values[mask], self.buffer.returns[mask]))
 
 
 @torch.no_grad()
-def by_reference(
+def under_reference(
     buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy, rows_at_once: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """log p of every sampled token under the frozen reference [T, N, L], 0 where there is none; and the full KL to it.
+    """log p of every sampled token under the frozen reference [T, N, L], 0 where there is none; and the exact KL to it.
 
-    The latter only where the buffer is to have it.
+    The latter is None unless the settings have ``ref_kl_estimator="full"``.
     """
-    result = np.zeros(buffer.masks.shape, np.float32).reshape(-1, buffer.action_dim)
-    full = np.zeros_like(result) if buffer.ref_kl_estimator == "full" else None
+    log_probs = np.zeros(buffer.masks.shape, np.float32).reshape(-1, buffer.action_dim)
+    exact_kl = np.zeros_like(log_probs) if buffer.settings.exact_kl else None
     tokens = policy.tokens(
         {name: buffer.flat(array) for name, array in buffer.observations.items()},
         buffer.flat(buffer.actions),
         buffer.flat(buffer.masks),
     )
     lengths = (tokens.prompt_mask.sum(-1) + tokens.mask.sum(-1)).tolist()
-    limit = buffer.micro_batch_tokens or rows_at_once * max(lengths)
-    for rows in row_groups(lengths, limit):
-        part = type(tokens)(*(tensor[rows] for tensor in tokens)).trimmed()
-        hidden = policy.reference_states(part)
-        result[rows, : part.response.shape[1]] = policy.reference_log_prob(part, hidden).cpu().numpy()
-        if full is not None:
-            kl = full_kl(policy.lm, policy.states(part)[0], policy.as_reference, hidden)
-            full[rows, : part.response.shape[1]] = scattered(kl, part.mask).cpu().numpy()
-    for what, array in (("the reference's log-probability", result), ("the KL to the reference", full)):
+    for rows in row_groups(lengths, buffer.settings.micro_batch_tokens or rows_at_once * max(lengths)):
+        group = type(tokens)(*(tensor[rows] for tensor in tokens)).trimmed()
+        hidden, width = policy.reference_states(group), group.response.shape[1]
+        log_probs[rows, :width] = policy.reference_log_prob(group, hidden).cpu().numpy()
+        if exact_kl is not None:
+            exact_kl[rows, :width] = policy.reference_kl(group, policy.states(group)[0], hidden).cpu().numpy()
+    for what, array in (("the reference's log-probability", log_probs), ("the KL to the reference", exact_kl)):
         if array is not None and (bad := first_bad(array)) is not None:
             raise DivergedError(f"{what} of response {bad.index[0]}, token {bad.index[1]}, is {bad}.")
-    return result.reshape(buffer.masks.shape), None if full is None else full.reshape(buffer.masks.shape)
+    shape = buffer.masks.shape
+    return log_probs.reshape(shape), None if exact_kl is None else exact_kl.reshape(shape)

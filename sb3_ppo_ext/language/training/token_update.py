@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.language.model.causal_lm import scattered
-from sb3_ppo_ext.language.model.full_kl import full_kl
+from sb3_ppo_ext.language.model.causal_lm import Tokens
 from sb3_ppo_ext.language.model.nan_origin import origin
 from sb3_ppo_ext.language.training.micro_batches import MicroBatch, micro_batches
-from sb3_ppo_ext.language.training.ratio_check import RatioCheck
-from sb3_ppo_ext.language.training.token_rollout import SequenceRollout
+from sb3_ppo_ext.language.training.token_rollout import TokenRollout
+from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.statistics import Statistics, of_micro_batches
@@ -31,34 +30,41 @@ if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 
 
+@dataclass(frozen=True)
 class TokenAdapter:
-    """A language model as the update sees it."""
+    """A language model as the update evaluates it.
 
-    def __init__(
-        self, policy: LanguageModelPolicy, *, entropy_grad: bool, with_reference: bool, full_kl: bool = False
-    ) -> None:
-        self.policy = policy
-        self.entropy_grad = entropy_grad
-        self.with_reference = with_reference  # for the KL to it in the loss
-        self.full_kl = full_kl and with_reference
+    ``with_reference`` adds the KL to the reference to the loss, and ``full_kl`` that of the whole distributions. With
+    ``every_slot`` padding is computed as well, so that shapes do not depend on the data, as a graph needs it.
+    """
+
+    policy: LanguageModelPolicy
+    entropy_grad: bool
+    with_reference: bool
+    full_kl: bool = False
+    every_slot: bool = False
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
         """Log-probability, entropy and value of every token [B, L]."""
         assert minibatch.mask is not None
-        policy = self.policy
+        policy, log_prob_of_reference, kl = self.policy, None, None
         tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
-        if self.full_kl:
-            ref_hidden = policy.reference_states(tokens)
-            hidden, value = policy.states(tokens)
-            of_token = policy.evaluate_states(tokens, hidden, value, entropy_grad=self.entropy_grad)
-            kl = scattered(full_kl(policy.lm, hidden, policy.as_reference, ref_hidden), tokens.mask)
-            return Evaluation(*of_token, mask=minibatch.mask, ref_kl=kl)
-        log_prob, entropy, value = policy.evaluate_tokens(tokens, entropy_grad=self.entropy_grad)
-        reference = minibatch.ref_log_prob if self.with_reference else None
-        return Evaluation(log_prob, entropy, value, mask=minibatch.mask, ref_log_prob=reference)
+        hidden, value = self.states(tokens, minibatch)
+        if self.with_reference and self.full_kl:
+            kl = policy.reference_kl(tokens, hidden)
+        elif self.with_reference:
+            log_prob_of_reference = minibatch.ref_log_prob
+        log_prob, entropy = policy.lm.token_log_prob_and_entropy(
+            hidden, tokens, entropy_grad=self.entropy_grad, every_slot=self.every_slot
+        )
+        return Evaluation(log_prob, entropy, value, mask=minibatch.mask, ref_log_prob=log_prob_of_reference, ref_kl=kl)
+
+    def states(self, tokens: Tokens, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+        """The model's states [B, L, D] before every token, and the values [B, L]."""
+        return self.policy.states(tokens)
 
     def distribution(self, observation: Observation) -> ActionDistribution:
-        """There is none: a response is drawn token by token."""
+        """Raises ``TypeError``: a response is drawn token by token, and has no distribution at hand."""
         raise TypeError("a language model has no distribution of whole responses")
 
     def values(self, observation: Observation) -> Tensor:
@@ -68,66 +74,54 @@ class TokenAdapter:
 
 @dataclass(frozen=True)
 class TokenUpdate(Update):
-    """What stays the same over the minibatches of a rollout of responses.
-
-    ``frozen`` are parameters that do not move in this rollout; ``loss_mean`` and ``max_tokens`` are the buffer's
-    ``loss_mean`` and ``micro_batch_tokens``.
-    """
+    """An update over responses; ``frozen`` are the parameters that do not move in this rollout."""
 
     adapter: TokenAdapter
-    loss_mean: str = "token"
-    max_tokens: int | None = None
+    settings: TokenSettings = field(default_factory=TokenSettings)
     frozen: list[nn.Parameter] = field(default_factory=list)
 
 
 class MicroBatchGradients(Protocol):
-    """What computes the gradient of a minibatch, micro-batch by micro-batch."""
+    """The gradient of a minibatch, computed micro-batch by micro-batch."""
 
-    def parts(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
+    def split(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
         """The micro-batches, which together are the minibatch."""
         ...
 
-    def add(self, part: MicroBatch, knobs: KnobValues) -> Statistics:
+    def add(self, micro_batch: MicroBatch, knobs: KnobValues) -> Statistics:
         """Adds the micro-batch's gradient to that of the parameters; its statistics."""
         ...
 
 
 @dataclass
 class EagerGradients:
-    """By autograd."""
+    """Gradients by autograd."""
 
     update: TokenUpdate
 
-    def parts(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
-        """See ``micro_batches``."""
-        return micro_batches(minibatch, loss_mean=self.update.loss_mean, max_tokens=self.update.max_tokens)
+    def split(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
+        """Micro-batches within ``micro_batch_tokens``, without padding."""
+        return micro_batches(minibatch, self.update.settings)
 
-    def add(self, part: MicroBatch, knobs: KnobValues) -> Statistics:
-        """See ``MicroBatchGradients``."""
-        update = self.update
-        evaluated, found = loss_and_statistics(
-            update.adapter, part.minibatch, update.objective, knobs, share=part.share
-        )
+    def add(self, micro_batch: MicroBatch, knobs: KnobValues) -> Statistics:
+        """Adds the micro-batch's gradient to that of the parameters; its statistics."""
+        update, rows = self.update, micro_batch.minibatch
+        evaluated, found = loss_and_statistics(update.adapter, rows, update.objective, knobs, share=micro_batch.share)
         evaluated.loss.backward()
         return found
 
 
+@dataclass
 class TokenGradients:
-    """The gradient of a minibatch of responses, summed over its micro-batches; see ``update.eager.Gradients``.
+    """The gradient of a minibatch of responses, summed over its micro-batches, as ``EagerRunner`` takes it.
 
-    ``ratio_check`` is given the first minibatch, on which the policy is still the one that sampled it, and the greatest
-    ``|log_ratio|`` there.
+    ``ratio_check`` is called once, with the first minibatch, on which the policy is still the one that sampled it, and
+    the greatest ``|log_ratio|`` in it.
     """
 
-    def __init__(
-        self,
-        update: TokenUpdate,
-        micro_batches: MicroBatchGradients,
-        ratio_check: Callable[[Minibatch, float], None] | None,
-    ) -> None:
-        self.update = update
-        self.micro_batches = micro_batches
-        self.ratio_check = ratio_check
+    update: TokenUpdate
+    micro_batches: MicroBatchGradients
+    ratio_check: Callable[[Minibatch, float], None] | None
 
     def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Callable[[], None]]:
         """The statistics; the gradient is in the parameters already, and then leaves those that are frozen."""
@@ -135,9 +129,9 @@ class TokenGradients:
             parameter.grad = None
         found: list[Statistics] = []
         weights: list[Tensor] = []
-        for part in self.micro_batches.parts(minibatch):
-            found.append(self.micro_batches.add(part, knobs))
-            weights.append(part.weight)
+        for micro_batch in self.micro_batches.split(minibatch):
+            found.append(self.micro_batches.add(micro_batch, knobs))
+            weights.append(micro_batch.weight)
         statistics = of_micro_batches(found, weights)
         if self.ratio_check is not None:
             self.ratio_check(minibatch, statistics.log_ratio_max.item())
@@ -149,7 +143,7 @@ class TokenGradients:
             parameter.grad = None
 
     def origin(self, minibatch: Minibatch) -> str:
-        """See ``update.eager.Gradients``."""
+        """The layer and row where a number of this minibatch first was not finite, in words."""
         policy = self.update.adapter.policy
         assert minibatch.mask is not None
         tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
@@ -158,34 +152,28 @@ class TokenGradients:
 
 @contextmanager
 def token_steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Iterator[OptimizerStep]:
-    """Steps of the optimizer, in one kernel with the clipping where it has such steps."""
+    """Steps of the optimizer; one kernel clips the gradient and steps where the optimizer has such a kernel."""
     yield (FusedAdamStep if steps_in_one_kernel(optimizer) else TorchStep)(optimizer, parameters)
 
 
-def token_update(run: Run, rollout: SequenceRollout) -> TokenUpdate:
-    """What stays the same over the minibatches of a rollout."""
-    buffer, policy = rollout.buffer, rollout.policy
-    warming = run.n_updates < policy.value_warmup * run.settings.n_epochs
+def token_update(run: Run, rollout: TokenRollout) -> TokenUpdate:
+    """The update over a rollout; while the value function warms up, the model's own parameters are frozen in it."""
+    settings, policy = rollout.settings, rollout.policy
+    warming_up = run.n_updates < policy.value_warmup * run.settings.n_epochs
     prefer_fused(policy.optimizer)
     adapter = TokenAdapter(
         policy,
         entropy_grad=run.knobs.is_on("ent_coef"),
-        with_reference=buffer.ref_kl != "reward" and run.knobs.is_on("ref_kl_coef"),
-        full_kl=buffer.ref_kl_estimator == "full",
+        with_reference=settings.ref_kl != "reward" and run.knobs.is_on("ref_kl_coef"),
+        full_kl=settings.exact_kl,
     )
-    # Advantages are normalised over the whole minibatch, before its split: see SequenceRollout.
-    choices = {"normalize_advantage": False, "ref_kl_estimator": buffer.ref_kl_estimator}
+    # TokenRollout has normalised the advantages, over the whole minibatch and before its split.
+    objective = replace(objective_of(run), normalize_advantage=False, ref_kl_estimator=settings.ref_kl_estimator)
     return TokenUpdate(
         adapter=adapter,
-        objective=replace(objective_of(run), **choices),  # type: ignore[arg-type]  # of their own types
+        objective=objective,
         optimizer=policy.optimizer,
         parameters=policy.model_parameters() + policy.value_parameters(),
-        loss_mean=buffer.loss_mean,
-        max_tokens=buffer.micro_batch_tokens,
-        frozen=policy.model_parameters() if warming else [],
+        settings=settings,
+        frozen=policy.model_parameters() if warming_up else [],
     )
-
-
-def ratio_check_of(update: TokenUpdate) -> RatioCheck:
-    """The check of an update's first minibatch."""
-    return RatioCheck(update.adapter.policy)

@@ -18,7 +18,7 @@ from sb3_ppo_ext.language import LanguageModelPolicy
 from sb3_ppo_ext.language.engines import family as token_family
 from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine
-from sb3_ppo_ext.language.engines.traced_tokens import DTYPES, in_a_graph
+from sb3_ppo_ext.language.engines.traced_tokens import COMPILED_DTYPES, traceable
 from sb3_ppo_ext.language.model.causal_lm import prepared_mask
 from sb3_ppo_ext.language.training.micro_batches import lengths_of
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
@@ -84,7 +84,7 @@ def test_parts_are_made_without_waiting_for_the_device() -> None:
         there = elsewhere(batch)._replace(lengths=lengths)
         for loss_mean in ("token", "response", "length"):
             compiled = everything[loss_mean]
-            given = [compiled._inputs(part, KNOBS) for part in compiled.parts(there)]
+            given = [compiled._inputs(micro_batch, KNOBS) for micro_batch in compiled.split(there)]
             assert len(given) == 2 and given[0]["share"].device.type == ELSEWHERE
         with pytest.raises(RuntimeError, match="numpy"):
             lengths_of(there._replace(lengths=None))
@@ -139,7 +139,7 @@ def test_padding_attends_to_itself_alone() -> None:
 
 def test_a_policy_is_itself_again_after_a_failed_trace() -> None:
     policy = setups.policy(value="separate")
-    with pytest.raises(ZeroDivisionError), in_a_graph(policy, {}):
+    with pytest.raises(ZeroDivisionError), traceable(policy, {}):
         assert policy.lm.prepares_mask and policy.lm.plain.config._attn_implementation == "eager"
         raise ZeroDivisionError
     assert not policy.lm.prepares_mask and policy.lm.plain.config._attn_implementation == "sdpa"
@@ -187,4 +187,4 @@ def test_auto_compiles_long_trainings_and_says_so(capsys: pytest.CaptureFixture[
 
 
 def test_where_language_models_are_compiled_it_is_known_what_that_saves() -> None:
-    assert set(token_family.COSTS) == set(DTYPES) == set(COSTS)
+    assert set(token_family.COSTS) == set(COMPILED_DTYPES) == set(COSTS)

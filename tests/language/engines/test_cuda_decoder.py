@@ -75,7 +75,7 @@ def test_what_a_nan_left_in_the_cache_is_gone_with_the_next_prompts() -> None:
     decoder_of = partial(RecordedDecoder, policy=policy, graphs=DeviceGraphs("cpu"))
     responses(policy, prompts(), decoder_of=decoder_of)
     (recorded,) = decoder_of.keywords["graphs"].recordings.known.values()
-    for pair in recorded.places:
+    for pair in recorded.cache:
         for tensor in pair:
             tensor.fill_(torch.nan)
     assert responses(policy, prompts(), decoder_of=decoder_of)[0].equal(responses(policy, prompts())[0])

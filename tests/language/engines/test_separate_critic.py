@@ -15,7 +15,7 @@ from sb3_ppo_ext.engines import selection
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines import engine as token_engine
-from sb3_ppo_ext.language.engines.separate_critic import HalvedGradients
+from sb3_ppo_ext.language.engines.separate_critic import ConcurrentGradients
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from sb3_ppo_ext.objective.statistics import Statistics
 from tests.language import setups, tiny
@@ -38,8 +38,8 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def in_halves(policy: Any, rows: int, batch: Any, graphs: Graphs) -> HalvedGradients:
-    halves = HalvedGradients(EagerGradients(updater(policy)), graphs, rows)
+def in_halves(policy: Any, rows: int, batch: Any, graphs: Graphs) -> ConcurrentGradients:
+    halves = ConcurrentGradients(EagerGradients(updater(policy)), graphs, rows)
     halves.prepare(batch, CLIPPED)
     return halves
 
@@ -72,7 +72,7 @@ def test_each_half_has_a_thread_and_nothing_else_loses_its_own() -> None:
         seen[name] = (threading.get_ident(), torch.get_num_threads())
         return results
 
-    given = gradients._inputs(next(iter(gradients.parts(batch))), KNOBS)
+    given = gradients._inputs(next(iter(gradients.split(batch))), KNOBS)
     names = list(given["parameters"])
     sizes = [len([name for name in names if name.startswith("critic.") == critic]) for critic in (False, True)]
     of_policy = partial(noted, "policy", [torch.ones(len(Statistics._fields)), *[torch.zeros(())] * sizes[0]])
@@ -96,14 +96,14 @@ def test_each_half_has_a_thread_and_nothing_else_loses_its_own() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_threads", "compiler")
 def test_training_in_halves_is_training_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[HalvedGradients] = []
+    made: list[ConcurrentGradients] = []
 
-    class Noted(HalvedGradients):
+    class Noted(ConcurrentGradients):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(token_engine, "HalvedGradients", Noted)
+    monkeypatch.setattr(token_engine, "ConcurrentGradients", Noted)
     monkeypatch.setattr(selection, "threads_for", lambda *_: 2)  # so small a model would get one
     models = []
     for compiled in (False, True):

@@ -46,14 +46,14 @@ def test_sampled_log_probs_are_those_of_teacher_forcing(family: str, lora: bool)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_states_that_nobody_asks_for_change_nothing(family: str) -> None:
+def test_states_that_are_not_used_change_nothing(family: str) -> None:
     model = core(family)
     ids, mask = tiny.ragged_tokens().joined()
     whole = model.hidden(ids, mask)
     widths: list[int] = []
     mlp = last_block(model.trunk).get_submodule("mlp")
     mlp.register_forward_hook(lambda _, given, output: widths.append(given[0].shape[1]))
-    torch.testing.assert_close(model.hidden(ids, mask, first=3)[:, 3:], whole[:, 3:])
+    torch.testing.assert_close(model.hidden(ids, mask, first_scored=3)[:, 3:], whole[:, 3:])
     assert widths == [ids.shape[1] - 3]
     torch.testing.assert_close(model.hidden(ids, mask), whole)  # the hooks are gone
 

@@ -13,7 +13,7 @@ from sb3_ppo_ext import AdaptiveKL
 from sb3_ppo_ext.language import LanguageModelPolicy, SequenceRolloutBuffer
 from sb3_ppo_ext.language.model import causal_lm as model_module
 from sb3_ppo_ext.language.model.causal_lm import Tokens
-from sb3_ppo_ext.language.model.full_kl import full_kl, kl_of
+from sb3_ppo_ext.language.model.full_kl import kl_of
 from sb3_ppo_ext.language.training.credit import token_kl
 from sb3_ppo_ext.language.training.token_update import TokenAdapter
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms
@@ -34,8 +34,7 @@ def moved(family: str = "gpt2", **options: Any) -> LanguageModelPolicy:
 
 
 def of_policy(policy: LanguageModelPolicy, tokens: Tokens) -> Tensor:
-    ref_hidden = policy.reference_states(tokens)
-    return full_kl(policy.lm, policy.states(tokens)[0], policy.as_reference, ref_hidden)
+    return tokens.gathered(policy.reference_kl(tokens, policy.states(tokens)[0]))
 
 
 def by_brute_force(policy: LanguageModelPolicy, tokens: Tokens) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sb3_ppo_ext.language import LanguageModelPolicy
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS
 from sb3_ppo_ext.language.training.micro_batches import micro_batches, row_groups, rows_of
+from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
 from tests.language import setups, tiny
@@ -52,7 +53,7 @@ def test_the_first_minibatch_has_the_gradient_of_reinforce(double: LanguageModel
 def test_the_split_for_memory_changes_nothing(double: LanguageModelPolicy, loss_mean: str, max_tokens: int) -> None:
     batch = minibatch(double)
     whole, row = outcome(double, batch, loss_mean=loss_mean)
-    split, split_row = outcome(double, batch, loss_mean=loss_mean, max_tokens=max_tokens)
+    split, split_row = outcome(double, batch, loss_mean=loss_mean, micro_batch_tokens=max_tokens)
     torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(split_row, row, equal_nan=True)
 
@@ -121,7 +122,7 @@ def test_means_count_tokens_or_responses_as_asked(double: LanguageModelPolicy) -
 
 def test_shares_add_up_to_one_and_groups_keep_to_the_limit() -> None:
     policy = setups.policy()
-    parts = list(micro_batches(minibatch(policy), loss_mean="response", max_tokens=20))
+    parts = list(micro_batches(minibatch(policy), TokenSettings(loss_mean="response", micro_batch_tokens=20)))
     assert len(parts) > 1
     assert sum(part.share for part in parts) == pytest.approx(1) == sum(part.weight for part in parts)
     lengths = [3, 9, 4, 12, 5]
