@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
-from torch.distributions import Distribution
 
+from sb3_ppo_ext.host.pytorch.distributions import check_arguments
+from sb3_ppo_ext.host.pytorch.modules import without_compile
 from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import KNOWN_DISTRIBUTIONS, ActionDistribution, parameters_of
@@ -40,7 +42,7 @@ class PolicyAdapter(Evaluator, Protocol):
 
 def unwrapped(policy: torch.nn.Module) -> ActorCriticPolicy:
     """The policy, also where ``torch.compile`` has wrapped it."""
-    return cast(ActorCriticPolicy, getattr(policy, "_orig_mod", policy))
+    return cast(ActorCriticPolicy, without_compile(policy))
 
 
 @contextmanager
@@ -102,10 +104,4 @@ def unvalidated_distributions() -> ProcessWide[bool]:
     return _UNVALIDATED
 
 
-def _without_checks() -> bool:
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    return before
-
-
-_UNVALIDATED = ProcessWide(_without_checks, Distribution.set_default_validate_args)
+_UNVALIDATED = ProcessWide(partial(check_arguments, False), check_arguments)

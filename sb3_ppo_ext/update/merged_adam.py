@@ -15,6 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.host.pytorch import tensor_lists
 from sb3_ppo_ext.host.pytorch.optimizers import decouples_weight_decay, hooks_after_step, hooks_before_step
 from sb3_ppo_ext.update.optimizer_step import OptimizerStep, TorchStep
 
@@ -114,9 +115,9 @@ class MergedAdamStep:
             self.hand_back()
         if self.handed_back:
             return self.plain.clip(max_norm)
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0)), 2.0)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(tensor_lists.norm(gradients, 2.0)), 2.0)
         self.gradients = self._joined(gradients)
-        torch._foreach_mul_(self.gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        tensor_lists.mul_(self.gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norm
 
     @torch.no_grad()
@@ -128,16 +129,16 @@ class MergedAdamStep:
         (beta1, beta2), rate, decay = self.group["betas"], self.group["lr"], self.group["weight_decay"]
         self.count += 1
         if decay != 0:
-            torch._foreach_mul_(self.parameters, 1 - rate * decay)
-        torch._foreach_lerp_(self.first, self.gradients, 1 - beta1)
-        torch._foreach_mul_(self.second, beta2)
-        torch._foreach_addcmul_(self.second, self.gradients, self.gradients, 1 - beta2)
+            tensor_lists.mul_(self.parameters, 1 - rate * decay)
+        tensor_lists.lerp_(self.first, self.gradients, 1 - beta1)
+        tensor_lists.mul_(self.second, beta2)
+        tensor_lists.addcmul_(self.second, self.gradients, self.gradients, 1 - beta2)
         for scale, second in zip(self.scale, self.second, strict=True):
             torch.sqrt(second, out=scale)
-        torch._foreach_div_(self.scale, (1 - beta2**self.count) ** 0.5)
-        torch._foreach_add_(self.scale, self.group["eps"])
+        tensor_lists.div_(self.scale, (1 - beta2**self.count) ** 0.5)
+        tensor_lists.add_(self.scale, self.group["eps"])
         size = -rate / (1 - beta1**self.count)
-        torch._foreach_addcdiv_(self.parameters, self.split_first, self.split_scale, size)
+        tensor_lists.addcdiv_(self.parameters, self.split_first, self.split_scale, size)
 
     @torch.no_grad()
     def hand_back(self) -> None:
@@ -145,10 +146,10 @@ class MergedAdamStep:
         if self.handed_back:
             return
         self.handed_back = True
-        torch._foreach_copy_([state["exp_avg"] for state in self.states], self.split_first)
-        torch._foreach_copy_([state["exp_avg_sq"] for state in self.states], self._split(self.second))
+        tensor_lists.copy_([state["exp_avg"] for state in self.states], self.split_first)
+        tensor_lists.copy_([state["exp_avg_sq"] for state in self.states], self._split(self.second))
         for state in self.states:
             state["step"].fill_(self.count)
         gradients = self._gradients()
         if self.gradients and len(gradients) == len(self.parameters):
-            torch._foreach_copy_(gradients, self._split(self.gradients))
+            tensor_lists.copy_(gradients, self._split(self.gradients))

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.host.pytorch import tensor_lists
 from sb3_ppo_ext.host.pytorch.optimizers import gradients_divided_by, hooks_before_step
 
 
@@ -52,7 +53,7 @@ class FusedAdamStep(TorchStep):
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         dtypes = dict.fromkeys(gradient.dtype for gradient in gradients)  # in order: so is the sum
         alike = [[gradient for gradient in gradients if gradient.dtype == dtype] for dtype in dtypes]
-        norms = [norm for group in alike for norm in torch._foreach_norm(group, 2.0, torch.float32)]
+        norms = [norm for group in alike for norm in tensor_lists.norm(group, 2.0, torch.float32)]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         self.divisor = torch.clamp((norm + 1e-6) / max_norm, min=1.0)
         return norm

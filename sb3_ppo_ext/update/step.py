@@ -98,10 +98,10 @@ def row_of(found: Statistics, grad_norm: Tensor | None, stepped: bool | Tensor) 
 
 
 def decided(row: Tensor, kl_limit: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Whether the minibatch of ``row`` takes its step, 0-d, and the row with that in its last column."""
+    """Whether the minibatch of ``row`` takes its step, 0-d, and the row with that in its column."""
     norm = row[COLUMNS.index("grad_norm")]
     go = takes_step(Statistics.of_row(row).approx_kl, norm, kl_limit)
-    return go, torch.cat((row[:-1], go.to(row.dtype).reshape(1)))
+    return go, torch.cat((row[: COLUMNS.index("stepped")], go.to(row.dtype).reshape(1)))
 
 
 class EpochStatistics(NamedTuple):

@@ -33,6 +33,12 @@ def shared_hook_tables() -> list[Any]:
     return [getattr(all_modules, f"_global{name}") for name in HOOKS]
 
 
+def without_compile(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped, which is its attribute ``_orig_mod``; else the module."""
+    wrapped: nn.Module = getattr(module, "_orig_mod", module)
+    return wrapped
+
+
 def has_gradient_hooks(parameter: Tensor) -> bool:
     """Whether ``register_hook`` has put a hook on the parameter: ``_backward_hooks`` is None or empty where none is."""
     return bool(parameter._backward_hooks)
