@@ -12,8 +12,9 @@ from typing import Any
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import MlpExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -53,6 +54,16 @@ FORWARD = functions_of(ActorCriticPolicy, "forward", "__call__")
 EVALUATING = functions_of(ActorCriticPolicy, "evaluate_actions")
 TOWERS = functions_of(MlpExtractor, "forward", "forward_actor", "forward_critic")
 STEPPING = functions_of(DummyVecEnv, "step", "step_async", "step_wait", "_save_obs", "_obs_from_buf")
+NORMALIZING = functions_of(
+    VecNormalize,
+    *("step", "step_async", "step_wait", "_update_reward", "_normalize_obs", "normalize_obs", "normalize_reward"),
+)
+MONITORING = functions_of(VecMonitor, "step", "step_async", "step_wait")
+STACKING = functions_of(VecFrameStack, "step", "step_async", "step_wait")
+TRANSPOSING = functions_of(
+    VecTransposeImage, *("step", "step_async", "step_wait", "transpose_observations", "transpose_image")
+)
+AVERAGING = functions_of(RunningMeanStd, "update", "update_from_moments")
 
 
 def defines(kind: type, functions: Functions) -> bool:
@@ -113,3 +124,32 @@ def has_separate_towers(extractor: object) -> bool:
 def steps_as_sb3(env: object) -> bool:
     """Whether ``env`` is a ``DummyVecEnv`` whose step resets what has ended and returns deep copies of its buffers."""
     return type(env) is DummyVecEnv and runs(env, STEPPING)
+
+
+def normalizes_as_sb3(env: object) -> bool:
+    """Whether ``env`` is a ``VecNormalize`` that updates ``RunningMeanStd`` statistics, then applies them."""
+    if type(env) is not VecNormalize or not runs(env, NORMALIZING):
+        return False
+    of_observations = vars(env).get("obs_rms", {})
+    statistics = of_observations.values() if isinstance(of_observations, dict) else [of_observations]
+    return all(averages_as_sb3(rms) for rms in (env.ret_rms, *statistics))
+
+
+def averages_as_sb3(statistics: object) -> bool:
+    """Whether ``update`` is ``update_from_moments`` with the mean and the variance over the first axis."""
+    return type(statistics) is RunningMeanStd and runs(statistics, AVERAGING)
+
+
+def monitors_as_sb3(env: object) -> bool:
+    """Whether ``env`` is a ``VecMonitor`` that sums rewards and puts "episode" into copies of the last infos."""
+    return type(env) is VecMonitor and runs(env, MONITORING)
+
+
+def stacks_as_sb3(env: object) -> bool:
+    """Whether ``env`` is a ``VecFrameStack`` whose step hands the results below to ``stacked_obs.update``."""
+    return type(env) is VecFrameStack and runs(env, STACKING)
+
+
+def transposes_as_sb3(env: object) -> bool:
+    """Whether ``env`` is a ``VecTransposeImage`` that transposes images of the results below, last ones included."""
+    return type(env) is VecTransposeImage and runs(env, TRANSPOSING)

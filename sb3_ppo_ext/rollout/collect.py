@@ -26,7 +26,7 @@ from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
-from sb3_ppo_ext.rollout.dummy_vec_env import step_of
+from sb3_ppo_ext.rollout.vec_env_step import step_of
 from sb3_ppo_ext.vec_env.infos import Infos
 
 

@@ -5,6 +5,7 @@ Only the standard library is imported at the top: a fresh process times the impo
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,24 +82,29 @@ def one_rollout(model: OnPolicyAlgorithm, warm_up: int = 2) -> Turn:
 
 @contextmanager
 def clock_on_steps(env: VecEnv) -> Iterator[list[float]]:
-    """Collects the seconds of every ``step_async`` and ``step_wait`` until the end of the block."""
+    """Collects the seconds that the environments take until the end of the block, without their wrappers' time.
+
+    They are the ``step`` and ``reset`` of each environment in a ``DummyVecEnv``, else ``step_async`` and ``step_wait``.
+    """
     spent: list[float] = []
 
     def clocked(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = method(*arguments)
+            result = method(*arguments, **options)
             spent.append(time.perf_counter() - start)
             return result
 
         return call
 
-    names = ("step_async", "step_wait")
-    for name in names:
-        setattr(env, name, clocked(getattr(env, name)))
+    env = env.unwrapped
+    layers: list[Any] = env.envs if isinstance(env, DummyVecEnv) else [env]
+    names = ("step", "reset") if isinstance(env, DummyVecEnv) else ("step_async", "step_wait")
+    for layer, name in itertools.product(layers, names):
+        setattr(layer, name, clocked(getattr(layer, name)))
     yield spent
-    for name in names:
-        delattr(env, name)
+    for layer, name in itertools.product(layers, names):
+        delattr(layer, name)
 
 
 def fresh_process(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:

@@ -1,9 +1,9 @@
 """PPOX beside Stable-Baselines3's PPO, and beside SBX's (JAX): one rollout and its update, and what a start costs.
 
-    python -m tests.benchmarks.speed [--sbx-python PATH] [--repeats 9] [--json figures.json]
+    python -m tests.benchmarks.speed [--sbx-python PATH] [--repeats 9] [--only TEXT] [--json figures.json]
 
-8 environments, 256 steps each, 10 epochs of minibatches of 64, MlpPolicy, on the CPU. All sides learn in turn in one
-run, torch on one thread each (more only slow networks of this size down); JAX uses what it likes. Figures are medians
+2048 steps of 8 environments (1 where a row says so), 10 epochs of minibatches of 64, MlpPolicy, on the CPU. All sides
+learn in turn in one run, torch on one thread each (more only slow networks of this size down); JAX uses what it likes. Figures are medians
 over the turns, ratios those of medians. Compiling and warming up are not counted here, but under "A new process".
 SBX lives in an environment of its own (pip install sbx-rl), whose interpreter is the PATH. Run it on a quiet machine;
 it is not part of the test suite.
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.vec_env import EnvPoolVecEnv, GymnasiumVecEnv
@@ -48,39 +48,46 @@ N_ENVS, N_STEPS, BATCH, EPOCHS = 8, 256, 64, 10
 MINIBATCHES = EPOCHS * N_ENVS * N_STEPS // BATCH
 CART_POLE = "CartPole-v1"
 
-ENVS: dict[str, Callable[[str], VecEnv]] = {
-    "DummyVecEnv": lambda task: make_vec_env(task, N_ENVS, seed=0),
-    "EnvPool": lambda task: EnvPoolVecEnv(task, N_ENVS, seed=0),
-    "EnvPool, a core per thread": lambda task: EnvPoolVecEnv(task, N_ENVS, seed=0, thread_affinity_offset=0),
-    "vector entry point": lambda task: GymnasiumVecEnv(task, N_ENVS, seed=0, vectorization_mode="vector_entry_point"),
+ENVS: dict[str, Callable[[str, int], VecEnv]] = {
+    "DummyVecEnv": lambda task, n: make_vec_env(task, n, seed=0),
+    "VecNormalize": lambda task, n: VecNormalize(make_vec_env(task, n, seed=0)),
+    "EnvPool": lambda task, n: EnvPoolVecEnv(task, n, seed=0),
+    "EnvPool, a core per thread": lambda task, n: EnvPoolVecEnv(task, n, seed=0, thread_affinity_offset=0),
+    "vector entry point": lambda task, n: GymnasiumVecEnv(task, n, seed=0, vectorization_mode="vector_entry_point"),
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row. PPOX's environment may be another than the baselines', which is DummyVecEnv."""
+    """A row. PPOX may step other environments than the baselines, which step ``baseline``."""
 
     task: str
     over_sb3: float | None = None
     over_sbx: float | None = None
     envs: str = "DummyVecEnv"
+    baseline: str = "DummyVecEnv"
+    n_envs: int = N_ENVS
     compile: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        more = [f"{key}={value}" for key, value in self.arguments.items()] + ["eager"] * (not self.compile)
+        more = ["1 environment"] * (self.n_envs == 1)
+        more += [f"{key}={value}" for key, value in self.arguments.items()] + ["eager"] * (not self.compile)
         return ", ".join((self.task, *([self.envs] if self.envs != "DummyVecEnv" else []), *more))
 
     @property
     def all_arguments(self) -> dict[str, Any]:
-        given = {"n_steps": N_STEPS, "batch_size": BATCH, "n_epochs": EPOCHS, "seed": 0, "device": "cpu"}
-        return {**given, **self.arguments}
+        n_steps = N_STEPS * N_ENVS // self.n_envs
+        defaults = {"n_steps": n_steps, "batch_size": BATCH, "n_epochs": EPOCHS, "seed": 0, "device": "cpu"}
+        return {**defaults, **self.arguments}
 
 
 CASES = (
     Case(CART_POLE, over_sb3=6, over_sbx=3),
     Case("HalfCheetah-v5", over_sb3=3, over_sbx=2.2),
+    Case("HalfCheetah-v5", over_sb3=5.5, envs="VecNormalize", baseline="VecNormalize"),
+    Case("HalfCheetah-v5", over_sb3=5, envs="VecNormalize", baseline="VecNormalize", n_envs=1),
     Case("LunarLander-v3", over_sb3=3.5, over_sbx=2.5),
     Case("HalfCheetah-v4", over_sb3=5, envs="EnvPool, a core per thread"),
     Case("HalfCheetah-v4", envs="EnvPool"),
@@ -136,9 +143,9 @@ def share_in_env(model: PPO, turn: Turn, repeats: int) -> float:
 
 def measured(case: Case, repeats: int, sbx_python: Path | None) -> dict[str, Any]:
     """The samples of a row, and PPOX's share of time in the environment."""
-    model = PPOX("MlpPolicy", ENVS[case.envs](case.task), compile=case.compile, **case.all_arguments)
+    model = PPOX("MlpPolicy", ENVS[case.envs](case.task, case.n_envs), compile=case.compile, **case.all_arguments)
     sides = {
-        "SB3": one_rollout(PPO("MlpPolicy", ENVS["DummyVecEnv"](case.task), **case.all_arguments)),
+        "SB3": one_rollout(PPO("MlpPolicy", ENVS[case.baseline](case.task, case.n_envs), **case.all_arguments)),
         "PPOX": one_rollout(model),
     }
     sbx = Sbx(sbx_python, case) if sbx_python is not None and case.over_sbx is not None else None
@@ -172,18 +179,18 @@ def print_row(table: Table, name: str, seconds: dict[str, float], case: Case, *m
     )
 
 
-def print_tables(figures: dict[str, dict[str, Any]]) -> None:
+def print_tables(figures: dict[str, dict[str, Any]], cases: Sequence[Case]) -> None:
     """``learn()`` in all cases, and one minibatch of those that share an environment with SB3."""
     columns = ("SB3 ms", "SBX ms", "PPOX ms", "over SB3", "over SBX", "in env", "bound")
     table = Table("learn(): a rollout of 2048 steps, its update", *columns, width=9)
-    for case in CASES:
+    for case in cases:
         learn = {side: seconds.learn for side, seconds in figures[case.name]["medians"].items()}
         share = figures[case.name]["in env"]
         bound = learn["SB3"] / (share * learn["PPOX"])
         print_row(table, case.name, learn, case, f"{share:.0%}", f"{bound:.1f}")
     print("in env: the part of PPOX's time in the environment's steps; bound: over SB3, if nothing else took time")
     table = Table("train(): one minibatch of 64, two layers of 64", *columns[:5], width=9)
-    for case in CASES:
+    for case in cases:
         if case.envs == "DummyVecEnv":
             train = {side: s.train / MINIBATCHES for side, s in figures[case.name]["medians"].items()}
             target = MINIBATCH_OVER_SB3 if case == CASES[0] else None
@@ -196,20 +203,22 @@ def main() -> None:
     parser.add_argument("--sbx-python", type=Path, metavar="PATH")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", metavar="TEXT", help="the rows whose name contains it")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(machine_line())
-    print(f"8 environments, 256 steps, batch 64, 10 epochs, MlpPolicy; medians of {options.repeats} turns")
+    print(f"2048 steps of 8 environments, batch 64, 10 epochs, MlpPolicy; medians of {options.repeats} turns")
     if options.sbx_python is None:
         print("SBX is left out: no --sbx-python was given")
     figures: dict[str, dict[str, Any]] = {}
-    for case in CASES:
+    cases = [case for case in CASES if options.only in case.name]
+    for case in cases:
         print(f"{case.name} ...", file=sys.stderr, flush=True)
         figures[case.name] = measured(case, options.repeats, options.sbx_python)
     print("starts of new processes ...", file=sys.stderr, flush=True)
     start = startup.measured()
-    print_tables(figures)
+    print_tables(figures, cases)
     startup.print_table(start)
     write_json(options.json, {"learn": figures, "startup": start})
 

@@ -15,8 +15,9 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import make_proba_distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import MlpExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage
 
 import sb3_ppo_ext
 from sb3_ppo_ext.host import sb3
@@ -39,6 +40,10 @@ def buffer(space: spaces.Space[Any] = BOX) -> Any:
     return kind(4, space, BOX, device="cpu", gamma=0.9, gae_lambda=0.8, n_envs=2)
 
 
+def images() -> VecTransposeImage:
+    return VecTransposeImage(DummyVecEnv([lambda: Toy("image")]))
+
+
 INSTANCES: dict[str, tuple[Callable[[], Any], Callable[[Any], bool], str]] = {
     "collecting": (algorithm, lambda model: sb3.collects_as_sb3(model.collect_rollouts), "collect_rollouts"),
     "counting": (algorithm, sb3.counts_episodes_as_sb3, "_update_info_buffer"),
@@ -49,6 +54,11 @@ INSTANCES: dict[str, tuple[Callable[[], Any], Callable[[Any], bool], str]] = {
     "evaluating": (policy, sb3.evaluates_as_sb3, "evaluate_actions"),
     "towers": (lambda: policy().mlp_extractor, sb3.has_separate_towers, "forward_actor"),
     "stepping": (lambda: DummyVecEnv([Toy]), sb3.steps_as_sb3, "_save_obs"),
+    "normalizing": (lambda: VecNormalize(DummyVecEnv([Toy])), sb3.normalizes_as_sb3, "_update_reward"),
+    "averaging": (RunningMeanStd, sb3.averages_as_sb3, "update_from_moments"),
+    "monitoring": (lambda: VecMonitor(DummyVecEnv([Toy])), sb3.monitors_as_sb3, "step_wait"),
+    "stacking": (lambda: VecFrameStack(DummyVecEnv([Toy]), 2), sb3.stacks_as_sb3, "step_async"),
+    "transposing": (images, sb3.transposes_as_sb3, "transpose_image"),
 }
 
 
@@ -153,3 +163,10 @@ def test_a_callback_has_no_model_until_it_is_given_one() -> None:
     assert not hasattr(callback, "model")
     assert model._init_callback(callback) is callback and callback.model is model
     assert isinstance(model._init_callback(None), BaseCallback)
+
+
+def test_normalizing_needs_unchanged_statistics() -> None:
+    env: Any = VecNormalize(DummyVecEnv([Toy]))
+    assert sb3.normalizes_as_sb3(env) and sb3.normalizes_as_sb3(VecNormalize(DummyVecEnv([Toy]), norm_obs=False))
+    env.ret_rms.update = lambda batch: None
+    assert not sb3.normalizes_as_sb3(env)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_ppo_ext.rollout.dummy_vec_env import DummyStep, copied_infos, step_of
+from sb3_ppo_ext.rollout.dummy_vec_env import copied_infos, dummy_step
+from sb3_ppo_ext.rollout.vec_env_step import lean_step, step_of
 from tests.environments import Toy, Walk
 from tests.rollout_records import assert_same, plain
 
 
-class Told(gym.Wrapper[Any, Any, Any, Any]):
+class Informative(gym.Wrapper[Any, Any, Any, Any]):
     """Infos of every kind: numbers, arrays, and a dict the environment goes on writing to."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -38,7 +40,7 @@ MAKERS: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "dict": lambda: Monitor(Toy("dict", length=4)),
     "image": lambda: Toy("image", length=4),
     "reused": lambda: Walk("reused"),
-    "told": lambda: Told(Monitor(Toy(length=5))),
+    "infos": lambda: Informative(Monitor(Toy(length=5))),
 }
 
 
@@ -46,14 +48,14 @@ def steps(kind: str, *, lean: bool) -> list[Any]:
     env = DummyVecEnv([MAKERS[kind]] * 3)
     env.seed(5)
     env.reset()
-    step: Any = DummyStep(env) if lean else env.step
-    seen, kept = [], []
+    step: Any = partial(dummy_step, env) if lean else env.step
+    seen, results = [], []
     for actions in np.random.default_rng(0).integers(0, 3, (20, 3)):
         result = step(actions)
         buffers = (env.buf_obs, env.buf_rews, env.buf_dones, env.buf_infos, env.reset_infos, env.actions)
         seen.append(plain([*result, *buffers]))
-        kept.append((result, plain(result)))
-    for result, then in kept:  # no later step has written to them
+        results.append((result, plain(result)))
+    for result, then in results:  # no later step has written to them
         assert_same(plain(result), then)
     return seen
 
@@ -63,11 +65,11 @@ def test_steps_and_buffers_are_dummy_vec_env_s(kind: str) -> None:
     assert_same(steps(kind, lean=True), steps(kind, lean=False))
 
 
-def test_infos_are_the_consumer_s_own() -> None:
+def test_copied_infos_share_what_the_infos_share() -> None:
     shared = [1]
     infos = [{"a": 1.0}, {"b": shared}, {"b": shared}, {}]
     copies = copied_infos(infos)  # type: ignore[arg-type]
-    assert copies == infos and all(one is not other for one, other in zip(copies, infos, strict=True))
+    assert copies == infos and not any(copy is info for copy, info in zip(copies, infos, strict=True))
     assert copies[1]["b"] is copies[2]["b"] and copies[1]["b"] is not shared
 
 
@@ -81,9 +83,7 @@ class Other(DummyVecEnv):
 
 def test_only_an_unchanged_dummy_vec_env_is_stepped_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
     env = DummyVecEnv([Toy])
-    assert isinstance(step_of(env), DummyStep)
-    assert step_of(VecNormalize(env)) != step_of(env) and not isinstance(step_of(VecNormalize(env)), DummyStep)
-    assert not isinstance(step_of(Other([Toy])), DummyStep)
+    assert lean_step(env) is not None and lean_step(Other([Toy])) is None
     env.step_wait = lambda: "patched"  # type: ignore[assignment,method-assign,return-value]
     assert results(env) == "patched"
     monkeypatch.setattr(DummyVecEnv, "step_wait", lambda self: "patched too")
