@@ -124,7 +124,7 @@ def test_graphs_are_traced_one_at_a_time() -> None:
     others: list[threading.Thread] = []
 
     def beside(inputs: Inputs) -> tuple[Tensor, ...]:
-        more: Any = (lambda given: (given["x"] + 1,), {"x": torch.zeros(1)}, nn.Identity())
+        more: Any = (lambda inputs: (inputs["x"] + 1,), {"x": torch.zeros(1)}, nn.Identity())
         inner = threading.Thread(target=trace, args=more)
         inner.start()
         inner.join(0.2)

@@ -1,4 +1,4 @@
-"""A features extractor whose forward pass is a test's own function."""
+"""A features extractor with a test's own function as its forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled update learns what the eager one learns, up to rounding, and says no where it cannot."""
+"""The compiled update learns what the eager one learns, up to rounding, and is refused where it cannot."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def model_of(name: str, *, compile: bool) -> PPOX:
     return PPOX(policy, env, compile=compile, **{**SETTINGS, **options})
 
 
-def assert_close(one: PPOX, other: PPOX, start: PPOX) -> None:
+def assert_close(model: PPOX, other: PPOX, start: PPOX) -> None:
     """Both have moved from ``start`` by the same, up to rounding.
 
     Rounding is some 1e-7 of a gradient, and more where a gradient is small: Adam divides by its size. Which entries
-    that meets depends on the machine. Of all cases here and 8 seeds of each, the moves differed by at most 2.2e-6 of
+    those are depends on the machine. Of all cases here and 8 seeds of each, the moves differed by at most 2.2e-6 of
     their norm, and those of a single tensor by at most 1.2e-4 of its largest.
     """
     moves, differences = [], []
     for name, before in start.policy.state_dict().items():
-        mine, theirs = (model.policy.state_dict()[name].double() for model in (one, other))
+        mine, theirs = (each.policy.state_dict()[name].double() for each in (model, other))
         moves.append((mine - before).flatten())
         differences.append((theirs - mine).flatten())
         ratio = differences[-1].abs().max() / moves[-1].abs().max().clamp(min=1e-12)

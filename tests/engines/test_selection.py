@@ -64,32 +64,33 @@ def test_endless_work_is_worth_compiling_and_is_said_to_be_endless(
     assert capsys.readouterr().out == "PPOX trains compiled: learn() is to end by a callback alone\n"
 
 
-def test_the_choice_is_said_in_one_line_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_choice_is_printed_in_one_line_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(verbose=1)
     capsys.readouterr()
     model._setup_learn(1_000)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     # 32 rollouts of 2 epochs of 2 minibatches
     assert (
-        said == "PPOX trains eagerly: 128 minibatches are planned, which would not repay the time it takes to compile\n"
+        printed
+        == "PPOX trains eagerly: 128 minibatches are planned, which would not repay the time it takes to compile\n"
     )
     model._setup_learn(2_000)
     assert capsys.readouterr().out == ""
     model._setup_learn(LONG)
-    said = capsys.readouterr().out
-    assert said.startswith("PPOX trains compiled: 1,250,000 minibatches are planned, which saves about ")
+    printed = capsys.readouterr().out
+    assert printed.startswith("PPOX trains compiled: 1,250,000 minibatches are planned, which saves about ")
     model_of(verbose=0)._setup_learn(LONG)
     assert capsys.readouterr().out == ""
 
 
-def refusing(place: str) -> type[ActorCriticPolicy]:
+def refusing(method: str) -> type[ActorCriticPolicy]:
     """A policy that branches on numbers, which no trace can follow."""
 
     def branching(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = getattr(ActorCriticPolicy, place)(self, *args, **kwargs)
+        out = getattr(ActorCriticPolicy, method)(self, *args, **kwargs)
         return out if out[0].sum() < 1e9 else None
 
-    return type("Branching", (ActorCriticPolicy,), {place: branching})
+    return type("Branching", (ActorCriticPolicy,), {method: branching})
 
 
 def test_auto_falls_back_once_with_the_reason() -> None:
@@ -97,9 +98,11 @@ def test_auto_falls_back_once_with_the_reason() -> None:
     eager = PPOX(both, Toy(), compile=False, **SMALL).learn(64).learn(64, reset_num_timesteps=False)
     model = PPOX(both, Toy(), **SMALL)
     model._engines.compiles = True  # as in a long training
-    with pytest.warns(CompileWarning, match='compile="auto": acting is not compiled: the policy cannot be tr') as told:
+    with pytest.warns(
+        CompileWarning, match='compile="auto": acting is not compiled: the policy cannot be tr'
+    ) as warned:
         model.learn(64)
-    assert len(told) == 1
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.learn(64, reset_num_timesteps=False)
@@ -113,14 +116,14 @@ def test_compile_true_raises_instead() -> None:
 
 
 @pytest.mark.slow
-def test_no_compiler_is_said_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setenv("SB3_PPO_EXT_CACHE_DIR", str(tmp_path))
     model = model_of()
     model._engines.compiles = True
-    with pytest.warns(CompileWarning, match=r"there is no C\+\+ compiler .*install one") as told:
+    with pytest.warns(CompileWarning, match=r"there is no C\+\+ compiler .*install one") as warned:
         model.learn(64)
-    assert len(told) == 1 and model.num_timesteps == 64
+    assert len(warned) == 1 and model.num_timesteps == 64
     assert list(tmp_path.iterdir()) == []  # nothing half written
 
 

@@ -57,7 +57,7 @@ def assigns_in_either_mode(self: Any, x: Tensor) -> Any:
 
 
 def assigns_after_use(self: Any, x: Tensor) -> Any:
-    out = x * (1 - self.mean)  # whose gradient needs what stood there
+    out = x * (1 - self.mean)  # its gradient needs the old mean
     self.mean = running(self.mean, x)
     return out
 
@@ -210,13 +210,13 @@ def test_statistics_of_a_norm_are_refused_in_the_update() -> None:
 
 
 @pytest.mark.parametrize("forward", [counts, keeps, assigns_data])
-def test_auto_trains_eagerly_then_and_says_once_why(forward: Forward) -> None:
+def test_auto_trains_eagerly_then_and_warns_once_with_the_reason(forward: Forward) -> None:
     eager = model_of(forward, compile=False).learn(40).learn(20, reset_num_timesteps=False)
     model = model_of(forward, compile="auto")
     model._engines.compiles = True  # as in a long training
-    with pytest.warns(CompileWarning, match=r"the policy's forward pass .* features_extractor\.") as told:
+    with pytest.warns(CompileWarning, match=r"the policy's forward pass .* features_extractor\.") as warned:
         model.learn(40)
-    assert len(told) == 1
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.learn(20, reset_num_timesteps=False)

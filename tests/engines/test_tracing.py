@@ -1,4 +1,4 @@
-"""A traced policy draws the numbers the policy would have drawn, and what cannot be traced says so."""
+"""A traced policy draws the numbers the policy would have drawn; what cannot be traced is refused with the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def policy_of(name: str, observation: str = "vector", **options: Any) -> ActorCr
 
 def observations(policy: ActorCriticPolicy, rows: int) -> Any:
     samples = [policy.observation_space.sample() for _ in range(rows)]
-    return pytree.tree_map(lambda *column: torch.stack([torch.as_tensor(one) for one in column]), *samples)
+    return pytree.tree_map(lambda *column: torch.stack([torch.as_tensor(sample) for sample in column]), *samples)
 
 
 def traced_actor(policy: ActorCriticPolicy, inputs: Inputs) -> tuple[fx.GraphModule, list[Any]]:
@@ -63,7 +63,7 @@ def test_the_traced_forward_is_the_policys_with_the_same_draws(name: str) -> Non
         expected = policy(inputs["observation"])
     after = torch.get_rng_state()
     torch.manual_seed(1)
-    found = graph(*tensors_of(inputs), *(one.draw() for one in noise))
+    found = graph(*tensors_of(inputs), *(draw.draw() for draw in noise))
     assert torch.equal(torch.get_rng_state(), after)  # so that the next step draws the same too
     # The log-probability of a squashed action goes through the inverse of tanh, which makes more of a rounding.
     tolerance = 2e-5 if "squashed" in name else 2e-6
@@ -82,7 +82,7 @@ def test_sampled_actions_are_the_policys_for_any_number_of_rows(name: str, rows:
     with torch.no_grad():
         expected = policy(inputs["observation"])[0]
     torch.manual_seed(rows)
-    found = graph(*tensors_of(inputs), *(one.draw() for one in noise))[0]
+    found = graph(*tensors_of(inputs), *(draw.draw() for draw in noise))[0]
     # Choices to the bit; of a Gaussian action the draw is, and the mean is rounded otherwise.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 if name == "box" else 0)
 
@@ -91,7 +91,7 @@ def test_parameters_are_inputs_of_the_graph() -> None:
     policy = policy_of("box")
     inputs = acting_inputs(policy, observations(policy, 3))
     graph, noise = traced_actor(policy, inputs)
-    draws = [one.draw() for one in noise]
+    draws = [draw.draw() for draw in noise]
     before = graph(*tensors_of(inputs), *draws)[1].clone()
     with torch.no_grad():
         policy.value_net.get_parameter("bias").add_(1.0)  # the values are those of before and 1
@@ -99,7 +99,7 @@ def test_parameters_are_inputs_of_the_graph() -> None:
 
 
 class Doubled(ActorCriticPolicy):
-    """Asks its extractor twice, and draws once more than its actions need."""
+    """Calls its extractor twice, and draws once more than its actions need."""
 
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         action, value, log_prob = super().forward(obs, deterministic)
@@ -110,12 +110,12 @@ def test_a_custom_forward_is_traced_with_its_own_draws_in_order() -> None:
     policy = Doubled(OBSERVATIONS["vector"], ACTIONS["multidiscrete"], lambda _: 1e-3)
     inputs = acting_inputs(policy, observations(policy, 4))
     graph, noise = traced_actor(policy, inputs)
-    assert [one.kind for one in noise] == ["exponential", "exponential", "uniform"]
+    assert [draw.kind for draw in noise] == ["exponential", "exponential", "uniform"]
     torch.manual_seed(2)
     with torch.no_grad():
         expected = policy(inputs["observation"])
     torch.manual_seed(2)
-    for mine, theirs in zip(graph(*tensors_of(inputs), *(one.draw() for one in noise)), expected, strict=True):
+    for mine, theirs in zip(graph(*tensors_of(inputs), *(draw.draw() for draw in noise)), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -169,12 +169,12 @@ def test_other_shapes_have_another_signature() -> None:
 
 def test_substituted_tensors_leave_when_the_block_ends_by_an_error() -> None:
     policy = policy_of("box", "dict")
-    own = dict(policy.named_parameters())
+    before = dict(policy.named_parameters())
     with (
         pytest.raises(RuntimeError, match="stop"),
         substituted(policy, {"log_std": torch.zeros(2)}),
     ):
         assert policy.log_std.sum() == 0
         raise RuntimeError("stop")
-    assert all(policy.get_parameter(name) is tensor for name, tensor in own.items())
+    assert all(policy.get_parameter(name) is tensor for name, tensor in before.items())
     assert isinstance(policy.observation_space, spaces.Dict)

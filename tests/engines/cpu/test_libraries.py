@@ -66,7 +66,7 @@ def test_graphs_are_compiled_once_and_then_loaded(cache: Path, monkeypatch: pyte
     first = Graphs(Shown)
     with first.compiled_in_parallel():
         unfinished = first.get("one", affine, inputs, POLICY)
-        first.get("other", lambda given: (2 * given["a"] - given["b"],), inputs, POLICY)  # as long
+        first.get("other", lambda inputs: (2 * inputs["a"] - inputs["b"],), inputs, POLICY)  # as long
         with pytest.raises(RuntimeError, match="before it was compiled"):
             unfinished.call([])
     call = first.get("one", affine, inputs, POLICY).call
@@ -110,22 +110,22 @@ def test_an_interrupted_compilation_leaves_neither_file_nor_process(
     assert list(cache.iterdir()) == []
 
 
-def test_who_compiles_the_longest_graph_goes_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_but_the_longest_graph_compile_at_a_low_priority(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
-    class Told(subprocess.Popen):  # type: ignore[type-arg]
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, command: list[str], *args: Any, **kwargs: Any) -> None:
             commands.append(command)
             super().__init__([command[0], "-c", "raise SystemExit(1)"], *args, **kwargs)
 
-    monkeypatch.setattr(subprocess, "Popen", Told)
+    monkeypatch.setattr(subprocess, "Popen", Noted)
     long = job_of(lambda inputs: (inputs["a"] * 3 + inputs["b"] * 2,))
     with pytest.raises(CompileError, match="status 1"):
         artifacts.compile_all([job_of(), long, job_of()])
     assert [command[-1] == compile_worker.LOW_PRIORITY for command in commands] == [True, False, True]
 
 
-def test_a_compilation_that_fails_says_why(cache: Path) -> None:
+def test_a_compilation_that_fails_names_the_reason(cache: Path) -> None:
     def unknown(inputs: Inputs) -> tuple[torch.Tensor, ...]:
         return (torch.ops.sb3_ppo_ext_test.unheard_of(inputs["a"]),)
 
@@ -138,13 +138,13 @@ def test_a_compilation_that_fails_says_why(cache: Path) -> None:
     assert list(cache.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said_with_the_remedy(cache: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     with pytest.raises(CompileError, match="SB3_PPO_EXT_CACHE_DIR"):
         artifacts.compile_all([job_of()])
 
 
-def test_a_user_without_a_home_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -15,8 +15,8 @@ from sb3_ppo_ext.rollout.minibatches import Rollout
 
 
 class Rehearsed:
-    """Runs twice before it hands the function back, as CudaGraphs does: who forgets a tensor in ``changed`` trains
-    thrice in the first epoch.
+    """Runs twice before it hands the function back, as CudaGraphs does: where a tensor is missing in ``changed``, the
+    first epoch trains thrice.
     """
 
     recorded = 0

@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def one_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same order of rows in every epoch, whoever draws it."""
+    """The same order of rows in every epoch, on the host and on the device."""
 
     def orders(self: Rollout, batch_size: int) -> tuple[torch.Tensor, ...]:
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(7))
@@ -45,10 +45,10 @@ def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def assert_close(one: PPOX, other: PPOX) -> None:
-    assert one._n_updates == other._n_updates
+def assert_close(model: PPOX, other: PPOX) -> None:
+    assert model._n_updates == other._n_updates
     theirs = other.policy.state_dict()
-    for key, tensor in one.policy.state_dict().items():
+    for key, tensor in model.policy.state_dict().items():
         scale = max(theirs[key].abs().max().item(), 1e-3)
         assert (tensor - theirs[key]).abs().max().item() <= 1e-3 * scale, key
 
@@ -102,7 +102,7 @@ def test_values_and_log_probs_are_those_of_the_actions(name: str) -> None:
         torch.testing.assert_close(values, expected[0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(log_probs, expected[1], rtol=1e-3, atol=1e-4)
     if name == "box":  # the noise alone makes it
-        assert len(torch.cat([one[-1] for one in seen]).unique()) > 1.9 * steps
+        assert len(torch.cat([log_probs for *_, log_probs in seen]).unique()) > 1.9 * steps
     assert seen[0][1].dtype == (np.int64 if name == "discrete" else np.float32)
 
 

@@ -1,4 +1,4 @@
-"""When a model uses its device's engine, what it says, what it saves, and what happens where recording fails."""
+"""The device's engine: when a model uses it, what it prints and saves, and what happens where recording fails."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_other_parameters_and_settings_are_noticed() -> None:
     before = parameters_of(model.policy)
     model.learn(64, reset_num_timesteps=False)
     # Near to where the other one ended, not to where the first did; and the step of 32 rows has been taken.
-    moved = [(now - before[name]).abs().max().item() for name, now in model.policy.state_dict().items()]
+    moved = [(tensor - before[name]).abs().max().item() for name, tensor in model.policy.state_dict().items()]
     assert 0 < max(moved) < 0.02
     model.policy.optimizer = torch.optim.Adam(model.policy.parameters(), lr=1e-3)  # new moments elsewhere
     before = parameters_of(model.policy)
     model.learn(64, reset_num_timesteps=False)
-    assert any((now != before[name]).any() for name, now in model.policy.state_dict().items())
+    assert any((tensor != before[name]).any() for name, tensor in model.policy.state_dict().items())
     assert {state["step"].item() for state in model.policy.optimizer.state.values()} == {6.0}  # 3 epochs of 2
 
 
@@ -195,9 +195,9 @@ def test_auto_goes_on_eagerly_where_recording_fails(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(engine.RECORDERS, "cpu", Refusing)
     monkeypatch.setitem(COSTS, "cpu", COST_NOTHING)
     eager, auto = model_of("box", compile=False).learn(64), model_of("box", compile="auto")
-    with pytest.warns(CompileWarning, match=r'compile="auto": acting is not compiled: .*\(out of graphs\)') as told:
+    with pytest.warns(CompileWarning, match=r'compile="auto": acting is not compiled: .*\(out of graphs\)') as warned:
         auto.learn(64)
-    assert len(told) == 1 and auto._engines.update_refused
+    assert len(warned) == 1 and auto._engines.update_refused
     for name, tensor in eager.policy.state_dict().items():
         torch.testing.assert_close(auto.policy.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 

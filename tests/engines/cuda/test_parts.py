@@ -1,4 +1,4 @@
-"""Advantages in parallel, laws on tensors, buffers of tensors, pieces of an epoch: each against its counterpart."""
+"""Advantages in parallel, laws on tensors, buffers of tensors, recordings of an epoch: each against its counterpart."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def filled(buffer: Any, observation_space: spaces.Space[Any], action_space: spac
     for _ in range(buffer.buffer_size):
         samples = [observation_space.sample() for _ in range(buffer.n_envs)]
         is_dict = isinstance(observation_space, spaces.Dict)
-        obs = {key: np.stack([one[key] for one in samples]) for key in samples[0]} if is_dict else np.stack(samples)
+        obs = (
+            {key: np.stack([sample[key] for sample in samples]) for key in samples[0]} if is_dict else np.stack(samples)
+        )
         action = np.stack([np.asarray(action_space.sample()) for _ in range(buffer.n_envs)])
         value, log_prob = (torch.from_numpy(random.normal(size=buffer.n_envs).astype(np.float32)) for _ in range(2))
         reward, start = random.normal(size=buffer.n_envs), random.rand(buffer.n_envs) < 0.2
@@ -68,11 +70,11 @@ def test_a_buffer_of_tensors_holds_and_renews_what_that_of_arrays_does(observati
         Rollout(host, what, normalize_advantage=True),
         DeviceRollout(device, what, normalize_advantage=True),
     ]
-    one, other = (rollout.rows for rollout in rollouts)
-    torch.testing.assert_close(one._asdict(), other._asdict(), rtol=1e-5, atol=1e-5)
+    host, other = (rollout.rows for rollout in rollouts)
+    torch.testing.assert_close(host._asdict(), other._asdict(), rtol=1e-5, atol=1e-5)
     assert rollouts[1].explained_variance() == pytest.approx(rollouts[0].explained_variance(), rel=1e-4)
     rows = torch.cat([sample.returns for sample in device.get(4)])
-    torch.testing.assert_close(rows.sort().values, one.value_target.sort().values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows.sort().values, host.value_target.sort().values, rtol=1e-5, atol=1e-5)
     values = torch.linspace(-1, 1, 33)  # of a value function that has learned since
     before = rollouts[0].explained_variance()
     for rollout in rollouts:
@@ -90,7 +92,7 @@ def test_a_buffer_shows_every_step_it_was_given() -> None:
         observation[:] = step  # an environment may write into its own array again
         buffer.add(observation, np.array([step, -step]), np.ones(2), np.zeros(2), torch.ones(2, 1), torch.zeros(2))
         expected.append([step, -step])
-        if step in (2, PENDING - 1, PENDING + 1):  # as a callback may look at it
+        if step in (2, PENDING - 1, PENDING + 1):  # as a callback may read it
             assert buffer.actions[: step + 1, :, 0].tolist() == expected
             assert not buffer.values[step + 1 :].any() and buffer.values[: step + 1].all()
     assert buffer.full and buffer.observations.dtype == torch.float32
@@ -117,7 +119,7 @@ KNOBS = {
 
 
 def test_controllers_move_as_on_the_host() -> None:
-    knobs = [KnobSet({name: one.bind(name) for name, one in KNOBS.items()}) for _ in range(2)]
+    knobs = [KnobSet({name: knob.bind(name) for name, knob in KNOBS.items()}) for _ in range(2)]
     device = DeviceControllers(knobs[1], torch.device("cpu"))
     device.fill()
     random = np.random.RandomState(1)
@@ -152,11 +154,11 @@ def test_a_law_of_the_users_own_is_refused() -> None:
 @pytest.mark.parametrize(
     ("size", "batch_size"), [(64, 16), (65, 16), (10, 10), (7, 3), (64 * 300, 64), (64 * 300 + 5, 64)]
 )
-def test_pieces_make_an_epoch(size: int, batch_size: int) -> None:
-    parts = recording_sizes(size, batch_size)
-    assert sum(count * rows for count, rows in parts) == size
-    assert all(count <= MINIBATCHES for count, _ in parts)
-    assert len(set(parts)) <= 3  # recordings of an epoch
-    assert [rows for count, rows in parts for _ in range(count)] == [
+def test_recordings_make_an_epoch(size: int, batch_size: int) -> None:
+    sizes = recording_sizes(size, batch_size)
+    assert sum(count * rows for count, rows in sizes) == size
+    assert all(count <= MINIBATCHES for count, _ in sizes)
+    assert len(set(sizes)) <= 3  # recordings of an epoch
+    assert [rows for count, rows in sizes for _ in range(count)] == [
         min(batch_size, size - start) for start in range(0, size, batch_size)
     ]

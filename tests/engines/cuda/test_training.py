@@ -50,7 +50,7 @@ def test_images_lie_as_convolutions_read_them() -> None:
     model = model_of("image", compile=True).learn(64)
     engine_ = model._engines.engine
     assert isinstance(engine_, CudaEngine)
-    (epochs,) = (one for one in engine_.recordings.known.values() if isinstance(one, EpochRecordings))
+    (epochs,) = (made for made in engine_.recordings.known.values() if isinstance(made, EpochRecordings))
     images: Any = epochs.rows.observation
     assert images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
@@ -61,9 +61,9 @@ def test_the_exact_kl_of_the_log_is_computed_before_anybody_waits(monkeypatch: p
     def noted(owner: type, name: str) -> None:
         original = getattr(owner, name)
 
-        def call(*given: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             order.append(name)
-            return original(*given)
+            return original(*arguments)
 
         monkeypatch.setattr(owner, name, call)
 

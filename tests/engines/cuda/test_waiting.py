@@ -108,8 +108,8 @@ def test_a_rollout_stays_on_the_gpu() -> None:
     model = model_of("box", compile=False)
     with FakeTensorMode():
         buffer = DeviceRolloutBuffer(4, model.observation_space, model.action_space, ELSEWHERE, n_envs=2)
-        given = elsewhere({"obs": torch.zeros(2, 4), "action": torch.zeros(2, 2), "value": torch.zeros(2, 1)})
+        step = elsewhere({"obs": torch.zeros(2, 4), "action": torch.zeros(2, 2), "value": torch.zeros(2, 1)})
         for _ in range(4):
-            buffer.add(given["obs"], given["action"], 0.0, 0.0, given["value"], given["value"][:, 0])
+            buffer.add(step["obs"], step["action"], 0.0, 0.0, step["value"], step["value"][:, 0])
         assert buffer.full and buffer.observations.device.type == ELSEWHERE
         assert buffer.values.device.type == buffer.actions.device.type == ELSEWHERE
