@@ -19,7 +19,7 @@ from sb3_ppo_ext.language.monitoring.trl_names import TRLNames  # noqa: E402
 from sb3_ppo_ext.language.policies.candidates import CandidatePolicy  # noqa: E402
 from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy  # noqa: E402
 from sb3_ppo_ext.language.training.ratio_check import RatioError  # noqa: E402
-from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer  # noqa: E402  # after the check, whose message comes first
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer  # noqa: E402  # after the check for extras
 
 __all__ = [
     "CandidatePolicy",

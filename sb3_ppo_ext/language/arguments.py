@@ -30,7 +30,7 @@ def check_options(
     sampling: dict[str, Any],
     owner: type[ActorCriticPolicy] = ActorCriticPolicy,
 ) -> tuple[float, float, int]:
-    """Those of the policy itself, the first three as numbers of Python; ``sampling`` is unknown to ``owner``."""
+    """The first three options of a policy as numbers of Python; ``sampling`` has those that ``owner`` does not take."""
     factors = []
     for name, value in (("temperature", temperature), ("value_lr_ratio", value_lr_ratio)):
         number = number_of(value)
@@ -53,13 +53,13 @@ def check_options(
 
 
 def _arguments_of(owner: type[ActorCriticPolicy]) -> list[str]:
-    """Those of a policy's class and of the classes it passes the rest on to."""
+    """The arguments of a policy's class and of the classes it passes the rest on to."""
     classes = owner.__mro__[: owner.__mro__.index(ActorCriticPolicy)]
     return named_arguments(*(cls.__init__ for cls in classes if "__init__" in vars(cls)))  # type: ignore[misc]  # of a class
 
 
 def check_algorithm(model: Any, needed_buffer: type[RolloutBuffer]) -> None:
-    """Those of PPOX, read as its attributes."""
+    """Refuses arguments of PPOX, read as its attributes, that do not go with a language model."""
     name = model.policy_class.__name__
     if model.normalize_value:
         raise ValueError(f"normalize_value=True: {name} has no PopArt head; scale the score, or pass False")

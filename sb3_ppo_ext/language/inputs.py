@@ -12,8 +12,8 @@ from typing import Any
 def in_order(values: Any) -> list[Any] | None:
     """The values by position, whatever labels their container has; None where they have no order, or there are none.
 
-    Iteration goes by position in every container; indexing goes by label in a pandas Series. Texts, mappings, sets and
-    tables (whose iteration gives the names of their columns) are no sequences here.
+    Iteration is by position in every container; indexing is by label in a pandas Series. Texts, mappings, sets and
+    tables (iteration gives the names of their columns) are no sequences here.
     """
     table = not isinstance(values, Sequence) and (hasattr(values, "columns") or hasattr(values, "column_names"))
     if isinstance(values, (str, bytes, Mapping, Set)) or table:
@@ -61,7 +61,7 @@ def whole_number_of(value: Any) -> int | None:
 
 
 def _scalar_of(value: Any) -> Any:
-    """What an array, a tensor or a Series of one element holds; anything else as it is."""
+    """The element of an array, a tensor or a Series of one; anything else as it is."""
     if isinstance(value, (int, float)):
         return value
     if not hasattr(value, "item"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from sb3_ppo_ext.language.envs.prompts import RewardFunction
-from sb3_ppo_ext.language.inputs import at_least, columns_of
+from sb3_ppo_ext.language.inputs import at_least, columns_of, one_of
 from sb3_ppo_ext.language.model.adapters import has_adapter, merged
 from sb3_ppo_ext.language.model.causal_lm import widened
 from sb3_ppo_ext.language.model.pretrained import pretrained
@@ -29,12 +29,12 @@ Text = str | Callable[..., "str | tuple[str, str]"]
 class ClassifierReward:
     """Scores prompt and response as text, by a classifier with a tokenizer of its own: TRL's reward model, and others.
 
-    Given as ``PromptVecEnv(prompts, ClassifierReward("folder"), tokenizer, ...)``; a bare classifier there stands for
+    Given as ``PromptVecEnv(prompts, ClassifierReward("folder"), tokenizer, ...)``; a bare classifier there is taken as
     ``ClassifierReward(classifier)``. It is frozen, and switched to evaluation: no dropout; nothing of it is saved.
 
     :param model: folder or hub name, or a model of transformers with labels; a PEFT adapter is merged into its base
     :param tokenizer: the classifier's, which need not be the policy's; None loads it from where the model came from
-    :param label: whose score it is, by name or number; None only where there is a single label
+    :param label: the label of the score, by name or number; None only where there is a single label
     :param score: that label's "logit", or its "log_prob" among the labels
     :param text: what is read: a template with ``{prompt}`` and ``{response}``; "pair" for prompt and response as the
         two sequences of a model of pairs; or a function ``(prompt, response, **columns)`` that returns the one or the
@@ -59,9 +59,8 @@ class ClassifierReward:
         device: str | torch.device | None = None,
     ) -> None:
         batch_size = at_least(1, "batch_size", batch_size)
-        for name, value, allowed in (("score", score, SCORES), ("long_texts", long_texts, LONG_TEXTS)):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))} is needed")
+        one_of(SCORES, "score", score)
+        one_of(LONG_TEXTS, "long_texts", long_texts)
         if isinstance(text, str) and text != PAIR and "{response}" not in text:
             raise ValueError(f'text={text!r}: a template with {{response}}, "pair", or a function is needed')
         self.model = _classifier(model)
@@ -92,12 +91,12 @@ class ClassifierReward:
         if self.text == PAIR:
             return prompt, response
         # Not str.format: prompts have braces of their own. Split, so that a "{response}" in a prompt stays one.
-        return response.join(part.replace("{prompt}", prompt) for part in self.text.split("{response}"))
+        return response.join(piece.replace("{prompt}", prompt) for piece in self.text.split("{response}"))
 
     def _ids(self, text: str | tuple[str, str], row: int) -> dict[str, list[int]]:
-        """What the tokenizer makes of one text, cut if it has to be."""
-        parts = (text,) if isinstance(text, str) else text
-        encoded = self.tokenizer(*parts)
+        """The ids of one text by the tokenizer, cut where ``long_texts`` allows it."""
+        sequences = (text,) if isinstance(text, str) else text
+        encoded = self.tokenizer(*sequences)
         if len(encoded["input_ids"]) > self.max_length:
             if self.long_texts == "refuse":
                 raise ValueError(
@@ -105,13 +104,13 @@ class ClassifierReward:
                     f'reads {self.max_length}: pass long_texts="cut", or a greater max_length if it can take it'
                 )
             self.n_cut += 1
-            encoded = self._cut(*parts)
+            encoded = self._cut(*sequences)
         if not encoded["input_ids"]:  # no text at all, and no special tokens around it
             encoded = {"input_ids": [self.tokenizer.pad_token_id], "attention_mask": [1]}
         return {name: list(encoded[name]) for name in encoded}
 
-    def _cut(self, *parts: str) -> Any:
-        return self.tokenizer(*parts, truncation="longest_first", max_length=self.max_length)
+    def _cut(self, *sequences: str) -> Any:
+        return self.tokenizer(*sequences, truncation="longest_first", max_length=self.max_length)
 
     @torch.no_grad()
     def _scores(self, rows: list[dict[str, list[int]]]) -> Tensor:
@@ -119,7 +118,8 @@ class ClassifierReward:
         self.model.eval()
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
         scores = torch.zeros(len(rows))
-        for chosen in _pieces(order, self.batch_size):
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
             padded = self.tokenizer.pad([rows[row] for row in chosen], return_tensors="pt").to(self.model.device)
             logits = widened(self.model(**padded).logits)
             every = logits.log_softmax(dim=-1) if self.score == "log_prob" else logits
@@ -127,7 +127,7 @@ class ClassifierReward:
         return scores
 
     def _check_padding(self) -> None:
-        """A model that finds the end of a text by its padding token goes wrong silently where it has another one."""
+        """Refuses a padding token by which the model does not find the end of a text: its scores would be wrong."""
         rows = [dict(self._cut(text)) for text in ("a", "a b c d")]
         gap = (self._scores(rows) - torch.cat([self._scores([row]) for row in rows])).abs().max().item()
         half = self.model.dtype in (torch.float16, torch.bfloat16)
@@ -136,11 +136,6 @@ class ClassifierReward:
                 f"{type(self.model).__name__}: the score of a text changes by {gap:.3g} with the padding beside it; "
                 "is this the tokenizer the classifier was trained with?"
             )
-
-
-def _pieces(rows: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def _classifier(source: Any) -> PreTrainedModel:
@@ -159,17 +154,16 @@ def _classifier(source: Any) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
-def _tokenizer(model: PreTrainedModel, given: Any, source: Any) -> Any:
+def _tokenizer(model: PreTrainedModel, tokenizer: Any, source: Any) -> Any:
     """The classifier's tokenizer, padding on the right, where no model miscounts its positions."""
-    tokenizer = _loaded_tokenizer(model, source) if given is None else given
-    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer = copy.deepcopy(_loaded_tokenizer(model, source) if tokenizer is None else tokenizer)
     tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
-    pad, own = tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)
-    if pad is None or pad != own:
+    pad, configured = tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)
+    if pad is None or pad != configured:
         raise ValueError(
-            f"the classifier's pad_token_id is {own}, its tokenizer's {pad}: the end of a text beside padding is found "
-            "by it. Set tokenizer.pad_token and model.config.pad_token_id = tokenizer.pad_token_id (one that no text "
-            "has within)"
+            f"the classifier's pad_token_id is {configured}, its tokenizer's {pad}: the end of a text beside padding "
+            "is found by it. Set tokenizer.pad_token and model.config.pad_token_id = tokenizer.pad_token_id (one that "
+            "no text has within)"
         )
     rows = int(cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0])
     if len(tokenizer) > rows:
@@ -181,22 +175,22 @@ def _tokenizer(model: PreTrainedModel, given: Any, source: Any) -> Any:
 
 
 def _loaded_tokenizer(model: PreTrainedModel, source: Any) -> Any:
-    """From where the classifier is from; an adapter's folder may have one, else it is its base model's."""
+    """The tokenizer of the classifier's folder or name; an adapter's folder may have one, or its base model's."""
     named = [str(source)] if isinstance(source, (str, Path)) else []
-    places = list(dict.fromkeys([*named, model.name_or_path] if model.name_or_path else named))
-    if not places:
+    sources = list(dict.fromkeys([*named, model.name_or_path] if model.name_or_path else named))
+    if not sources:
         raise ValueError(
             f"this {type(model).__name__} was not loaded from anywhere, and neither can its tokenizer be: pass it, as "
             "ClassifierReward(model, tokenizer)"
         )
     errors: list[Exception] = []
-    for place in places:
+    for name in sources:
         try:
-            return AutoTokenizer.from_pretrained(place)
+            return AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             errors.append(error)
     raise ValueError(
-        f"no tokenizer could be loaded from {' or '.join(map(repr, places))}, where the classifier is from "
+        f"no tokenizer could be loaded from {' or '.join(map(repr, sources))}, where the classifier is from "
         f"({errors[-1]}); pass it as ClassifierReward(model, tokenizer)"
     ) from errors[-1]
 
@@ -218,16 +212,16 @@ def _longest(model: PreTrainedModel, tokenizer: Any) -> int:
     return min(int(limit) for limit in limits if limit is not None)
 
 
-def as_reward_function(given: Any, *, reads_text: bool) -> RewardFunction:
+def as_reward_function(reward_fn: Any, *, reads_text: bool) -> RewardFunction:
     """A function as it is, a bare classifier as a ``ClassifierReward``; ``ValueError`` for anything else."""
-    if isinstance(given, (PreTrainedModel, PeftModel)):
-        given = ClassifierReward(given)
-    if not callable(given):
+    if isinstance(reward_fn, (PreTrainedModel, PeftModel)):
+        reward_fn = ClassifierReward(reward_fn)
+    if not callable(reward_fn):
         raise ValueError(
-            f"reward_fn={given!r}: a function (prompts, responses, **columns) that returns one number per response is "
-            "needed, or a classifier of transformers (ClassifierReward loads one from a folder)"
+            f"reward_fn={reward_fn!r}: a function (prompts, responses, **columns) that returns one number per response "
+            "is needed, or a classifier of transformers (ClassifierReward loads one from a folder)"
         )
-    if isinstance(given, ClassifierReward) and not reads_text:
+    if isinstance(reward_fn, ClassifierReward) and not reads_text:
         raise ValueError("a classifier as reward_fn reads text: give the environment the policy's tokenizer")
-    function: RewardFunction = given
+    function: RewardFunction = reward_fn
     return function

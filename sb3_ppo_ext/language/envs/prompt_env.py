@@ -1,4 +1,4 @@
-"""What environments share in which one step is one response, and that of one prompt at a time for gymnasium."""
+"""The task of environments in which one step is one response; the environment of one prompt, for gymnasium."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from sb3_ppo_ext.unknown_arguments import accepts_only
 class PromptVecEnv(PromptEnvironment, VecEnv):
     """Batches of prompts; a step takes a response to each, scores them together, and gives the next prompts.
 
-    Prompts are taken in random order, each once before any comes twice. The reward is the raw score: what the
+    Prompts are taken in random order, each once before any is taken again. The reward is the raw score: what the
     algorithm subtracts (the KL to the reference) does not show in ``rollout/ep_rew_mean``. Each info has ``prompt``,
     ``response``, ``cut_off`` (the response did not end by itself) and ``episode`` (``l`` counts tokens).
 
@@ -38,7 +38,7 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     :param max_prompt_length: None takes the longest prompt's
     :param long_prompts: what is done with longer ones: "refuse", or "cut" their beginning (``n_cut`` counts them)
     :param ended_prompts: what is done with those that end with an end-of-text token of their own, after which there is
-        nothing to go on with: "refuse", "cut" that token off, or "keep" it, for a model whose prompts end so. What the
+        nothing to continue: "refuse", "cut" that token off, or "keep" it, for a model whose prompts end so. What the
         tokenizer puts after every text is left off in any case
     :param columns: what ``reward_fn`` is to know of each prompt besides its text: name -> one value per prompt
     :param eos_token_id: what ends a response, one id or several; None takes the tokenizer's. A model with a list of
@@ -79,7 +79,7 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         return self.task.observe(self.rows)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Takes the responses [N, L]."""
+        """Keeps the responses [N, L] for ``step_wait``."""
         self.responses = np.asarray(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -94,23 +94,23 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         return self._next(), scores, np.ones(self.num_envs, bool), infos
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute, once per environment asked for: they are one object."""
+        """The attribute, once per index: all environments are one object."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets it for all of them."""
+        """Sets the attribute, for all environments."""
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Calls it once, and gives the result once per environment asked for."""
+        """Calls the method once; its result, once per index."""
         result = getattr(self, method_name)(*args, **kwargs)
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """True for Monitor, whose episode statistics the infos have."""
+        """True for Monitor: the infos have its episode statistics."""
         return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]
 
     def state_dict(self) -> dict[str, Any]:

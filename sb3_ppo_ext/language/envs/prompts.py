@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
-from sb3_ppo_ext.language.inputs import at_least, columns_of, in_order, number_of
+from sb3_ppo_ext.language.inputs import at_least, columns_of, in_order, number_of, one_of
 
 RewardFunction = Callable[..., Any]  # (prompts, responses, **columns) -> one number per response
 CHOICES = {"long_prompts": ("refuse", "cut"), "ended_prompts": ("refuse", "cut", "keep")}
 
 
 class PromptSource:
-    """All prompts as ids [M, P] padded on the left, their mask, and their texts as the reward function sees them."""
+    """All prompts: ids [M, P] padded on the left, their mask, and the texts for the reward function."""
 
     def __init__(
         self,
@@ -30,8 +30,7 @@ class PromptSource:
         **choices: str,
     ) -> None:
         for name, choice in choices.items():
-            if choice not in CHOICES[name]:
-                raise ValueError(f"{name}={choice!r}: one of {', '.join(map(repr, CHOICES[name]))} is needed")
+            one_of(CHOICES[name], name, choice)
         listed = in_order(prompts)
         if listed is None:
             raise ValueError(f"prompts={reprlib.repr(prompts)}: a list of prompts is needed (of a table, one column)")
@@ -99,7 +98,7 @@ def scores_of(
 
 
 class PromptOrder:
-    """Which prompt comes next: passes over all of them, each in a new random order."""
+    """The order of the prompts: passes over all of them, each in a new random order."""
 
     def __init__(self, size: int, *, shuffle: bool) -> None:
         self.size, self.shuffle = size, shuffle
@@ -107,7 +106,7 @@ class PromptOrder:
         self.generator = np.random.default_rng()
 
     def seed(self, seed: int) -> None:
-        """Begins anew."""
+        """Begins a first pass in the order of this seed."""
         self.generator = np.random.default_rng(seed)
         self.left = np.zeros(0, np.int64)
 

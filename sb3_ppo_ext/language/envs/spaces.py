@@ -47,13 +47,13 @@ class ResponseSpace(spaces.MultiDiscrete):
         return len(self.nvec)
 
     def mask_of(self, response: np.ndarray) -> np.ndarray:
-        """Which slots [..., L] hold the response: those up to and including its first end-of-text token."""
+        """True for the slots [..., L] of the response: those up to and including its first end-of-text token."""
         ends = self._ends(response)
         mask: np.ndarray = np.cumsum(ends, axis=-1) - ends == 0
         return mask
 
     def cut_off(self, response: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Which responses [...] reached the last slot without ending; ``mask`` [..., L] is that of ``mask_of``."""
+        """True for responses [...] that reached the last slot without ending; ``mask`` [..., L] is by ``mask_of``."""
         cut: np.ndarray = mask[..., -1] & ~self._ends(response[..., -1])
         return cut
 
@@ -96,8 +96,8 @@ def require_spaces(observation: spaces.Space, action: spaces.Space) -> tuple[int
             f"the action space is {action}; a language model needs a ResponseSpace: use PromptVecEnv or PromptEnv, or "
             "give an environment of your own sb3_ppo_ext.language.ResponseSpace(...) as its action space"
         )
-    parts = observation.spaces if isinstance(observation, spaces.Dict) else {}
-    ids, mask = parts.get(INPUT_IDS), parts.get(ATTENTION_MASK)
+    named = observation.spaces if isinstance(observation, spaces.Dict) else {}
+    ids, mask = named.get(INPUT_IDS), named.get(ATTENTION_MASK)
     if ids is None or mask is None or ids.shape is None or ids.shape != mask.shape:
         raise ValueError(
             f"the observation space is {observation}; a Dict of {INPUT_IDS!r} and {ATTENTION_MASK!r}, both [P], is "

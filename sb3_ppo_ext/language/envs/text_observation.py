@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_ppo_ext.language.inputs import at_least
+from sb3_ppo_ext.language.inputs import at_least, one_of
 
 LONG_TEXTS = ("refuse", "cut")
 TEXT, ACTION_MASK = "text", "action_mask"
@@ -35,8 +35,7 @@ class TextObservation(gym.ObservationWrapper[Any, Any, str]):
     ) -> None:
         super().__init__(env)
         max_bytes = at_least(1, "max_bytes", max_bytes)
-        if long_texts not in LONG_TEXTS:
-            raise ValueError(f"long_texts={long_texts!r}: one of {', '.join(map(repr, LONG_TEXTS))} is needed")
+        one_of(LONG_TEXTS, "long_texts", long_texts)
         self.max_bytes, self.long_texts, self.n_cut = max_bytes, long_texts, 0
         self.observation_space = spaces.Box(0, 255, (max_bytes,), np.uint8)
         self.masks_of = _masks_of(env) if action_masks else None
@@ -50,11 +49,11 @@ class TextObservation(gym.ObservationWrapper[Any, Any, str]):
         padded = self._bytes_of(observation)
         if self.masks_of is None:
             return padded
-        given = self.masks_of()
-        allowed = np.asarray(given)
+        returned = self.masks_of()
+        allowed = np.asarray(returned)
         if allowed.shape != self.observation_space[ACTION_MASK].shape or not np.isin(allowed, (0, 1)).all():  # type: ignore[index]  # a Dict
             raise ValueError(
-                f"action_masks() returned {given!r}; True or False for each of the {self.env.action_space} is needed"
+                f"action_masks() returned {returned!r}; True or False for each of the {self.env.action_space} is needed"
             )
         return {TEXT: padded, ACTION_MASK: allowed.astype(np.int8)}
 

@@ -29,7 +29,7 @@ class Vocabulary:
     def of(
         cls, tokenizer: Any, vocab_size: int | None = None, eos: EndTokens | None = None, pad: int | None = None
     ) -> Vocabulary:
-        """From a tokenizer of transformers, or from the numbers themselves; given numbers take precedence."""
+        """The vocabulary of a tokenizer of transformers, or that of the numbers themselves, which take precedence."""
         if tokenizer is not None:
             vocab_size = len(tokenizer) if vocab_size is None else vocab_size
             eos = tokenizer.eos_token_id if eos is None else eos
@@ -37,8 +37,8 @@ class Vocabulary:
         if vocab_size is None:
             raise ValueError("vocab_size=None without a tokenizer: one of the two is needed")
         if eos is None:
-            whose = "there is no tokenizer to take it from" if tokenizer is None else "the tokenizer has none"
-            raise ValueError(f"eos_token_id=None, and {whose}: without an end-of-text token no response could end")
+            reason = "there is no tokenizer to take it from" if tokenizer is None else "the tokenizer has none"
+            raise ValueError(f"eos_token_id=None, and {reason}: without an end-of-text token no response could end")
         ends = end_tokens(eos)
         size = at_least(1, "vocab_size", vocab_size)
         return cls(tokenizer, size, ends, ends[0] if pad is None else at_least(0, "pad_token_id", pad))
@@ -77,14 +77,14 @@ class Vocabulary:
         return frozenset(self.tokenizer.all_special_ids)
 
     def ends_early(self, ids: Sequence[int]) -> bool:
-        """Whether a prompt's last token ends it; a prompt of one token begins a text, be it the end of another."""
+        """True where a prompt's last token ends it; a prompt of one token begins a text, be it the end of another."""
         over = {*self.ends, getattr(self.tokenizer, "eos_token_id", None)}
         return len(ids) > 1 and ids[-1] in over
 
     def _ids_of_text(self, prompt: str, row: int) -> list[int]:
         ids: list[int] = list(self.tokenizer(prompt)["input_ids"])
         if ids and ids[-1] in self._special:
-            # A response goes on where the prompt stops: what the tokenizer puts after a text (its end) does not belong.
+            # A response continues where the prompt stops: the end that the tokenizer puts after a text is left off.
             ids = without_appended(ids, list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"]))
         if self.tokenizer.bos_token_id is not None and ids[:2] == [self.tokenizer.bos_token_id] * 2:
             raise ValueError(
@@ -94,7 +94,7 @@ class Vocabulary:
         return ids
 
     def _ids_of_chat(self, messages: Sequence[Mapping[str, Any]], row: int) -> list[int]:
-        """By the tokenizer's template, which writes the special tokens itself: they are not put there again."""
+        """The ids by the tokenizer's template, which writes the special tokens itself: they are not added again."""
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"prompt {row} is chat messages, and the tokenizer has no chat_template: set it, or write the prompts "
@@ -116,7 +116,7 @@ class Vocabulary:
 
 
 def without_appended(ids: list[int], plain: list[int]) -> list[int]:
-    """The ``ids`` of a text and of special tokens around it, up to where the text ends, whose ids are ``plain``."""
+    """The ``ids`` of a text and of special tokens around it, cut after the text itself, which is ``plain``."""
     for start in range(len(ids) - len(plain) + 1):
         if plain and ids[start : start + len(plain)] == plain:
             return ids[: start + len(plain)]

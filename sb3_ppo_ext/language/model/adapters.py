@@ -20,7 +20,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-LAYERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)  # PEFT's, in the places of the model's
+LAYERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)  # PEFT's, which replace those of the model
 
 # Of logits before and after merging, as a fraction of the largest: what rounding does, and no forgotten adapter. In
 # bfloat16 it is 0.04 where a model of 30 layers is merged right (2e-6 in float32): only gross errors show there.
@@ -57,7 +57,7 @@ def adapted(model: nn.Module, lora: LoraConfig) -> PeftModel:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether anything of PEFT's is in the model, active or not."""
+    """True where anything of PEFT's is in the model, active or not."""
     return any(_is_pefts(module) for module in model.modules())
 
 
@@ -66,10 +66,10 @@ def _is_pefts(module: nn.Module) -> bool:
 
 
 def merged(model: nn.Module, name: str) -> nn.Module:
-    """The Hugging Face model whose weights do what ``model`` did with its active adapters; ``model`` is used up.
+    """The Hugging Face model with weights that do what ``model`` did with its active adapters; ``model`` is used up.
 
-    Adapters that are not active, or disabled, are left out. ``ValueError`` where no weights do the same: it says
-    ``name``, that of the argument and its value.
+    Adapters that are not active, or disabled, are left out. ``ValueError`` where no weights do the same; ``name`` is
+    the argument and its value in it.
     """
     if not has_adapter(model):
         return model
@@ -135,7 +135,7 @@ def _outermost_layers(plain: nn.Module) -> dict[str, nn.Module]:
     """PEFT's layers by their paths in the model; those within others are not among them."""
     layers: dict[str, nn.Module] = {}
     last = ""
-    for path, module in plain.named_modules(remove_duplicate=False):  # what is within another comes after it
+    for path, module in plain.named_modules(remove_duplicate=False):  # a module comes before those within it
         if isinstance(module, LAYERS) and not (last and path.startswith(last)):
             layers[path], last = cast(nn.Module, module), f"{path}."
     return layers
@@ -147,7 +147,7 @@ def _merged_layer(layer: Any) -> nn.Module:
         if layer.disable_adapters:
             return cast(nn.Module, cast(Any, layer).original_module)
         return layer.unload_and_optionally_merge_module(True, False, None)
-    if isinstance(layer.base_layer, BaseTunerLayer):  # adapters of several kinds stand one around the other
+    if isinstance(layer.base_layer, BaseTunerLayer):  # adapters of several kinds wrap each other
         layer.base_layer = _merged_layer(layer.base_layer)
     if layer.disable_adapters:
         if layer.merged:
@@ -166,7 +166,7 @@ def _bottom(module: Any) -> nn.Module | None:
 
 
 def _is_quantised(layer: nn.Module) -> bool:
-    """Whether the layer's numbers are packed: a model whose settings say so may have been unpacked since."""
+    """True where the layer's numbers are packed, whatever the model's settings: it may have been unpacked since."""
     tensors = (*layer.parameters(), *layer.buffers())
     return any(
         type(tensor) not in (nn.Parameter, Tensor) or not tensor.dtype.is_floating_point or tensor.element_size() < 2
@@ -209,7 +209,7 @@ def _configs_of(module: Any) -> list[Any]:
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    """Of a few tokens from both ends of the vocabulary: added ones, which adapters train, stand at its end."""
+    """Logits of a few tokens from both ends of the vocabulary: added ones, which adapters train, are at its end."""
     words = cast(nn.Embedding, _bottom(model.get_input_embeddings()))
     rows, device = len(words.weight), words.weight.device
     ids = torch.tensor([*range(min(4, rows)), *range(max(rows - 4, 0), rows)], device=device)[None]

@@ -1,7 +1,7 @@
 """A causal language model for PPO: from token ids and their mask to hidden states, log-probabilities and entropy.
 
 Letters: B responses, P prompt slots (padded on the left), L response slots (padded on the right), S = P + L, V tokens
-that may be chosen, D hidden size. Only the mask says what is padding, never the id: a tokenizer may pad with its
+that may be chosen, D hidden size. Padding is known by the mask alone, never by id: a tokenizer may pad with its
 end-of-text token.
 """
 
@@ -99,7 +99,7 @@ def prepared_mask(mask: Tensor, queries: int, added_in: torch.dtype | None = Non
 
 @contextmanager
 def skip_prompt_in_last_mlp(trunk: nn.Module, first_scored: int) -> Iterator[None]:
-    """Spares the last block's MLP the tokens before ``first_scored``, whose final states nothing reads.
+    """Spares the last block's MLP the tokens before ``first_scored``, the final states of which nothing reads.
 
     The MLP is half of a block's work or more, and works token by token. A mixture of experts is left alone.
     """

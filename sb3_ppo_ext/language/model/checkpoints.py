@@ -1,10 +1,9 @@
-"""What of a language-model policy goes into a file: what training has changed, and no more."""
+"""The part of a language-model policy that is saved: what training has changed, and no more."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -13,28 +12,6 @@ from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.model.adapters import unloaded
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
-
-
-class TrainedPartOnly(nn.Module):
-    """Mixed into a policy with a ``CausalLM`` as ``lm``: its state dict is what training changes.
-
-    Never the reference, nor a base model under an adapter: they come from the model named at construction.
-    """
-
-    lm: CausalLM
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # a plain dict does
-        """The trained parameters by name."""
-        return trained_state(self, super().state_dict(*args, **kwargs))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes back what ``state_dict`` gave; ``ValueError`` if it is another policy's."""
-        require_same_names(self, state_dict)
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """The language model as a plain Hugging Face folder, which ``AutoModelForCausalLM`` loads; adapters merged."""
-        merged_model(self.lm).save_pretrained(str(folder))
 
 
 def trained_names(policy: nn.Module) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which tokens end a text: chat models have several, a base model's end of text and a turn's."""
+"""The tokens that end a text: chat models have several, a base model's end of text and a turn's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def end_tokens(eos_token_id: Any) -> tuple[int, ...]:
 
 
 def written(tokens: tuple[int, ...]) -> str:
-    """As a user writes them for an argument: ``1``, or ``[1, 8]``."""
+    """The tokens as a user writes them for an argument: ``1``, or ``[1, 8]``."""
     return str(tokens[0]) if len(tokens) == 1 else str(list(tokens))
 
 

@@ -60,39 +60,46 @@ def generate(
     decoder_of: Callable[..., Decoder] = Decoder,
     progress: RolloutProgress | None = None,
 ) -> Response:
-    """Responses to prompts [B, P] padded on the left, token by token over a key-value cache.
+    """Responses to prompts [B, P] padded on the left, token by token over a key-value cache, until every row has ended.
 
-    Every token is drawn from the full distribution of ``model.logits`` (the likeliest one if ``deterministic``):
-    cutting it (top-k, top-p) would sample from another distribution than the one that is trained. Stops as soon as
-    every row has ended. ``value_of`` maps hidden states [B, D] to values [B].
+    Each token is drawn from the full distribution of ``model.logits`` (the likeliest if ``deterministic``), for that is
+    the one that is trained. ``value_of`` maps hidden states [B, D] to values [B].
     """
-    ends = end_tokens(eos_token_id)
-    batch, longest = len(prompt), max(int(prompt_mask.sum(-1).max()), 1)
-    prompt, prompt_mask = prompt[:, -longest:], prompt_mask[:, -longest:].bool()
-    token = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=prompt.device)
-    log_prob = torch.zeros(batch, max_new_tokens, device=prompt.device)
-    value, mask = torch.zeros_like(log_prob), torch.zeros_like(log_prob, dtype=torch.bool)
-    seen = torch.cat((prompt_mask, torch.ones_like(mask)), dim=1)
+    ids, prompt_mask = trimmed_prompts(prompt, prompt_mask.bool())
+    response = empty_response(len(ids), max_new_tokens, pad_token_id, ids.device)
+    seen = torch.cat((prompt_mask, torch.ones_like(response.mask)), dim=1)
     decoder = decoder_of(model, seen, value_of, deterministic=deterministic)
-    going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
-    ids = prompt.masked_fill(~prompt_mask, 0)
+    going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     for step in range(max_new_tokens):
-        drawn, drawn_log_prob, drawn_value = decoder.draw(ids, longest + step)
-        token[:, step] = torch.where(going, drawn, pad_token_id)
-        log_prob[:, step] = drawn_log_prob.masked_fill(~going, 0.0)
-        mask[:, step] = going
-        if drawn_value is not None:
-            value[:, step] = drawn_value.masked_fill(~going, 0.0)
-        for end in ends:
+        drawn, log_prob, value = decoder.draw(ids, prompt_mask.shape[1] + step)
+        response.token[:, step] = torch.where(going, drawn, pad_token_id)
+        response.log_prob[:, step] = log_prob.masked_fill(~going, 0.0)
+        response.mask[:, step] = going
+        if value is not None:
+            response.value[:, step] = value.masked_fill(~going, 0.0)
+        for end in end_tokens(eos_token_id):
             going = going & (drawn != end)
         if progress is not None:
-            progress.after_token(mask, going)
+            progress.after_token(response.mask, going)
         if not going.any():
             break
         ids = drawn[:, None]
     if progress is not None:
-        progress.after_batch(mask)
-    return Response(token, mask, log_prob, value)
+        progress.after_batch(response.mask)
+    return response
+
+
+def trimmed_prompts(prompt: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask without the columns on the left that are padding in every row; masked ids are 0."""
+    longest = max(int(mask.sum(-1).max()), 1)
+    return prompt[:, -longest:].masked_fill(~mask[:, -longest:], 0), mask[:, -longest:]
+
+
+def empty_response(rows: int, length: int, pad_token_id: int, device: torch.device) -> Response:
+    """Responses [rows, length] without a token."""
+    zeros = torch.zeros(rows, length, device=device)
+    token = torch.full_like(zeros, pad_token_id, dtype=torch.long)
+    return Response(token, torch.zeros_like(zeros, dtype=torch.bool), zeros, zeros.clone())
 
 
 class PreallocatedLayer(DynamicLayer):

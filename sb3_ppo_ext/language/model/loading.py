@@ -1,4 +1,4 @@
-"""From what the user names as the model to one that can be trained: without dropout, adapter in place, checked."""
+"""The model that the user names, made ready for training: without dropout, adapter in place, checked."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def load_model(source: ModelSource, dtype: str | torch.dtype | None = None) -> P
         model = pretrained(AutoModelForCausalLM, str(source), "auto" if dtype is None else dtype)
     else:
         model = source if isinstance(source, nn.Module) else source()
-        # The given one stays as it is: it is the reference, and is what is saved. A function may return one and the
-        # same model with its adapter again and again.
+        # The user's model stays as it is: it is the reference, and is what is saved. A function may return the same
+        # model with its adapter again and again.
         if isinstance(source, nn.Module) or (isinstance(model, nn.Module) and has_adapter(model)):
             model = copy.deepcopy(model)
         model = merged(model, f"model={named}") if isinstance(model, nn.Module) else model
@@ -59,10 +59,10 @@ def load_model(source: ModelSource, dtype: str | torch.dtype | None = None) -> P
 
 def without_dropout(model: nn.Module) -> None:
     """Switches dropout off for good: a ratio of two random networks is not the ratio of two policies."""
-    for part in model.modules():
+    for module in model.modules():
         for name in ("p", "attention_dropout", "dropout"):
-            if isinstance(getattr(part, name, None), float) and (name != "p" or isinstance(part, nn.Dropout)):
-                setattr(part, name, 0.0)
+            if isinstance(getattr(module, name, None), float) and (name != "p" or isinstance(module, nn.Dropout)):
+                setattr(module, name, 0.0)
     model.eval()
 
 
@@ -72,18 +72,18 @@ def with_fused_activations(model: nn.Module) -> None:
     The same function up to rounding. Written out it takes a fifth of a GPT-2's training step on a CPU, and keeps six
     tensors for the gradient where one would do.
     """
-    for part in model.modules():
-        for name, child in part.named_children():
+    for module in model.modules():
+        for name, child in module.named_children():
             if type(child) in GELUS_BY_TANH:
-                setattr(part, name, nn.GELU(approximate="tanh"))
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def lora_config(lora: Lora | None, model: nn.Module) -> LoraConfig | None:
     """The adapter's settings; a mapping is completed with all linear layers as its place."""
     if lora is None or isinstance(lora, LoraConfig):
         return lora
-    # GPT-2's linear layers keep their weights transposed; peft wants to be told.
-    transposed = any(isinstance(part, Conv1D) for part in model.modules())
+    # GPT-2's linear layers keep their weights transposed, which PEFT takes as a setting.
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
     defaults = {"target_modules": "all-linear", "fan_in_fan_out": transposed}
     return LoraConfig(**{**defaults, **lora})
 
@@ -124,11 +124,11 @@ def _check_logits(model: CausalLM, name: str) -> None:
     device = next(plain.parameters()).device
     ids = torch.arange(min(4, model.vocab_size), device=device)[None]
     mask = torch.ones_like(ids, dtype=torch.bool)
-    own = model.logits(model.hidden(ids, mask)) * model.temperature
+    found = model.logits(model.hidden(ids, mask)) * model.temperature
     expected = widened(
         plain(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[..., : model.vocab_size]
     )
-    gap = (own - expected).abs().max().item()
+    gap = (found - expected).abs().max().item()
     if not gap <= LOGITS_TOLERANCE.get(plain.dtype, LOGITS_TOLERANCE_OF_HALF):
         raise ValueError(
             f"{name}: its logits are not those of its output layer (they differ by {gap:.3g}): it scales or caps them "
@@ -137,18 +137,17 @@ def _check_logits(model: CausalLM, name: str) -> None:
 
 
 def frozen_copy(model: PreTrainedModel, *, vocab_size: int, temperature: float) -> CausalLM:
-    """A reference of its own, which is never trained."""
-    kept = CausalLM(copy.deepcopy(model), vocab_size=vocab_size, temperature=temperature)
-    kept.requires_grad_(False)
-    kept.eval()
-    return kept
+    """A copy of the model as the reference, which is never trained."""
+    frozen = CausalLM(copy.deepcopy(model), vocab_size=vocab_size, temperature=temperature)
+    frozen.requires_grad_(False)
+    return frozen.eval()
 
 
 @contextmanager
-def as_reference(model: CausalLM, kept: CausalLM | None) -> Iterator[CausalLM]:
+def as_reference(model: CausalLM, copied: CausalLM | None) -> Iterator[CausalLM]:
     """The frozen reference for the block: the copy, or the model itself with its adapter disabled."""
-    if kept is not None:
-        yield kept
+    if copied is not None:
+        yield copied
     elif isinstance(model.lm, PeftModel):
         with model.lm.disable_adapter():
             yield model

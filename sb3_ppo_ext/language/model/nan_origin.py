@@ -1,4 +1,4 @@
-"""Where in a language model a number first is not finite: which layer, in which row."""
+"""The place in a language model where a number first is not finite: layer and row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
 
 
 def require_finite(model: CausalLM, tokens: Tokens, **sampled: Tensor) -> None:
-    """``DivergedError`` if one of the named tensors [B, L] has a NaN or an infinity, with the layer it comes from."""
+    """``DivergedError`` if one of the named tensors [B, L] has a NaN or an infinity, with the layer that gave it."""
     for name, tensor in sampled.items():
         if (bad := first_bad(tensor)) is not None:
             raise DivergedError(
@@ -26,14 +26,14 @@ def origin(model: CausalLM, tokens: Tokens) -> str:
     ids, mask = tokens.joined()
     found: list[str] = []
 
-    def look(name: str) -> Any:
+    def examine(name: str) -> Any:
         def hook(layer: nn.Module, _: Any, output: Any) -> None:
             if found or not isinstance(output, Tensor):
                 return
-            # What stands at padding is nobody's.
-            kept = output.masked_fill(~mask[..., None], 0.0) if output.shape[:2] == mask.shape else output
-            if (bad := first_bad(kept)) is not None:
-                wrong = [own for own, weight in layer.named_parameters() if first_bad(weight) is not None]
+            # Nothing reads the numbers of padding.
+            read = output.masked_fill(~mask[..., None], 0.0) if output.shape[:2] == mask.shape else output
+            if (bad := first_bad(read)) is not None:
+                wrong = [key for key, weight in layer.named_parameters() if first_bad(weight) is not None]
                 cause = f", whose {wrong[0]} is not finite either" if wrong else ""
                 what = f"{name} ({type(layer).__name__}{cause})"
                 found.append(f"the first layer to give such a number is {what}, for row {bad.index[0]}")
@@ -41,7 +41,7 @@ def origin(model: CausalLM, tokens: Tokens) -> str:
         return hook
 
     leaves = [(name, layer) for name, layer in model.plain.named_modules() if not list(layer.children())]
-    handles = [layer.register_forward_hook(look(name)) for name, layer in leaves]
+    handles = [layer.register_forward_hook(examine(name)) for name, layer in leaves]
     try:
         model.logits(model.hidden(ids, mask))
     finally:

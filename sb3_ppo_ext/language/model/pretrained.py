@@ -64,13 +64,13 @@ def _base(auto: Any, name: str | None, weights: dict[str, Tensor], *, with_adapt
 
 
 def _labels(weights: dict[str, Tensor]) -> dict[str, int]:
-    """As many labels as the adapter's head has, which its base knows nothing of."""
+    """The number of labels of the adapter's head, which is not in its base's settings."""
     heads = [tensor for key, tensor in weights.items() if key.endswith(HEADS)]
     return {"num_labels": len(heads[0])} if heads else {}
 
 
 def _resize(base: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """As many tokens as the adapter's embedding has, where it brings one along: those that were added with it."""
+    """Gives the base as many tokens as the adapter's embedding, where it has one: tokens were added with it."""
     words = base.get_input_embeddings()
     paths = [path for path, module in base.named_modules() if module is words]
     for path in paths:

@@ -1,4 +1,4 @@
-"""How far the responses of a rollout are: it may take minutes, in which nothing else is shown."""
+"""The progress of a rollout's responses: they may take minutes, in which nothing else is shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST_LINE, LONGEST_PAUSE = 1.0, 30.0  # seconds; lines stay, so that the pauses
 
 
 class Report(NamedTuple):
-    """How far the responses are."""
+    """The responses that are done, and the tokens so far."""
 
     done: int
     responses: int
@@ -30,7 +30,7 @@ class Report(NamedTuple):
         return f"{self.done:,} of {self.responses:,} responses, {self.tokens:,} tokens, {self.speed:,.0f} tokens/s"
 
     def short(self) -> str:
-        """For beside a progress bar."""
+        """The report beside a progress bar."""
         return f"{self.done}/{self.responses} responses, {self.speed:,.0f} tokens/s"
 
 
@@ -46,28 +46,28 @@ class RolloutProgress:
         self.due = self.started + pause
 
     def after_token(self, mask: Tensor, going: Tensor) -> None:
-        """With the ``mask`` [B, L] of a batch's tokens until now, and which of its responses [B] are ``going`` on."""
+        """Counts an unfinished batch: ``mask`` [B, L] of its tokens; ``going`` [B], responses that have not ended."""
         if time.perf_counter() >= self.due:  # to count is to wait for the device
             self._report(self.done + int((~going).sum()), self.tokens + int(mask.sum()))
 
     def after_batch(self, mask: Tensor) -> None:
-        """With the ``mask`` [B, L] of its responses."""
+        """Counts a batch of responses that is complete, ``mask`` [B, L]."""
         self.done += len(mask)
         self.tokens += int(mask.sum())
         if time.perf_counter() >= self.due or self.done >= self.responses:
             self._report(self.done, self.tokens)
 
     def _report(self, done: int, tokens: int) -> None:
-        now = time.perf_counter()
-        self.show(Report(done, self.responses, tokens, tokens / max(now - self.started, 1e-9)))
+        time_now = time.perf_counter()
+        self.show(Report(done, self.responses, tokens, tokens / max(time_now - self.started, 1e-9)))
         if self.doubling:
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
-        self.due = now + self.pause
+        self.due = time_now + self.pause
 
 
 @contextmanager
 def progress_of(run: Run, callback: BaseCallback) -> Iterator[RolloutProgress | None]:
-    """On the progress bar; with ``verbose=1`` as lines, or on a terminal as one line that leaves no trace there."""
+    """Shows reports on the progress bar; with ``verbose=1`` as lines, or on a terminal as a line that vanishes."""
     responses = run.settings.n_steps * run.n_envs
     bars = [child for child in with_children(callback) if isinstance(child, ProgressBarCallback)]
     bar: Any = vars(bars[0]).get("pbar") if bars else None

@@ -1,1 +1,1 @@
-"""What the log and the terminal show of a language model's training."""
+"""The log of a language model's training, warnings, and samples on the terminal."""

@@ -14,8 +14,8 @@ PATIENCE = 5  # rollouts in a row: a small one may have equal scores by chance
 Records = Mapping[str, float]
 
 
-def _negative_kl(now: Records, first: Records) -> str | None:
-    kl = now.get("lm/kl_ref", 0.0)
+def _negative_kl(records: Records, first: Records) -> str | None:
+    kl = records.get("lm/kl_ref", 0.0)
     if kl >= NEGATIVE_KL:
         return None
     return (
@@ -24,32 +24,32 @@ def _negative_kl(now: Records, first: Records) -> str | None:
     )
 
 
-def _never_ends(now: Records, first: Records) -> str | None:
-    if now["lm/eos_rate"] >= RARE_END:
+def _never_ends(records: Records, first: Records) -> str | None:
+    if records["lm/eos_rate"] >= RARE_END:
         return None
     return (
-        f"only {now['lm/eos_rate']:.0%} of the responses end by themselves, the others are cut off at max_new_tokens: "
-        "check that eos_token_id is the token this model ends with; else raise max_new_tokens, or set "
+        f"only {records['lm/eos_rate']:.0%} of the responses end by themselves, the others are cut off at "
+        "max_new_tokens: check that eos_token_id is the token this model ends with; else raise max_new_tokens, or set "
         "missing_eos_penalty in rollout_buffer_kwargs"
     )
 
 
-def _no_spread(now: Records, first: Records) -> str | None:
-    if now["lm/score_std"] > 0:
+def _no_spread(records: Records, first: Records) -> str | None:
+    if records["lm/score_std"] > 0:
         return None
     return (
-        f"all responses of a rollout have the score {now['lm/score']:.3g}: there is nothing to learn from. Check the "
-        "reward function on some samples; if the task is only too hard, warm the model up on examples first"
+        f"all responses of a rollout have the score {records['lm/score']:.3g}: there is nothing to learn from. Check "
+        "the reward function on some samples; if the task is only too hard, warm the model up on examples first"
     )
 
 
-def _collapsed(now: Records, first: Records) -> str | None:
-    if now["lm/distinct_2"] >= COLLAPSED * first["lm/distinct_2"]:
+def _collapsed(records: Records, first: Records) -> str | None:
+    if records["lm/distinct_2"] >= COLLAPSED * first["lm/distinct_2"]:
         return None
     return (
         f"the diversity of the responses (distinct-2) fell from {first['lm/distinct_2']:.2g} to "
-        f"{now['lm/distinct_2']:.2g}: the policy repeats itself. Raise ref_kl_coef or ent_coef, lower learning_rate; "
-        "look at samples (SampleTable): the reward function may be exploited"
+        f"{records['lm/distinct_2']:.2g}: the policy repeats itself. Raise ref_kl_coef or ent_coef, lower "
+        "learning_rate; read samples (SampleTable): the reward function may be exploited"
     )
 
 
@@ -63,7 +63,7 @@ RULES: dict[str, Callable[[Records, Records], str | None]] = {
 
 @dataclass
 class Findings:
-    """Goes with one policy: remembers its first rollout, and for how many in a row each rule has found something."""
+    """The memory of one policy's rules: its first rollout, and the rollouts in a row in which each has applied."""
 
     first: Records | None = None
     streaks: dict[str, int] = field(default_factory=dict)

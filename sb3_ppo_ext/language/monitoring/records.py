@@ -1,4 +1,4 @@
-"""What the log says of a rollout of responses."""
+"""The log's records of a rollout of responses."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
 
 
 def speeds(tokens: int, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Response tokens per second of each part of the work, and of all of it: the reciprocals add up to that one's."""
-    records = {f"time/{part}_tokens_per_second": tokens / max(spent, 1e-9) for part, spent in seconds.items()}
+    """Response tokens per second of each part of the work, and of all of it (the reciprocals add up)."""
+    records = {f"time/{work}_tokens_per_second": tokens / max(spent, 1e-9) for work, spent in seconds.items()}
     return records | {"time/tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
 
 

@@ -1,4 +1,4 @@
-"""Responses to look at: the best, the worst and some in between, with their scores and their KL to the reference."""
+"""A table of responses: the best, the worst and some in between, with their scores and their KL to the reference."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LONG = 40  # characters in common: fewer words than that are not worth leaving o
 class SampleTable(BaseCallback):
     """Every ``every`` rollouts, a table of samples: in TensorBoard's texts, and on the terminal with ``verbose=1``.
 
-    It shows the rollout that was last trained on, whose KL (nats per response, k1) is known, and of prompts what tells
-    them apart: the lines that all of them begin and end with, as a chat template's, are left out. A score that rises
+    It shows the rollout that was last trained on, for which the KL (nats per response, k1) is known. Lines that all
+    prompts begin and end with, such as a chat template's, are left out. A score that rises
     while the samples turn to gibberish is a reward function being exploited; no curve shows that.
     """
 
@@ -34,7 +34,7 @@ class SampleTable(BaseCallback):
         self.every, self.random_rows, self.width = every, random_rows, width
         self.rollouts = 0
         self.texts: list[list[tuple[Any, Any]]] = []
-        self.generator = np.random.default_rng(0)  # its own: looking must not change the run
+        self.generator = np.random.default_rng(0)  # its own: a callback must not change the run
 
     def _on_rollout_start(self) -> None:
         self._show()
@@ -99,7 +99,7 @@ def what_differs(prompts: Sequence[Any]) -> list[Any]:
 
 
 def _shared_lines(texts: Sequence[str]) -> int:
-    """With how many characters all texts begin, in whole lines; or in whole words, where it is one long line."""
+    """The number of characters that all texts begin with, in whole lines; or in whole words, within one long line."""
     first, last = min(texts), max(texts)  # all others begin with what these two do
     differing = (index for index, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
     common = first[: next(differing, min(len(first), len(last)))]
@@ -123,7 +123,7 @@ def as_markdown(rows: list[tuple[str, ...]]) -> str:
 
 def _one_line(text: str, width: int, *, end: bool) -> str:
     # Line breaks, and what else a terminal would take as an order to it.
-    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    text = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
     if len(text) <= width:
         return text
     return CUT + text[len(text) - width + len(CUT) :] if end else text[: width - len(CUT)] + CUT

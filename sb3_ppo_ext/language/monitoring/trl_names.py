@@ -1,4 +1,4 @@
-"""The names that TRL's PPOTrainer (until 1.12, its last) logged under, for those who compare runs with it."""
+"""The names under which TRL's PPOTrainer (1.12 was its last) logged, for comparing runs with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 from sb3_ppo_ext.update.step import EpochStatistics
 from sb3_ppo_ext.update.training import Trained
 
-# Where theirs is ours by another name, possibly times a number: their value loss has a factor 1/2.
+# TRL's name -> our name for the same quantity, and a factor: TRL's value loss has 1/2 in it.
 ALIASES = {
     "objective/kl": ("lm/kl_ref", 1.0),
     "objective/rlhf_reward": ("lm/rlhf_reward", 1.0),
@@ -46,7 +46,7 @@ class TRLNames(BaseCallback):
         self._record()
 
     def _record(self) -> None:
-        """What the update that is over has left in the logger, which is not written yet."""
+        """Adds to the records of the last update, which the logger has not written yet."""
         logged = self.logger.name_to_value
         if not isinstance(self.model.policy, LanguageModelPolicy):
             raise ValueError(f"TRLNames is for a LanguageModelPolicy; this is a {type(self.model.policy).__name__}")
@@ -63,7 +63,7 @@ class TRLNames(BaseCallback):
 
 
 def trl_records(logged: Mapping[str, float], epochs: Sequence[EpochStatistics]) -> dict[str, float]:
-    """TRL's name -> value, of what is logged under ours and of the minibatches of the update."""
+    """TRL's name -> value, from what is ``logged`` under our names and from the minibatches of the update."""
     records = {name: factor * logged[ours] for name, (ours, factor) in ALIASES.items() if ours in logged}
     records["objective/entropy"] = logged["lm/entropy_sampled"] * logged["lm/response_length"]
     if "lm/rlhf_reward" in logged:

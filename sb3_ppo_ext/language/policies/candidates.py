@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 from transformers import DynamicCache
 
-from sb3_ppo_ext.language.arguments import check_options, optimizer_options
+from sb3_ppo_ext.language.arguments import check_options
 from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, scattered
-from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
 from sb3_ppo_ext.language.model.critics import SharedCritic
 from sb3_ppo_ext.language.model.loading import Lora, ModelSource, check_model, load_model, lora_config, with_adapter
+from sb3_ppo_ext.language.policies.causal_lm_policy import CausalLMPolicy
 from sb3_ppo_ext.language.policies.choices import check_candidates, divisor_of, listed_candidates, masked, texts_of
 
 KEPT_TEXTS = 2**14
 
 
-class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
+class CandidatePolicy(CausalLMPolicy):
     """
     Chooses among ``candidates`` by their log-probability after the observation's text (GLAM, Carta et al. 2023).
 
@@ -38,7 +37,7 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
 
     :param model: as for :class:`LanguageModelPolicy`
     :param tokenizer: of transformers, for the observations and the candidates
-    :param candidates: the text of each action, in order; mind the space before it, where the tokenizer wants one. What
+    :param candidates: the text of each action, in order; mind the space before it, where the tokenizer needs one. What
         the tokenizer puts around a text is left off: a candidate continues the prompt
     :param score: a candidate's logit: the "sum" of its tokens' log-probabilities, the probability that the model would
         say just that, by which a text of several more tokens than another is hardly ever chosen and hardly ever
@@ -72,14 +71,11 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
         temperature, *_ = check_options(temperature, 1.0, 0, use_sde=use_sde, sampling={})
         candidates = listed_candidates(candidates)
         check_candidates(observation_space, action_space, candidates, score, prompt)
-        optimizer_kwargs = optimizer_options(optimizer_class, optimizer_kwargs)
-        BasePolicy.__init__(  # ActorCriticPolicy's would build networks of its own
-            self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
-        )
-        self.options = {
+        options = {
             **{"model": model, "tokenizer": tokenizer, "candidates": candidates, "score": score},
             **{"prompt": prompt, "lora": lora, "temperature": temperature, "dtype": dtype},
         }
+        self._begin(observation_space, action_space, optimizer_class, optimizer_kwargs, options)
         self.score, self.prompt, self.temperature = score, prompt, temperature
         self.vocabulary = Vocabulary.of(tokenizer)
         plain = load_model(model, dtype)
@@ -92,26 +88,21 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
         self.action_dist = CategoricalDistribution(len(candidates))
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]  # all take lr
-        self.prompts: dict[str, list[int]] = {}  # text -> ids; small environments say the same things again and again
+        self.prompts: dict[str, list[int]] = {}  # text -> ids: small environments repeat their texts
 
     def _set_candidates(self, ids: list[list[int]]) -> None:
-        first = [one[0] for one in ids]
+        first = [tokens[0] for tokens in ids]
         if self.score == "first_token" and len(set(first)) < len(first):
             raise ValueError(
                 'score="first_token": two candidates begin with the same token (they begin with '
                 f'{self.vocabulary.text_of(first)!r}); word them differently, or pass score="sum"'
             )
         longest = 1 if self.score == "first_token" else max(map(len, ids))
-        tokens = torch.tensor([(one + [0] * longest)[:longest] for one in ids])
-        self.register_buffer("candidate", tokens, persistent=False)
-        mask = torch.tensor([[slot < len(one) for slot in range(longest)] for one in ids])
+        padded = torch.tensor([(tokens + [0] * longest)[:longest] for tokens in ids])
+        self.register_buffer("candidate", padded, persistent=False)
+        mask = torch.tensor([[slot < len(tokens) for slot in range(longest)] for tokens in ids])
         self.register_buffer("candidate_mask", mask, persistent=False)
         self.register_buffer("divisor", divisor_of(self.score, self.options["candidates"], mask), persistent=False)
-
-    def train(self, mode: bool = True) -> CandidatePolicy:
-        """Stays in evaluation mode: dropout would make new and old log-probabilities those of different networks."""
-        super().train(False)
-        return self
 
     def prompt_tokens(self, observation: PyTorchObs) -> tuple[Tensor, Tensor]:
         """The observations' prompts as ids and mask [B, P], padded on the left."""
@@ -142,23 +133,24 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
         through the cache.
         """
         ids, mask = self.prompt_tokens(observation)
-        candidate, own = self._texts()
+        candidate, candidate_mask = self._texts()
         cache = DynamicCache(config=self.lm.plain.config) if candidate.shape[1] > 1 else None
         last = self.lm.hidden(ids, mask, cache=cache)[:, -1]
         first = self.lm.logits(last).log_softmax(dim=-1)[:, candidate[:, 0]]  # [B, n]
-        scores = first if cache is None else first + self._rest(cache, mask, candidate, own)
+        scores = first if cache is None else first + self._rest(cache, mask, candidate, candidate_mask)
         scores = scores / (self.get_buffer("divisor") * self.temperature)
         return masked(scores, observation), self.critic.of_hidden(last)[:, None]
 
-    def _rest(self, cache: DynamicCache, mask: Tensor, candidate: Tensor, own: Tensor) -> Tensor:
+    def _rest(self, cache: DynamicCache, mask: Tensor, candidate: Tensor, candidate_mask: Tensor) -> Tensor:
         """Log-probability [B, n] of each candidate's tokens after its first."""
         batch, (n, _) = len(mask), candidate.shape
         cache.batch_repeat_interleave(n)
-        seen = torch.cat((mask.repeat_interleave(n, dim=0), own.repeat(batch, 1)[:, :-1]), dim=1)
-        hidden = self.lm.hidden(candidate.repeat(batch, 1)[:, :-1], seen, cache=cache)
-        kept, token = own.repeat(batch, 1)[:, 1:], candidate.repeat(batch, 1)[:, 1:]
-        log_prob, _ = self.lm.log_prob_and_entropy(hidden[kept], token[kept], entropy_grad=False)
-        return scattered(log_prob, kept).sum(-1).view(batch, n)
+        token, real = candidate.repeat(batch, 1), candidate_mask.repeat(batch, 1)
+        seen = torch.cat((mask.repeat_interleave(n, dim=0), real[:, :-1]), dim=1)
+        hidden = self.lm.hidden(token[:, :-1], seen, cache=cache)
+        token, real = token[:, 1:], real[:, 1:]
+        log_prob, _ = self.lm.log_prob_and_entropy(hidden[real], token[real], entropy_grad=False)
+        return scattered(log_prob, real).sum(-1).view(batch, n)
 
     def _texts(self) -> tuple[Tensor, Tensor]:
         return self.get_buffer("candidate"), self.get_buffer("candidate_mask")
@@ -187,8 +179,3 @@ class CandidatePolicy(TrainedPartOnly, ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.get_distribution(observation).get_actions(deterministic=deterministic)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        optimizer = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
-        spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
-        return {**spaces_, "lr_schedule": self._dummy_schedule, **self.options, **optimizer}

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.text_observation import ACTION_MASK, TEXT, text_of
-from sb3_ppo_ext.language.inputs import in_order
+from sb3_ppo_ext.language.inputs import in_order, one_of
 
 SCORES = ("sum", "token_mean", "word_mean", "first_token")
 
@@ -33,8 +33,7 @@ def check_candidates(
     observation: spaces.Space[Any], action: spaces.Space[Any], candidates: Sequence[str], score: str, prompt: str
 ) -> None:
     """``ValueError`` where spaces and texts do not belong together."""
-    if score not in SCORES:
-        raise ValueError(f"score={score!r}: one of {', '.join(map(repr, SCORES))} is needed")
+    one_of(SCORES, "score", score)
     if not isinstance(action, spaces.Discrete) or action.n != len(candidates):
         raise ValueError(
             f"{len(candidates)} candidates for the action space {action}: one text for each action is needed"
@@ -62,7 +61,7 @@ def _check_observation(space: spaces.Space[Any], n: int) -> None:
 def texts_of(observation: PyTorchObs) -> list[str]:
     """The texts of B observations."""
     bytes_of = observation[TEXT] if isinstance(observation, dict) else observation
-    return [text_of(one) for one in bytes_of.cpu().numpy()]
+    return [text_of(row) for row in bytes_of.cpu().numpy()]
 
 
 def masked(scores: Tensor, observation: PyTorchObs) -> Tensor:
@@ -80,7 +79,7 @@ def masked(scores: Tensor, observation: PyTorchObs) -> Tensor:
 
 
 def divisor_of(score: str, candidates: Sequence[str], mask: Tensor) -> Tensor:
-    """What the sum of each candidate's log-probabilities is divided by [n]; ``mask`` [n, K] says where tokens are."""
+    """The divisor [n] of each candidate's sum of log-probabilities; ``mask`` [n, K] is True where it has a token."""
     if score == "token_mean":
         return mask.sum(-1).float()
     if score == "word_mean":

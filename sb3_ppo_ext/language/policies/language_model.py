@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from sb3_ppo_ext.language.arguments import check_options, optimizer_options
+from sb3_ppo_ext.language.arguments import check_options
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
-from sb3_ppo_ext.language.model.checkpoints import TrainedPartOnly
 from sb3_ppo_ext.language.model.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.model.generation import Decoder, Response, generate
 from sb3_ppo_ext.language.model.loading import (
@@ -31,10 +30,11 @@ from sb3_ppo_ext.language.model.loading import (
 from sb3_ppo_ext.language.model.nan_origin import require_finite
 from sb3_ppo_ext.language.model.progress import RolloutProgress
 from sb3_ppo_ext.language.model.reference import WithReference
+from sb3_ppo_ext.language.policies.causal_lm_policy import CausalLMPolicy
 from sb3_ppo_ext.update.optimizers import RATIO
 
 
-class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
+class LanguageModelPolicy(WithReference, CausalLMPolicy):
     """
     A pretrained causal language model with a value function, sampled and trained token by token.
 
@@ -44,7 +44,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
     :param model: folder or hub name, a function that returns a model of transformers, or such a model (it is copied,
         and saved inside the zip; the others are not). A PEFT adapter in any of them is merged into its weights
     :param lora: train only a fresh low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear
-        layers unless ``target_modules`` says otherwise); None trains all of the model
+        layers unless it has ``target_modules``); None trains all of the model
     :param value: where the values come from: a head on the model ("shared"), on a copy of its last block ("branch"), or
         on a model of its own ("separate")
     :param temperature: of sampling; the log-probabilities are those of the distribution at this temperature
@@ -80,28 +80,27 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
             temperature, value_lr_ratio, value_warmup, use_sde=use_sde, sampling=sampling, owner=type(self)
         )
         self.prompt_length, self.responses = require_spaces(observation_space, action_space)
-        optimizer_kwargs = optimizer_options(optimizer_class, optimizer_kwargs)
-        # Not ActorCriticPolicy's: that would build a network for the sum of all vocabularies.
-        BasePolicy.__init__(
-            self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
-        )
-        self.options = {
-            **{"model": model, "lora": lora, "value": value, "temperature": temperature},
-            **{"reference": reference, "dtype": dtype},
+        options = {
+            **{"model": model, "lora": lora, "value": value, "temperature": temperature, "reference": reference},
+            **{"value_lr_ratio": value_lr_ratio, "value_warmup": value_warmup, "dtype": dtype},
         }
+        self._begin(observation_space, action_space, optimizer_class, optimizer_kwargs, options)
         self.value_lr_ratio, self.value_warmup = value_lr_ratio, value_warmup
-        plain = load_model(model, dtype)
-        size = self.responses.vocab_size
-        kept = reference and lora is None
-        self.reference = frozen_copy(plain, vocab_size=size, temperature=temperature) if kept else None
+        self._build_models(load_model(model, dtype), lora, value, temperature, reference)
+        self.optimizer = self._build_optimizer(lr_schedule(1))
+
+    def _build_models(
+        self, plain: PreTrainedModel, lora: Lora | None, value: str, temperature: float, reference: bool
+    ) -> None:
+        sampling: dict[str, Any] = {"vocab_size": self.responses.vocab_size, "temperature": temperature}
         self.has_reference = reference
+        self.reference = frozen_copy(plain, **sampling) if reference and lora is None else None
         config = lora_config(lora, plain)
         trunk: Any = copy.deepcopy(plain.base_model) if value == "separate" else None
-        self.lm = CausalLM(with_adapter(plain, config), vocab_size=size, temperature=temperature)
+        self.lm = CausalLM(with_adapter(plain, config), **sampling)
         length = self.prompt_length + self.responses.max_new_tokens
         check_model(self.lm, eos_token_id=self.responses.eos_token_ids, sequence_length=length)
         self.critic = build_critic(value, self.lm, trunk, config)
-        self.optimizer = self._build_optimizer(lr_schedule(1))
 
     def _build_optimizer(self, rate: float) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": self.model_parameters() + self.value_parameters()}]
@@ -119,11 +118,6 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
     def value_parameters(self) -> list[nn.Parameter]:
         """The value function's own trainable parameters."""
         return [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
-
-    def train(self, mode: bool = True) -> LanguageModelPolicy:
-        """Stays in evaluation mode: dropout would make new and old log-probabilities those of different networks."""
-        super().train(False)
-        return self
 
     def tokens(self, observation: PyTorchObs, response: Tensor, mask: Tensor) -> Tokens:
         """Prompts and responses as the model takes them."""
@@ -176,7 +170,7 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
         return values[:, -1:]
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """There is none: a response is drawn token by token."""
+        """Raises ``TypeError``: a response is drawn token by token, and has no distribution at hand."""
         raise TypeError("a language model has no distribution of whole responses; see evaluate_tokens()")
 
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,9 +188,3 @@ class LanguageModelPolicy(TrainedPartOnly, WithReference, ActorCriticPolicy):
         mask = torch.from_numpy(self.responses.mask_of(actions.cpu().numpy())).to(actions.device)
         log_prob, entropy, value = self.evaluate_tokens(self.tokens(obs, actions, mask), entropy_grad=True)
         return value[:, 0], log_prob.sum(-1), entropy.sum(-1)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        options = {"value_lr_ratio": self.value_lr_ratio, "value_warmup": self.value_warmup}
-        optimizer = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
-        spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
-        return {**spaces_, "lr_schedule": self._dummy_schedule, **self.options, **options, **optimizer}

@@ -1,4 +1,4 @@
-"""What each token earns, and its advantage: pure functions over arrays [T, N, L] of a rollout.
+"""The reward and the advantage of each token: pure functions over arrays [T, N, L] of a rollout.
 
 T steps of N environments, L response slots; ``mask`` is True where there is a token. A response's score is earned by
 its last token; the tokens of prompts and observations are the environment's, not actions.
@@ -41,12 +41,11 @@ def whitened(values: Array, mask: Array, *, shift_mean: bool) -> Array:
 
     Rewards keep their mean, as in Ziegler et al.'s code. The variance is unbiased, with 1e-8 added, as in TRL.
     """
-    kept = values[mask].astype(np.float64)
-    if kept.size <= 1:
+    chosen = values[mask].astype(np.float64)
+    if chosen.size <= 1:
         return np.where(mask, values, 0.0)
-    scale = 1.0 / np.sqrt(kept.var(ddof=1) + 1e-8)
-    shifted = (values - kept.mean()) * scale
-    return np.where(mask, shifted if shift_mean else shifted + kept.mean(), 0.0).astype(values.dtype)
+    scaled = (values - chosen.mean()) / np.sqrt(chosen.var(ddof=1) + 1e-8)
+    return np.where(mask, scaled if shift_mean else scaled + chosen.mean(), 0.0).astype(values.dtype)
 
 
 def token_advantages(
@@ -61,7 +60,7 @@ def token_advantages(
 ) -> Array:
     """GAE over tokens [T, N, L], in which the next token of a response's last one is the next response's first.
 
-    ``ended`` [T, N] says whether the episode ended with the response: nothing follows then. ``last_value`` [N] is that
+    ``ended`` [T, N] is True where the episode ended with the response: nothing follows then. ``last_value`` [N] is that
     of the observation after the last step. gamma and lambda are per token. Observations in between take no time.
     Schulman et al. 2016, eq. 16.
     """
@@ -71,10 +70,10 @@ def token_advantages(
         going = 1.0 - ended[step].astype(np.float32)
         next_value, next_advantage = next_value * going, next_advantage * going
         for slot in range(reward.shape[2] - 1, -1, -1):
-            here = mask[step, :, slot]
+            token = mask[step, :, slot]
             delta = reward[step, :, slot] + gamma * next_value - value[step, :, slot]
             current = delta + gamma * gae_lambda * next_advantage
-            advantage[step, :, slot] = np.where(here, current, 0.0)
-            next_advantage = np.where(here, current, next_advantage)
-            next_value = np.where(here, value[step, :, slot], next_value)
+            advantage[step, :, slot] = np.where(token, current, 0.0)
+            next_advantage = np.where(token, current, next_advantage)
+            next_value = np.where(token, value[step, :, slot], next_value)
     return advantage

@@ -1,7 +1,7 @@
 """The first minibatch of a rollout: the policy is still the one that sampled it, so every ratio has to be 1.
 
-Where it is not, what is trained is not what was sampled from, and training goes wrong slowly and without a message:
-the log-probabilities are computed again under each of the usual mistakes, to say which one it is.
+Where one is not, what is trained is not what was sampled from, and training fails slowly and without a message: the
+log-probabilities are computed again under each of the usual mistakes, to name the one that explains it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROWS = 8
 
 
 class RatioError(ValueError):
-    """What is trained is not what was sampled from."""
+    """The distribution that is trained is not the one that was sampled from."""
 
 
 class RatioCheck:
@@ -66,8 +66,8 @@ class RatioCheck:
             log_prob, _, _ = self.policy.evaluate_tokens(tokens, entropy_grad=False)
             return (log_prob - sampled).masked_fill(~tokens.mask, 0.0).abs().max().item()
 
-        now, again = gap(), gap()
-        if abs(now - again) > TOLERANCE:
+        first, again = gap(), gap()
+        if abs(first - again) > TOLERANCE:
             return (
                 "two passes over the same tokens differ: dropout is on (something has put the model in training mode)"
             )
@@ -76,10 +76,10 @@ class RatioCheck:
             with mistake(self.policy):
                 found[text] = gap()
         text, smallest = min(found.items(), key=lambda item: item[1])
-        if smallest < 0.1 * now:
+        if smallest < 0.1 * first:
             return text
         dtype = self.policy.lm.plain.dtype
-        if now < TOLERANCE_OF_HALF:  # rounding leaves gaps of this size, on both sides of 0
+        if first < TOLERANCE_OF_HALF:  # rounding leaves gaps of this size, on both sides of 0
             return (
                 f"by its size it is rounding: they were sampled in another precision than that of the weights, {dtype} "
                 "(a copy in half precision, a quantised one, or autocast on one side)"
@@ -103,7 +103,7 @@ def _padding_counted(policy: LanguageModelPolicy) -> Iterator[None]:
 
 
 def counted_from_the_left(mask: Tensor) -> Tensor:
-    """Positions as a model makes them up where it is given none: padding counts."""
+    """Positions as a model makes them up without position ids: padding counts."""
     return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
 
 

@@ -61,5 +61,5 @@ class TokenSettings:
 
     @property
     def exact_kl(self) -> bool:
-        """Whether the KL to the reference is that of the whole distributions."""
+        """True where the KL to the reference is that of the whole distributions."""
         return self.ref_kl_estimator == "full"
