@@ -11,31 +11,34 @@ from typing import Any
 
 from gymnasium import spaces
 
-from sb3_ppo_ext.knobs.schedules import endpoints, finite_number
+from sb3_ppo_ext.knobs.parsing import number_in
+from sb3_ppo_ext.knobs.schedules import endpoints
 from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
 from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import knows_distribution
 from sb3_ppo_ext.rollout.minibatches import indexable
+from sb3_ppo_ext.unknown_arguments import require_choice
 
-ADVANTAGE_SCOPES = ("minibatch", "rollout")
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "advantage_scope": ("minibatch", "rollout"),
+    "recompute_advantage": (True, False),
+    "normalize_value": (True, False),
+    "compile": (True, False, "auto"),
+}
 
 
 def check_arguments(model: Any) -> None:
-    """What can be said before the networks exist."""
-    if model.advantage_scope not in ADVANTAGE_SCOPES:
-        allowed = " or ".join(map(repr, ADVANTAGE_SCOPES))
-        raise ValueError(f"advantage_scope={model.advantage_scope!r}: {allowed} is needed")
-    for name in ("recompute_advantage", "normalize_value", "compile"):
-        value = getattr(model, name)
-        if not (isinstance(value, bool) or (name == "compile" and value == "auto")):
-            choice = 'True, False or "auto"' if name == "compile" else "True or False"
-            raise ValueError(f"{name}={value!r}: {choice} is needed")
+    """The checks that need no networks."""
+    for name, allowed in CHOICES.items():
+        require_choice(name, getattr(model, name), allowed)
     _check_objective(model)
 
 
 def check_compilable(model: Any, compilable: bool) -> None:
-    """Whether what is asked of the compiler can be had from this kind of policy."""
+    """``ValueError`` where ``compile=True`` and the policy is of a kind that is not compiled."""
     if model.compile is True and not compilable:
         raise ValueError(f'compile=True: {model.policy_class.__name__} is not compiled; pass compile="auto" or False')
 
@@ -64,7 +67,7 @@ def _check_objective(model: Any) -> None:
             f'clip_range={model.clip_range!r}: surrogate="{model.surrogate}" divides by it; '
             'let it end above 0, as in "linear:0.2:0.02"'
         )
-    model.dual_clip = _checked_dual_clip(model.dual_clip)
+    model.dual_clip = checked_dual_clip(model.dual_clip)
     Objective(
         surrogate=model.surrogate,
         dual_clip=model.dual_clip,
@@ -74,25 +77,16 @@ def _check_objective(model: Any) -> None:
     )
 
 
-def _checked_dual_clip(value: object) -> float | None:
-    if value is None:
-        return None
-    try:
-        number = finite_number("dual_clip", "c", _as_number(value))
-    except ValueError:
-        raise ValueError(f"dual_clip={value!r}: a number above 1, or None, is needed") from None
-    if number <= 1:
-        raise ValueError(f"dual_clip={value}: it must be above 1 (Ye et al. 2020 use 3), or None")
+def checked_dual_clip(value: object) -> float | None:
+    """``dual_clip`` as a number above 1, or None; numbers written as text, such as YAML's 3e0, are accepted."""
+    number = None if value is None else number_in(value)
+    if value is not None and (number is None or number <= 1):
+        raise ValueError(f"dual_clip={value!r}: a number above 1 (Ye et al. 2020 use 3), or None, is needed")
     return number
 
 
-def _as_number(value: object) -> object:
-    """Numbers written as text (YAML's 1e-4) are accepted."""
-    return float(value) if isinstance(value, str) else value
-
-
 def check_exact_kl(model: Any) -> None:
-    """Whether those who need the exact KL can have it; called when policy and buffer exist."""
+    """``ValueError`` where the exact KL is needed and cannot be computed; called when policy and buffer exist."""
     consumers = [name for name, knob in model.knobs.controllers.items() if knob.measures == "kl"]
     if model.knobs.is_on("kl_coef") and "kl_coef" not in consumers:
         consumers.append("kl_coef")
@@ -114,7 +108,7 @@ def check_exact_kl(model: Any) -> None:
 
 
 def check_buffer(model: Any) -> None:
-    """Recomputing advantages needs to know which row is which."""
+    """``ValueError`` where advantages are to be recomputed and the rows of a minibatch cannot be identified."""
     if model.recompute_advantage and not indexable(type(model.rollout_buffer)):
         raise ValueError(
             f"recompute_advantage=True: {type(model.rollout_buffer).__name__} draws its minibatches by a method of "
@@ -123,7 +117,7 @@ def check_buffer(model: Any) -> None:
 
 
 def check_learn(model: Any, total_timesteps: float | None) -> None:
-    """What ``learn()`` needs before it changes anything."""
+    """``ValueError`` for a ``learn()`` that cannot begin; nothing is changed."""
     if total_timesteps is None or total_timesteps != total_timesteps:
         raise ValueError(
             f"total_timesteps={total_timesteps}: a number of steps is needed, or "
@@ -133,16 +127,15 @@ def check_learn(model: Any, total_timesteps: float | None) -> None:
         raise ValueError("learn(): the model has no environment; call set_env(env), or pass env=... to load()")
 
 
-def joined_signature(host: Callable[..., Any], own: Callable[..., Any]) -> inspect.Signature:
-    """The host's parameters, the knobs that PPOX adds, and the keyword-only parameters of ``own``.
+def joined_signature(host: Callable[..., Any], ours: Callable[..., Any]) -> inspect.Signature:
+    """The host's parameters, the knobs that PPOX adds, and the keyword-only parameters of ``ours``.
 
-    ``own`` takes the knobs and passes the host's parameters on unnamed.
+    ``ours`` takes the knobs and passes the host's parameters on unnamed.
     """
-    knobs = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in ADDED.items()]
-    keywords = [one for one in inspect.signature(own).parameters.values() if one.kind is one.KEYWORD_ONLY]
-    taken = {one.name for one in keywords}
-    hosts = [one for name, one in inspect.signature(host).parameters.items() if name not in taken]
-    return inspect.Signature([*hosts, *knobs, *keywords])
+    knobs = [inspect.Parameter(name, KEYWORD_ONLY, default=value) for name, value in ADDED.items()]
+    keywords = {name: entry for name, entry in inspect.signature(ours).parameters.items() if entry.kind is KEYWORD_ONLY}
+    hosts = [entry for name, entry in inspect.signature(host).parameters.items() if name not in keywords]
+    return inspect.Signature([*hosts, *knobs, *keywords.values()])
 
 
 def with_knobs(documentation: str | None) -> str | None:

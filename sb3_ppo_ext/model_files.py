@@ -1,4 +1,4 @@
-"""What PPOX adds to the files and parameters of Stable-Baselines3: controllers and random streams."""
+"""PPOX's additions to the files and parameters of Stable-Baselines3: controllers and random streams."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CONTROLLERS = "controllers"  # beside "state" and "param_groups", where optimize
 @contextmanager
 def completed(model: Any) -> Iterator[None]:
     """While it is saved, the model has as attributes what ``_setup_model`` and ``load`` take back from a file."""
-    kept, model._random_state = model._random_state, states_to_save(model)
+    before, model._random_state = model._random_state, states_to_save(model)
     model._controllers = model.knobs.state_dict()
     try:
         yield
     finally:
-        model._random_state, model._controllers = kept, {}
+        model._random_state, model._controllers = before, {}
 
 
 def with_controllers(parameters: Parameters, knobs: KnobSet) -> Parameters:
@@ -37,7 +37,7 @@ def with_controllers(parameters: Parameters, knobs: KnobSet) -> Parameters:
 
 
 def controllers_in(parameters: Parameters) -> SavedControllers:
-    """What ``with_controllers`` has put there."""
+    """The state that ``with_controllers`` added; empty where there is none."""
     found: SavedControllers = parameters.get(OPTIMIZER, {}).get(CONTROLLERS, {})
     return found
 

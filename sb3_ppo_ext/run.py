@@ -1,4 +1,4 @@
-"""What PPOX hands down: its settings, and the state of one training at one moment.
+"""The settings of a PPOX, and the state of its training at a moment: all that the rooms below receive.
 
 PPOX makes a ``Run`` for every rollout and every update. Nothing below :mod:`sb3_ppo_ext.ppox` imports PPOX itself.
 """
@@ -47,7 +47,7 @@ class Settings:
     verbose: int
 
     def normalizes_over(self, scope: str) -> bool:
-        """Whether advantages are normalised over each "minibatch", or over the whole "rollout"."""
+        """True where advantages are normalised over ``scope``, each "minibatch" or the whole "rollout"."""
         return self.normalize_advantage and self.advantage_scope == scope
 
     @property
@@ -57,23 +57,23 @@ class Settings:
 
 
 class Monitor(Protocol):
-    """What an update reports while it runs."""
+    """Checks an update while it runs."""
 
     rollouts: int  # that have been trained on
 
     def checks_steps(self) -> bool:
-        """Whether the gradient's norm is read before every step; elsewhere than on a CPU that waits for the device."""
+        """True where the gradient's norm is read before every step, which on a GPU waits for the device."""
         ...
 
     def refuse_step(self, epoch: int, row: list[float], origin: Callable[[], str] | None = None) -> None:
         """Raises ``DivergedError`` for a gradient that is not finite: ``row`` as in ``update.step.COLUMNS``.
 
-        ``origin`` says more about where the NaN came from.
+        ``origin`` returns more about the cause of the NaN.
         """
         ...
 
     def after_epoch(self, epoch: int, table: np.ndarray) -> None:
-        """Checks the rows of an epoch whose steps were not checked one by one."""
+        """Checks the rows of an epoch, where its steps were not checked one by one."""
         ...
 
 
@@ -96,21 +96,21 @@ class Run:
     set_learning_rate: Callable[[float], None]
     rate_ratios: list[float]  # of the optimizer's parameter groups to the learning rate
     monitor: Monitor
-    seconds: dict[str, float]  # spent so far on parts of the work, by name; who reports them takes them out
-    progress: Any = None  # of the rollout that is collected, where its family says how far it is
+    seconds: dict[str, float]  # spent on kinds of work since they were last reported, by name
+    progress: Any = None  # of the collection of a rollout, where its family reports it
 
     @property
     def penalized(self) -> bool:
-        """Whether a penalty on the KL to the policy that collected the rollout is part of the loss."""
+        """True where a penalty on the KL to the policy that collected the rollout is part of the loss."""
         return self.knobs.is_on("kl_coef")
 
     @property
     def needs_exact_kl(self) -> bool:
-        """Whether the loss or a controller needs the exact KL of every minibatch."""
+        """True where the loss or a controller needs the exact KL of every minibatch."""
         if SURROGATES[self.settings.surrogate].measures_kl:
             return True
-        steered = any(knob.measures == "kl" for knob in self.knobs.controllers.values())
-        return self.settings.kl_estimator == "exact" and (self.penalized or steered)
+        controlled = any(knob.measures == "kl" for knob in self.knobs.controllers.values())
+        return self.settings.kl_estimator == "exact" and (self.penalized or controlled)
 
     def apply_learning_rate(self) -> None:
         """Brings the learning rate that is in force to the optimizer."""
@@ -118,7 +118,7 @@ class Run:
 
 
 def run_of(model: Any, monitor: Monitor, rate_ratios: list[float], seconds: dict[str, float]) -> Run:
-    """The run of an algorithm with PPOX's arguments and Stable-Baselines3's attributes, as it stands now."""
+    """The run of an algorithm with PPOX's arguments and Stable-Baselines3's attributes, at this moment."""
     return Run(
         settings=Settings(**{field.name: getattr(model, field.name) for field in fields(Settings)}),
         policy=model.policy,

@@ -1,4 +1,4 @@
-"""Which model's random streams the process draws from.
+"""The random streams of models that take turns in a process.
 
 Python, numpy and torch have one generator each for the whole process. Seeding a model, or putting back what a saved one
 drew from, replaces their states: done while another model learns, that one's noise would begin again at an earlier
@@ -51,11 +51,11 @@ def states_while_learning() -> dict[str, Any] | None:
 @contextmanager
 def seeding(model: Any) -> Iterator[None]:
     """Around what seeds the generators for ``model`` and draws for it: while another learns, its states come back."""
-    around, kept = states_while_learning(), model._random_state
+    around, before = states_while_learning(), model._random_state
     try:
         yield
-        model._random_state = kept  # seeding has dropped it
-        if around is not None and (kept is None or kept["seed"] != model.seed):
+        model._random_state = before  # seeding has dropped it
+        if around is not None and (before is None or before["seed"] != model.seed):
             model._random_state = _states_of(model)
     finally:
         if around is not None and model.seed is not None:
@@ -63,7 +63,7 @@ def seeding(model: Any) -> Iterator[None]:
 
 
 def states_to_save(model: Any) -> dict[str, Any] | None:
-    """What a loaded model continues from. Of an unseeded one nothing: loading it is to leave the generators alone."""
+    """The states a loaded model continues from; None for an unseeded one, whose loading leaves the generators alone."""
     return model._random_state or _states_of(model)
 
 

@@ -1,4 +1,4 @@
-"""Keyword arguments that are passed on: an unknown one is reported for the class that the user named."""
+"""Unknown keyword arguments, reported for the class that the user named, and choices that are none of the allowed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD
 
 def named_arguments(*functions: Callable[..., Any]) -> list[str]:
     """The names of the arguments that these functions take by keyword, each once."""
-    parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
-    return list(dict.fromkeys(one.name for one in parameters if one.kind in BY_KEYWORD and one.name != "self"))
+    parameters = [entry for function in functions for entry in inspect.signature(function).parameters.values()]
+    return list(dict.fromkeys(entry.name for entry in parameters if entry.kind in BY_KEYWORD and entry.name != "self"))
 
 
 def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
@@ -53,3 +53,10 @@ def accepts_only(*others: Callable[..., Any]) -> Callable[[Init], Init]:
         return cast(Init, checked)
 
     return decorator
+
+
+def require_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """``ValueError`` unless ``value``, the argument ``name``, is among the ``allowed`` ones."""
+    choices = list(allowed)
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):  # 1 is not True
+        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, choices))} is needed")

@@ -32,7 +32,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"divergence_limit": 0.1}, r'divergence_limit=0.1: only surrogate="dppo_kl" or .* not "clip"'),
     ({"surrogate": "kl_bound"}, 'kl_coef=0.0: surrogate="kl_bound" draws back by a penalty of this weight'),
     ({"surrogate": "dppo_kl", "rollout_buffer_class": Doubling}, 'surrogate="dppo_kl" takes the exact KL: Doubling'),
-    ({"dual_clip": 1.0}, "dual_clip=1.0: it must be above 1"),
+    ({"dual_clip": 1.0}, "dual_clip=1.0: a number above 1"),
     ({"dual_clip": "three"}, "dual_clip='three'"),
     ({"kl_coef": -0.1}, "kl_coef=-0.1"),
     ({"learning_rate": "cos:1:2"}, "learning_rate='cos:1:2'"),

@@ -29,8 +29,8 @@ class MultiCategorical(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """The sum over the choices [...]."""
         actions = torch.unbind(value, dim=-1)
-        parts = [choice.log_prob(action) for choice, action in zip(self.choices, actions, strict=True)]
-        return torch.stack(parts, dim=-1).sum(dim=-1)
+        log_probs = [choice.log_prob(action) for choice, action in zip(self.choices, actions, strict=True)]
+        return torch.stack(log_probs, dim=-1).sum(dim=-1)
 
     def entropy(self) -> Tensor:
         """The sum over the choices [...]."""
@@ -75,7 +75,7 @@ def torch_parameters(distribution: Distribution) -> ActionDistribution:
     """The parameters of a distribution of torch or TorchRL, event dimensions flattened to one; B is any batch shape.
 
     A tanh on top leaves the KL as it is, so ``TanhNormal`` counts as the normal below it. ``ValueError`` for a kind
-    whose exact KL is not known here.
+    without an exact KL here.
     """
     if isinstance(distribution, TanhNormal):
         distribution = distribution.base_dist

@@ -1,4 +1,4 @@
-"""What ``PPOXLoss`` assumes of TorchRL's insides; no other file here names what TorchRL keeps private.
+"""TorchRL's insides, as far as ``PPOXLoss`` uses them; no other file here names what TorchRL keeps private.
 
 ``tests/torchrl/test_host.py`` has a test for each assumption, so that an upgrade that breaks one fails there, by name.
 """
@@ -29,7 +29,7 @@ PARAMETERS = tuple(f"{prefix}{name}_network_params" for prefix in ("", "target_"
 
 
 class ExtensibleLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
-    """``ClipPPOLoss`` with one more key and more coefficients, whose subclass states what else it reads and returns."""
+    """``ClipPPOLoss`` with further coefficients and keys; a subclass names the keys that it reads and returns."""
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):  # type: ignore[misc]  # torchrl is untyped
@@ -59,7 +59,7 @@ class ExtensibleLoss(ClipPPOLoss):  # type: ignore[misc]  # torchrl is untyped
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """What the loss returns to a call without tensordict, in this order."""
+        """The keys that a call without tensordict returns, in this order."""
         if self._out_keys is None:
             self._out_keys = self.returned_keys()
         return list(self._out_keys)
@@ -142,12 +142,12 @@ def mask_keys(loss: Any) -> tuple[NestedKey, ...]:
 
 
 def has_critic(loss: Any) -> bool:
-    """Whether the value's error is part of the loss."""
+    """True where the value's error is part of the loss."""
     return bool(loss._has_critic)
 
 
 def has_two_clip_ranges(loss: Any) -> bool:
-    """Whether ``clip_epsilon`` is a pair: then its buffers are ``clip_epsilon_low`` and ``clip_epsilon_high``."""
+    """True where ``clip_epsilon`` is a pair: its buffers are ``clip_epsilon_low`` and ``clip_epsilon_high`` then."""
     return bool(loss._asymmetric_clip)
 
 

@@ -93,7 +93,7 @@ class PPOXLoss(host.ExtensibleLoss):
 
     @classmethod
     def from_ppox(cls, model: PPOX, **overrides: Any) -> PPOXLoss:
-        """What ``model`` minimises, over its own policy: training the loss trains the model.
+        """The loss that ``model`` minimises, over the model's policy: training the loss trains the model.
 
         Coefficients are those in force now; ``KnobScheduler.from_ppox`` takes their schedules and controllers along.
         ``overrides`` are arguments of ``PPOXLoss``. With ``advantage_scope="rollout"`` normalise the advantages of a
@@ -143,7 +143,7 @@ class PPOXLoss(host.ExtensibleLoss):
         return output
 
     def _read(self, tensordict: TensorDictBase) -> Read:
-        """What the terms are made of, in PPOX's shapes [*batch]."""
+        """The minibatch and its evaluation, in PPOX's shapes [*batch]."""
         advantage, fresh = data.advantage_of(self, tensordict)
         shape = advantage.shape[:-1]
         mask = data.mask_of(self, tensordict, advantage[..., 0])
@@ -187,7 +187,7 @@ class PPOXLoss(host.ExtensibleLoss):
         return value[..., 0], target[..., 0], old[..., 0]
 
     def loss_critic(self, tensordict: TensorDictBase) -> tuple[Any, ...]:
-        """As ClipPPOLoss's: the weighted error of every slot [*batch, 1], value clip fraction, explained variance."""
+        """The weighted error of every slot [*batch, 1], the value clip fraction and the explained variance."""
         if is_tensor_collection(tensordict.get(self.tensor_keys.value_target, None)):
             several: tuple[Any, ...] = super().loss_critic(tensordict)
             return several

@@ -1,4 +1,4 @@
-"""What ``PPOXLoss`` is given, checked before anything is built: a wrong argument raises with its remedy."""
+"""The arguments of ``PPOXLoss``, checked before anything is built: a wrong one raises with its remedy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from sb3_ppo_ext.arguments import checked_dual_clip
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import SURROGATES, VALUE_ERRORS
 from sb3_ppo_ext.objective.terms import Objective
@@ -19,11 +20,12 @@ from sb3_ppo_ext_torchrl.coefficients import ADDED_COEFFICIENTS
 from sb3_ppo_ext_torchrl.errors import UnknownChoice, WrongNumber, WrongShape
 from sb3_ppo_ext_torchrl.host import ACCEPTED, REMOVED
 
-# What TorchRL says of an unknown one, and those that are known. Both may be assigned later, and are read at every call.
+# TorchRL's words for an unknown choice, and the known ones. Both may be assigned later; every call reads them.
 TORCHRL_CHOICES: dict[str, tuple[str, Iterable[str]]] = {
     "reduction": ("Unknown reduction method", ("mean", "sum", "none")),
     "loss_critic_type": ("Unknown loss", VALUE_ERRORS),
 }
+VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_ratio")
 
 
@@ -58,14 +60,10 @@ def checked_objective(
     kl_estimator: str,
     value_clip: str,
 ) -> Objective:
-    """Which of PPOX's alternatives is minimised."""
-    if dual_clip is not None:
-        dual_clip = as_float("dual_clip", dual_clip)
-        if dual_clip <= 1:
-            raise ValueError(f"dual_clip={dual_clip!r}: a number above 1 (Ye et al. 2020 use 3), or None, is needed")
+    """The choice among PPOX's losses."""
     objective = Objective(
         surrogate=surrogate,
-        dual_clip=dual_clip,
+        dual_clip=checked_dual_clip(dual_clip),
         penalized=coefficients["kl_coef"] is not None,
         kl_estimator=kl_estimator,
         value_clip=value_clip,
@@ -121,9 +119,9 @@ def require_torchrl_choice(name: str, value: Any) -> None:
         raise UnknownChoice(f"{complaint} {value}. {name}={value!r}: one of {choices} is needed")
 
 
-def joined_signature(own: Any) -> inspect.Signature:
-    """For ``help`` and editors: our coefficients and TorchRL's arguments in the place of ``**options``."""
-    mine = [one for one in inspect.signature(own).parameters.values() if one.kind is not one.VAR_KEYWORD]
-    mine += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ADDED_COEFFICIENTS]
-    taken = {one.name for one in mine}
-    return inspect.Signature([*mine, *(one for name, one in ACCEPTED.items() if name not in taken)])
+def joined_signature(ours: Any) -> inspect.Signature:
+    """For ``help`` and editors: the added coefficients and TorchRL's arguments in the place of ``**options``."""
+    named = {name: entry for name, entry in inspect.signature(ours).parameters.items() if entry.kind is not VAR_KEYWORD}
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ADDED_COEFFICIENTS]
+    hosts = [entry for name, entry in ACCEPTED.items() if name not in named]
+    return inspect.Signature([*named.values(), *added, *hosts])

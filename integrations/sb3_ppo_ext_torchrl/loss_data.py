@@ -1,4 +1,4 @@
-"""What ``PPOXLoss`` reads from a tensordict: nothing is broadcast, and what is missing is named."""
+"""The data of ``PPOXLoss``, read from a tensordict: nothing is broadcast, and a missing key is named."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Read(NamedTuple):
     entropy: Any  # as TorchRL has it: [*batch, 1], a tensordict by head, or None
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
-        """See ``Evaluator``."""
+        """The evaluation that is there already."""
         return self.new
 
 
@@ -80,21 +80,21 @@ def mask_of(loss: Any, tensordict: TensorDictBase, like: Tensor) -> Tensor | Non
     """True where a slot of [*batch] counts, by ``loss_mask_key``; None where nothing is masked."""
     mask: Tensor | None = None
     for key in host.mask_keys(loss):
-        part = tensordict.get(key, None)
-        if part is None:
+        found = tensordict.get(key, None)
+        if found is None:
             if loss.loss_mask_key != "auto":
                 raise MissingKey(f"loss_mask_key is {key!r}, and there is no such key; set it to None for no mask")
             continue
-        shape = part.shape
-        while part.ndim > like.ndim and part.shape[-1] == 1:
-            part = part.squeeze(-1)
-        if part.shape != like.shape or part.dtype is not torch.bool:
+        shape = found.shape
+        while found.ndim > like.ndim and found.shape[-1] == 1:
+            found = found.squeeze(-1)
+        if found.shape != like.shape or found.dtype is not torch.bool:
             raise WrongShape(
-                f"the mask {key!r} is {part.dtype} {tuple(shape)}; torch.bool {tuple(like.shape)} is needed, as the "
+                f"the mask {key!r} is {found.dtype} {tuple(shape)}; torch.bool {tuple(like.shape)} is needed, as the "
                 f"log-probability, True where a slot counts: A mask of shape {tuple(shape)} cannot be applied to a "
                 f"loss of shape {tuple(like.shape)}"
             )
-        mask = part if mask is None else mask & part
+        mask = found if mask is None else mask & found
     return mask
 
 
@@ -115,7 +115,7 @@ def old_distribution(loss: Any, tensordict: TensorDictBase) -> ActionDistributio
                 "collect with the actor (it writes it), or write it before training with actor.get_dist_params(data) "
                 "under torch.no_grad(), or use kl_estimator='k3'"
             )
-    # Detached and kept: the actor overwrites these keys when it is run below.
+    # Detached, in a tensordict of their own: the actor overwrites these keys when it runs.
     stored = tensordict.select(*names).detach()
     return torch_parameters(actor.build_dist_from_params(stored))
 
@@ -125,7 +125,7 @@ def reference_log_ratio(loss: Any, tensordict: TensorDictBase) -> Tensor:
     key, old_key = loss.tensor_keys.ref_log_prob, loss.tensor_keys.sample_log_prob
     reference, old = tensordict.get(key, None), tensordict.get(old_key, None)
     if not isinstance(reference, Tensor) or not isinstance(old, Tensor) or reference.shape != old.shape:
-        shapes = [None if one is None else tuple(one.shape) for one in (reference, old)]
+        shapes = [None if log_prob is None else tuple(log_prob.shape) for log_prob in (reference, old)]
         error = MissingKey if None in shapes else WrongShape
         raise error(
             f"ref_kl_coef needs the log-probabilities of the reference policy under {key!r}, a tensor of the shape of "
@@ -135,7 +135,7 @@ def reference_log_ratio(loss: Any, tensordict: TensorDictBase) -> Tensor:
 
 
 def value_target(loss: Any, tensordict: TensorDictBase) -> Any:
-    """What the critic is fitted to [*batch, 1], or a tensordict of such."""
+    """The target of the value [*batch, 1], or a tensordict of several."""
     key = loss.tensor_keys.value_target
     target = tensordict.get(key, None)
     if target is None:

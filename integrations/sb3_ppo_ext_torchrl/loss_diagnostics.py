@@ -1,4 +1,4 @@
-"""What ``PPOXLoss`` reports beside its losses: scalars, under the mask, without gradient."""
+"""The diagnostics that ``PPOXLoss`` returns beside its losses: scalars, under the mask, without gradient."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def diagnostics(loss: Any, read: Read, found: Statistics, knobs: KnobValues) -> 
 
 @torch.no_grad()
 def value_clip_fraction(value: Tensor, old_value: Tensor, clip: Any, mask: Tensor | None = None) -> Tensor:
-    """How many values moved by more than ``clip``."""
+    """The fraction of values that moved by more than ``clip``."""
     return masked_mean(((value - old_value).abs() > clip).to(value.dtype), mask)
 
 

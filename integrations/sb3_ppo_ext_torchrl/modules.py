@@ -30,11 +30,11 @@ def actor_module(policy: nn.Module, in_keys: InKeys = None) -> ProbabilisticActo
     """The actor of an SB3 actor-critic policy as a ``ProbabilisticActor``.
 
     Reads the observation (below), writes ``loc`` and ``scale`` or ``logits``, ``action`` and ``action_log_prob``, for
-    any batch shape. It samples unless TorchRL's exploration type says otherwise. A Box action is not clipped, for its
+    any batch shape. It samples, or acts as TorchRL's exploration type demands. A Box action is not clipped, for its
     log-probability would be another action's: give the environment ``gymnasium.wrappers.ClipAction``. Discrete actions
     are indices: TorchRL's ``GymEnv`` takes them with ``categorical_action_encoding=True``.
 
-    ``in_keys`` is where the observation stands, by default "observation"; of a Dict space a mapping from its names,
+    ``in_keys`` is the key of the observation, by default "observation"; of a Dict space a mapping from its names,
     by default to ("observation", name). Observations are those the policy was built for: for a ``CnnPolicy``, images
     with channels first.
 
@@ -73,7 +73,7 @@ def _own(policy: nn.Module, in_keys: InKeys) -> TorchRLPolicy:
 
 
 class Features(nn.Module):
-    """From observations of any batch shape to what the heads read, as ``ActorCriticPolicy.extract_features`` does."""
+    """The features of observations of any batch shape, as ``ActorCriticPolicy.extract_features`` computes them."""
 
     def __init__(self, policy: ActorCriticPolicy, extractor: nn.Module) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class Features(nn.Module):
         """The features [B, F], and the batch shape they stand for."""
         batch = observations[0].shape[: observations[0].ndim - len(self.shapes[0])]
         rows = [observation.reshape(-1, *shape) for observation, shape in zip(observations, self.shapes, strict=True)]
-        one: Any = rows[0] if self.names is None else dict(zip(self.names, rows, strict=True))
+        observation: Any = rows[0] if self.names is None else dict(zip(self.names, rows, strict=True))
         features: Tensor = self.features_extractor(
-            preprocess_obs(one, self.observation_space, normalize_images=self.normalize_images)
+            preprocess_obs(observation, self.observation_space, normalize_images=self.normalize_images)
         )
         return features, batch
 
@@ -105,7 +105,7 @@ class ActionHead(Features):
         self.action_net = policy.action_net
 
     def outputs(self, observations: tuple[Tensor, ...]) -> tuple[Tensor, torch.Size]:
-        """What the action layer gives [B, A], and the batch shape."""
+        """The outputs of the action layer [B, A], and the batch shape."""
         features, batch = self.flat(observations)
         outputs: Tensor = self.action_net(_through(self.mlp, self.forward_mlp, features))
         return outputs, batch
@@ -191,21 +191,21 @@ def _checked(policy: nn.Module) -> ActorCriticPolicy:
     for method in ("get_distribution", "_get_action_dist_from_latent", "predict_values", "extract_features"):
         if getattr(type(sb3_policy), method) is not getattr(ActorCriticPolicy, method):
             raise ValueError(
-                f"{name} has a {method}() of its own, which its parts do not tell; "
+                f"{name} has a {method}() of its own, which its networks do not include; "
                 "wrap it in TorchRL modules yourself, or move the change into its networks"
             )
     return sb3_policy
 
 
-def _keys(space: spaces.Space[Any], given: InKeys) -> Sequence[Key]:
-    """Where the parts of an observation stand, in the order of the space."""
+def _keys(space: spaces.Space[Any], in_keys: InKeys) -> Sequence[Key]:
+    """The keys of an observation's entries, in the order of the space."""
     if not isinstance(space, spaces.Dict):
-        if isinstance(given, Mapping):
-            raise ValueError(f"in_keys={dict(given)!r}: the observation is no Dict space; one key is needed")
-        return [given or "observation"]
+        if isinstance(in_keys, Mapping):
+            raise ValueError(f"in_keys={dict(in_keys)!r}: the observation is no Dict space; one key is needed")
+        return [in_keys or "observation"]
     names = list(space.spaces)
-    if given is None:
+    if in_keys is None:
         return [("observation", name) for name in names]
-    if not isinstance(given, Mapping) or set(given) != set(names):
-        raise ValueError(f"in_keys={given!r}: a mapping from {names} to keys is needed, for the Dict space has these")
-    return [given[name] for name in names]
+    if not isinstance(in_keys, Mapping) or set(in_keys) != set(names):
+        raise ValueError(f"in_keys={in_keys!r}: a mapping from {names} to keys is needed, for the Dict space has these")
+    return [in_keys[name] for name in names]

@@ -30,7 +30,7 @@ class TorchRLPolicy(ActorCriticPolicy):
     whose last part is its name. The critic writes "state_value".
 
     Normal, Categorical, Bernoulli and several Categoricals have the exact KL; others, such as ``TanhNormal``, need
-    ``kl_estimator="k3"`` where PPOX asks for one. One-hot actions become indices. What does not fit the spaces raises
+    ``kl_estimator="k3"`` where PPOX needs the KL. One-hot actions become indices. What does not fit the spaces raises
     ``ValueError`` here.
     """
 
@@ -73,7 +73,7 @@ class TorchRLPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def _check_shapes(self) -> None:
-        """Runs both once, on an observation of zeros, which also makes lazy layers and tells the distribution."""
+        """Runs both once, on an observation of zeros, which also makes lazy layers and the distribution."""
         observation = _zeros(self.observation_space)
         self.action_dist = self.get_distribution(observation)
         action = self.action_dist.mode()

@@ -1,4 +1,4 @@
-"""What a PPOX model brings along into TorchRL: its modules and the arguments of its loss."""
+"""The modules of a PPOX model in TorchRL, and the arguments of its loss."""
 
 from __future__ import annotations
 

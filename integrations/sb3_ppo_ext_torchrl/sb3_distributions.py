@@ -14,7 +14,7 @@ from sb3_ppo_ext_torchrl.distributions import MultiCategorical
 
 
 def sb3_distribution(distribution: Distribution) -> sb3.Distribution:
-    """Stable-Baselines3's distribution with these parameters, so that PPOX knows its exact KL; else a wrapper."""
+    """Stable-Baselines3's distribution with these parameters, so that its exact KL is known; else a wrapper."""
     if isinstance(distribution, MultiCategorical):
         several = sb3.MultiCategoricalDistribution(list(distribution.sizes))
         several.distribution = distribution.choices
@@ -64,7 +64,7 @@ class TorchDistribution(sb3.Distribution):
         return action
 
     def mode(self) -> Tensor:
-        """What TorchRL takes for the deterministic action."""
+        """The action that TorchRL takes for the deterministic one."""
         for name in ("deterministic_sample", "mode", "mean"):
             if hasattr(self.distribution, name):
                 action: Tensor = getattr(self.distribution, name)

@@ -66,7 +66,7 @@ class KnobScheduler:
     def from_ppox(
         cls, model: PPOX, loss: nn.Module, *, total_frames: float, optimizer: torch.optim.Optimizer | None = None
     ) -> KnobScheduler:
-        """The schedules and controllers of ``model``: a copy of each controller goes on from what it has reached.
+        """The schedules and controllers of ``model``: a copy of each controller goes on from the value it has reached.
 
         Progress starts anew, but for schedules with a horizon of their own. ``optimizer`` (the model's own, for
         example) takes the learning rate.
@@ -74,9 +74,9 @@ class KnobScheduler:
         pair = model.clip_range_high is not None
         leave = {"clip_epsilon"} if pair else {"clip_epsilon_low", "clip_epsilon_high"}
         knobs = {
-            name: model.knobs.knobs[own]
-            for name, own in KNOB_OF.items()
-            if name not in leave and callable(model.knobs.knobs[own]) and (name != "lr" or optimizer is not None)
+            name: model.knobs.knobs[knob]
+            for name, knob in KNOB_OF.items()
+            if name not in leave and callable(model.knobs.knobs[knob]) and (name != "lr" or optimizer is not None)
         }
         scheduler = cls(loss, knobs, total_frames=total_frames, optimizer=optimizer)  # type: ignore[arg-type]
         scheduler.earlier_frames = model.timesteps_of_all_learns
@@ -96,10 +96,10 @@ class KnobScheduler:
     @property
     def values(self) -> dict[str, float]:
         """The coefficients in force, under TorchRL's names."""
-        return {name: float(getattr(self.set.values, own)) for own, name in self.names.items()}
+        return {name: float(getattr(self.set.values, knob)) for knob, name in self.names.items()}
 
     def step(self, frames: int, measured: Mapping[str, Any] | TensorDictBase | None = None) -> dict[str, float]:
-        """After a batch of ``frames`` environment steps: schedules go on, controllers answer. Returns the new values.
+        """Moves schedules and controllers after a batch of ``frames`` environment steps, and returns the new values.
 
         ``measured`` holds the losses' outputs, stacked or averaged over the batch's minibatches: "kl" (or "kl_approx")
         and "clip_fraction" are read, in one transfer each. Controllers need it; ``ValueError`` without.
@@ -112,7 +112,8 @@ class KnobScheduler:
     def step_controllers(self, moment: str, measured: Mapping[str, Any] | TensorDictBase | None, samples: int) -> None:
         """For controllers with ``every="epoch"`` or ``"minibatch"``: call it there with that moment's outputs."""
         if self.set.any_at(moment):
-            wanted = {one.measures for one in self.set.controllers.values() if one.every == moment}
+            controllers = self.set.controllers.values()
+            wanted = {controller.measures for controller in controllers if controller.every == moment}
             self.set.step(moment, {name: _mean(measured, name) for name in wanted}, samples)
             self._write()
 
@@ -156,26 +157,26 @@ class KnobSchedulerHook:
         self.frames = 0
         self.trainer: Any = None
 
-    def record(self, loss: nn.Module, given: tuple[Any, ...], losses: Any) -> None:
+    def record(self, loss: nn.Module, inputs: tuple[Any, ...], losses: Any) -> None:
         """Keeps the measurements of a minibatch on their device; moves nothing, for this runs in ``forward``."""
         if torch.is_grad_enabled() and isinstance(losses, TensorDictBase):
-            self.samples = given[0].numel()
+            self.samples = inputs[0].numel()
             present = [name for name in self.MEASURED if losses.get(name, None) is not None]
             self.rows.append({name: losses[name].detach() for name in present})
 
     def after_minibatch(self) -> None:
-        """After its optimizer step."""
+        """Moves controllers of "minibatch", after the optimizer step."""
         self.scheduler.step_controllers("minibatch", self._stacked(self.rows[-1:]), self.samples)
 
     def after_epoch(self) -> None:
-        """After its last minibatch. Trainers have epochs without one, where a sampler has run dry."""
+        """Moves controllers of "epoch". A trainer has epochs without minibatches, where a sampler has run dry."""
         rows = self.rows[self.epoch_starts :]
         self.epoch_starts = len(self.rows)
         if rows:
             self.scheduler.step_controllers("epoch", self._stacked(rows), self.samples * len(rows))
 
     def __call__(self) -> None:
-        """After a batch. One that was not trained on, during a warm-up, moves nothing."""
+        """Moves all, after a batch; a batch that was not trained on, during a warm-up, moves nothing."""
         frames, self.frames = self.trainer.collected_frames - self.frames, self.trainer.collected_frames
         rows, self.rows, self.epoch_starts = self.rows, [], 0
         if rows:

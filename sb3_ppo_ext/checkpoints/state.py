@@ -77,7 +77,7 @@ def _watch(model: Any) -> State:
     return {
         "rollouts": monitor.rollouts,
         "described": monitor.described,
-        "said": list(said.said),
+        "said": list(said.warned),
         "negative_rollouts": said.negative_rollouts,
     }
 
@@ -86,7 +86,7 @@ def restore_watch(model: Any, state: State) -> None:
     """The number of rollouts that were trained on, and what the user has been warned of."""
     monitor = model._monitor
     monitor.rollouts = state["rollouts"]
-    monitor.diagnostics.said = list(state["said"])
+    monitor.diagnostics.warned = list(state["said"])
     monitor.diagnostics.negative_rollouts = state["negative_rollouts"]
 
 

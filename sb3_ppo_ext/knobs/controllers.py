@@ -1,4 +1,4 @@
-"""Controllers: one remembered number each, steered by a pure law so that a measurement approaches its target.
+"""Controllers: each remembers a number, which a pure law moves so that a measurement approaches its target.
 
 A controller is a callable of ``progress_remaining`` that returns its current value, so it fits wherever a schedule
 does. It never moves by being read: the training loop calls ``update`` at the moment ``every`` names.
@@ -23,7 +23,7 @@ AnyController = TypeVar("AnyController", bound="Controller")
 
 @dataclass
 class Controller(ABC):
-    """What both controllers share; see them for the meaning of the fields."""
+    """The fields and the rule of both controllers, which document the meaning of the fields."""
 
     start: float
     target: float
@@ -35,11 +35,11 @@ class Controller(ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        for part in ("start", "target"):
-            number = finite_number(name, part, getattr(self, part))
+        for attribute in ("start", "target"):
+            number = finite_number(name, attribute, getattr(self, attribute))
             if number <= 0:  # from 0 no factor leads away
-                raise ValueError(f"{name}: {part} is {number}; it must be above 0")
-            setattr(self, part, number)
+                raise ValueError(f"{name}: {attribute} is {number}; it must be above 0")
+            setattr(self, attribute, number)
         if not callable(self.law):
             raise ValueError(f"{name}: law is {self.law!r}; Threshold(...), Proportional(...) or Lagrangian(...)")
         if self.every not in MOMENTS:
@@ -56,10 +56,10 @@ class Controller(ABC):
     @property
     @abstractmethod
     def measures(self) -> str:
-        """The name of the statistic that steers this controller."""
+        """The name of the statistic that this controller responds to."""
 
     def grows(self, knob: str) -> bool:
-        """Whether ``knob`` must grow when too much is measured."""
+        """True where ``knob`` must grow when the measurement is above its target."""
         return self.measures in entry_of(knob).grows_with
 
     def __call__(self, progress_remaining: float) -> float:
@@ -89,7 +89,7 @@ class Controller(ABC):
         return self.value
 
     def moved(self, value: Number, measured: Number, samples: int) -> Number:
-        """Where ``value`` moves against ``measured``: floats, or 0-d tensors of float64; nothing is remembered."""
+        """The number that ``value`` moves to against ``measured``, floats or 0-d tensors of float64; pure."""
         assert self.knob is not None and self.bounds is not None  # since bind()
         pressure: Number = self.law(self.excess(measured), samples)
         return bounded(value * pressure if self.grows(self.knob) else value / pressure, *self.bounds)
@@ -99,7 +99,7 @@ class Controller(ABC):
         return bounded(measured, 0.0, math.inf) / self.target
 
     def settings(self) -> str:
-        """What the user chose, as text: two controllers with the same settings may share a saved state."""
+        """The user's choices as text: a saved state fits controllers with the same settings."""
         return (
             f"{type(self).__name__}(start={self.start}, target={self.target}, law={self.law}, "
             f"bounds={self.bounds}, every={self.every!r})"
@@ -116,7 +116,7 @@ class Controller(ABC):
 
 @dataclass
 class AdaptiveKL(Controller):
-    """Steers a knob so that the KL divergence between consecutive policies approaches ``target``.
+    """Moves a knob so that the KL divergence between consecutive policies approaches ``target``.
 
     ``start`` is the first value; ``target`` is in nats per action, summed over the action's dimensions. ``every``
     names when it moves: after a "rollout"'s update, after an "epoch", or at each "minibatch". A KL penalty grows when
@@ -136,7 +136,7 @@ class AdaptiveKL(Controller):
 
 @dataclass
 class AdaptiveClipFraction(Controller):
-    """Steers a knob so that the fraction of ratios outside the clip range approaches ``target`` (0 to 1).
+    """Moves a knob so that the fraction of ratios outside the clip range approaches ``target`` (0 to 1).
 
     The fields are those of ``AdaptiveKL``. A clip range grows when too many ratios are clipped, for widening it is what
     lets fewer of them out; so does a KL penalty. A learning rate shrinks.

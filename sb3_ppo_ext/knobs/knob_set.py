@@ -43,11 +43,11 @@ class KnobSet:
         return self.values
 
     def is_on(self, name: str) -> bool:
-        """Whether the coefficient ``name`` is another number than 0, now or later."""
+        """True where the coefficient ``name`` is or may become another number than 0."""
         return is_on(self.knobs[name])
 
     def any_at(self, moment: str) -> bool:
-        """Whether some controller moves at ``moment``."""
+        """True where some controller moves at ``moment``."""
         return any(controller.every == moment for controller in self.controllers.values())
 
     def state_dict(self) -> SavedControllers:
@@ -58,7 +58,7 @@ class KnobSet:
         }
 
     def load_state_dict(self, saved: SavedControllers) -> None:
-        """Continues every controller whose settings are those it was saved with; another setting starts afresh."""
+        """Continues every controller that has the settings it was saved with; others start afresh."""
         for name, controller in self.controllers.items():
             entry = saved.get(name)
             if entry is not None and entry["settings"] == controller.settings():
@@ -72,7 +72,7 @@ class KnobSet:
 
 
 def parse_knobs(model: Any) -> None:
-    """Puts what the arguments describe in their place."""
+    """Replaces the arguments that describe knobs by the numbers, schedules and controllers they describe."""
     for name in KNOBS:
         knob = parse_knob(name, getattr(model, name))
         # A copy: what a controller remembers belongs to one model.

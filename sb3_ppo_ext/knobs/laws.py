@@ -34,7 +34,7 @@ def bounded(number: Number, low: float, high: float) -> Number:
 class Law(Protocol):
     """Maps measured / target to a pressure: above 1 when too much was measured, 1 when nothing should move.
 
-    Ours take floats and 0-d tensors; one of a user's own may take floats alone, and is then asked on the host.
+    Those of this file take floats and 0-d tensors; a user's may take floats alone, and is then called on the host.
     """
 
     def __call__(self, excess: Any, samples: int) -> Any:

@@ -41,7 +41,7 @@ LAWS: dict[str, type] = {"threshold": Threshold, "proportional": Proportional, "
 
 
 def parse_knob(name: str, value: object) -> Knob | None:
-    """The number, schedule or controller that ``value`` describes; a controller comes back bound to ``name``.
+    """The number, schedule or controller that ``value`` describes; a controller is bound to ``name``.
 
     Raises ``ValueError`` naming the argument, the value and what is allowed.
     """
@@ -65,13 +65,13 @@ def _knob(value: object) -> Knob:
         return _knob(value.value_schedule)
     if callable(value):
         return value
-    number = _number(value)
+    number = number_in(value)
     if number is None:
         raise ValueError(f"a number, a schedule, a controller, or text or a dict such as {_examples()} is needed")
     return number
 
 
-def _number(value: object) -> float | None:
+def number_in(value: object) -> float | None:
     """A finite number, also from text or a numpy scalar; None for anything else (a bool is no number here)."""
     if isinstance(value, bool) or not (isinstance(value, str) or hasattr(value, "__float__")):
         return None
@@ -87,11 +87,11 @@ def _examples() -> str:
 
 
 def _from_text(text: str) -> Knob:
-    number = _number(text)
+    number = number_in(text)
     if number is not None:
         return number
-    if text.startswith("lin_"):  # rl_zoo3's spelling; its own class goes negative when a rollout overshoots
-        start = _number(text.removeprefix("lin_"))
+    if text.startswith("lin_"):  # rl_zoo3's spelling; rl_zoo3's class is negative where a rollout overshoots
+        start = number_in(text.removeprefix("lin_"))
         if start is None:
             raise ValueError('"lin_" is followed by one number, as in "lin_0.2"; or "linear:start:end"')
         return Linear(start)
@@ -100,22 +100,22 @@ def _from_text(text: str) -> Knob:
         raise ValueError(f"{name!r} is no number and names no schedule or controller; known: {', '.join(FORMS)}")
     if name == "warmup":
         return _warmup_from_text(rest)
-    positional = [part for part in rest if "=" not in part]
-    pairs = [part.partition("=")[::2] for part in rest if "=" in part]
-    named: dict[str, object] = {key: value for key, value in pairs if name != "piecewise" or _number(key) is None}
+    positional = [field for field in rest if "=" not in field]
+    pairs = [field.partition("=")[::2] for field in rest if "=" in field]
+    named: dict[str, object] = {key: value for key, value in pairs if name != "piecewise" or number_in(key) is None}
     if name == "piecewise":
-        named["points"] = [(done, value) for done, value in pairs if _number(done) is not None]
+        named["points"] = [(done, value) for done, value in pairs if number_in(done) is not None]
     described: Knob = _build(name, FORMS, positional, named)
     return described
 
 
 def _warmup_from_text(rest: list[str]) -> Warmup:
     """``fraction:<any schedule or number>``, where ``start=`` and ``horizon=`` belong to the warm-up."""
-    own = [part for part in rest if part.startswith(("start=", "horizon="))]
-    plain = [part for part in rest if part not in own]
+    of_warmup = [field for field in rest if field.startswith(("start=", "horizon="))]
+    plain = [field for field in rest if field not in of_warmup]
     if len(plain) < 2:
         raise ValueError('a warm-up is "warmup:fraction:schedule", as in "warmup:0.1:cosine:3e-4:0"')
-    options = dict(part.partition("=")[::2] for part in own)
+    options = dict(field.partition("=")[::2] for field in of_warmup)
     warmup = _build("warmup", FORMS, [], {"fraction": plain[0], "after": ":".join(plain[1:]), **options})
     assert isinstance(warmup, Warmup)
     return warmup
@@ -139,12 +139,12 @@ def _build(name: str, table: dict[str, type], positional: list[str], named: dict
     unknown = [key for key in named if key not in allowed]
     if unknown or len(positional) > len(allowed):
         raise ValueError(f"{name} takes the fields {', '.join(allowed)}; got {[*positional, *unknown]}")
-    given = dict(zip(allowed, positional, strict=False)) | named
+    values = dict(zip(allowed, positional, strict=False)) | named
     required = [field.name for field in fields(cls) if field.init and _required(field)]
-    missing = [key for key in required if key not in given]
+    missing = [key for key in required if key not in values]
     if missing:
         raise ValueError(f"{name} takes the fields {', '.join(allowed)}; missing: {', '.join(missing)}")
-    return cls(**{key: _field(key, value) for key, value in given.items()})
+    return cls(**{key: _field(key, value) for key, value in values.items()})
 
 
 def _required(field: Any) -> bool:
@@ -168,7 +168,7 @@ def _field(key: str, value: object) -> object:
         if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
             raise ValueError(f"bounds is {value!r}; two numbers [low, high] are needed")
         return tuple(_field("", bound) for bound in bounds)
-    number = _number(value)
+    number = number_in(value)
     return value if number is None else number
 
 

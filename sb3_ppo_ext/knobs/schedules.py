@@ -25,7 +25,7 @@ def finite_number(owner: str, field: str, value: object) -> float:
 
 
 class ProgressSchedule(ABC):
-    """What the schedules share: progress clamped to [0, 1] and an optional horizon of their own.
+    """A schedule of progress, which is clamped to [0, 1], with an optional horizon of its own.
 
     Stable-Baselines3 measures progress against one ``learn()`` call, and passes a value below 0 when the last
     rollout overshoots. ``horizon``, in timesteps over all ``learn()`` calls of the model, makes PPOX measure
@@ -127,9 +127,9 @@ class Piecewise(ProgressSchedule):
             (finite_number("Piecewise", "fraction", done), finite_number("Piecewise", "value", value))
             for done, value in points
         )
-        places = [done for done, _ in points]
-        if not points or places != sorted(places) or places[0] < 0 or places[-1] > 1:
-            raise ValueError(f"Piecewise: fractions {places} must rise from 0 towards 1, at least one of them")
+        fractions = [done for done, _ in points]
+        if not points or fractions != sorted(fractions) or fractions[0] < 0 or fractions[-1] > 1:
+            raise ValueError(f"Piecewise: fractions {fractions} must rise from 0 towards 1, at least one of them")
         object.__setattr__(self, "points", points)
 
     def value_at(self, done: float) -> float:
@@ -173,7 +173,7 @@ class Warmup(ProgressSchedule):
 
 
 def endpoints(schedule: object) -> tuple[float, ...]:
-    """The extreme values of a schedule whose shape is known (ours, or a constant); empty for any other callable."""
+    """The extreme values of a schedule of this file, or of a constant; empty for any other callable."""
     if isinstance(schedule, ConstantSchedule):
         return (schedule.val,)
     if isinstance(schedule, Piecewise):

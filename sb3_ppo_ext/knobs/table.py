@@ -1,4 +1,4 @@
-"""Everything that is known of one knob, in one entry, which parser, controllers, engines, charts and TorchRL read.
+"""Each knob in a single entry, which parser, controllers, engines, charts and TorchRL read.
 
 A new knob is an entry in ``KNOBS`` and, in ``objective/terms.py``, a field of ``KnobValues`` and its place in a term.
 """
@@ -116,5 +116,5 @@ def entry_of(knob: str) -> KnobEntry:
 
 
 def is_on(knob: object) -> bool:
-    """Whether a knob, a number or something that may become one other than 0, has any effect: None and 0 have none."""
+    """True where a knob is or may become another number than 0; None and 0 have no effect."""
     return knob is not None and (callable(knob) or knob != 0)

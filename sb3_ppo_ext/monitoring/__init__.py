@@ -1,1 +1,1 @@
-"""What a run leaves in its logs, and the warnings and errors about it."""
+"""The logs of a run, and the warnings and errors about it."""

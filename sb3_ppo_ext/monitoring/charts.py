@@ -1,4 +1,4 @@
-"""What the dashboard of a run draws: its charts in their order, each with a title and the scalars in it."""
+"""The charts of a run's dashboard in their order, each with a title and the scalars in it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OPTIONAL_CHARTS: dict[str, tuple[str, ...]] = {
 def _with_knobs(
     charts: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]], *, optional: bool
 ) -> dict[str, tuple[str, ...]]:
-    """``charts`` with the knobs that name one of them first in it; a knob that names a chart of its own comes last."""
+    """``charts`` with the knobs that name one of them first in it; a knob that names a chart of its own is last."""
     of_knobs: dict[str, tuple[str, ...]] = {}
     for knob in KNOBS.values():
         if knob.chart in charts or (knob.chart not in others and knob.optional is optional):
@@ -52,7 +52,7 @@ def _with_knobs(
 CHARTS = _with_knobs(_CHARTS, _OPTIONAL_CHARTS, optional=False)
 OPTIONAL_CHARTS = _with_knobs(_OPTIONAL_CHARTS, _CHARTS, optional=True)
 
-# Of language models, whose other charts come after these: what they are trained for first.
+# The first charts of language models: the quantities they are trained for.
 LANGUAGE_CHARTS: dict[str, tuple[str, ...]] = {
     "Score, its spread, and less the KL penalty": ("lm/score", "lm/score_std", "lm/rlhf_reward"),
     "KL to the reference (nats per response)": ("lm/kl_ref", "lm/kl_ref_k3"),
@@ -69,7 +69,7 @@ LANGUAGE_CHARTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# What a title says of steps and actions where a step is a response and probabilities are those of tokens.
+# Titles in which a step is a response and an action a token.
 LANGUAGE_TITLES: dict[str, str] = {
     "Length of an episode (steps)": "Length of an episode (tokens; under Monitor: responses)",
     "Speed (steps per second)": "Speed (responses per second)",

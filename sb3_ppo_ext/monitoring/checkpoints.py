@@ -1,4 +1,4 @@
-"""Where a model is saved that was still good when training had to stop, and the statistics it was trained with."""
+"""The file of the last good model where training had to stop, and the statistics of its normalisation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def checkpoint_path(callback: BaseCallback, num_timesteps: int, kind: str = "", 
     """The file beside the run's checkpoints, or else beside its best model; None where neither is configured."""
     callbacks = list(with_children(callback))
     name = f"last_good_{kind}{num_timesteps}_steps.{extension}"
-    for one in callbacks:
-        if isinstance(one, CheckpointCallback):
-            return os.path.join(one.save_path, f"{one.name_prefix}_{name}")
-    for one in callbacks:
-        if isinstance(one, EvalCallback) and one.best_model_save_path is not None:
-            return os.path.join(one.best_model_save_path, f"model_{name}")
+    for child in callbacks:
+        if isinstance(child, CheckpointCallback):
+            return os.path.join(child.save_path, f"{child.name_prefix}_{name}")
+    for child in callbacks:
+        if isinstance(child, EvalCallback) and child.best_model_save_path is not None:
+            return os.path.join(child.best_model_save_path, f"model_{name}")
     return None
 
 
@@ -38,22 +38,22 @@ class Normalization:
         }
 
     def is_finite(self) -> bool:
-        """Whether they can be used."""
+        """True where every mean and variance is finite."""
         of_keys = [
-            one
+            rms
             for value in self.statistics.values()
-            for one in (value.values() if isinstance(value, dict) else [value])
+            for rms in (value.values() if isinstance(value, dict) else [value])
         ]
-        return all(np.isfinite(one.mean).all() and np.isfinite(one.var).all() for one in of_keys)
+        return all(np.isfinite(rms.mean).all() and np.isfinite(rms.var).all() for rms in of_keys)
 
     def save(self, path: str) -> None:
         """A file for ``VecNormalize.load``."""
-        now: dict[str, Any] = {name: getattr(self.env, name) for name in self.statistics}
+        current: dict[str, Any] = {name: getattr(self.env, name) for name in self.statistics}
         vars(self.env).update(self.statistics)
         try:
             save_atomically(path, lambda file: pickle.dump(self.env, file))
         finally:
-            vars(self.env).update(now)
+            vars(self.env).update(current)
 
 
 def with_children(callback: BaseCallback) -> Iterator[BaseCallback]:
@@ -62,7 +62,7 @@ def with_children(callback: BaseCallback) -> Iterator[BaseCallback]:
 
 
 def _with_children(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
-    if id(callback) in seen:  # each child knows its parent
+    if id(callback) in seen:  # each child has its parent as an attribute
         return
     seen.add(id(callback))
     yield callback

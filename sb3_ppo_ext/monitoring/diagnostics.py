@@ -1,4 +1,4 @@
-"""Warnings that say what goes wrong in a training run, why, and which argument of PPOX to change.
+"""Warnings about a training run: the symptom, its cause, and the argument of PPOX to change.
 
 Each is given once per model. What stops the training (numbers that are not finite) is in
 :mod:`sb3_ppo_ext.monitoring.divergence`.
@@ -21,9 +21,9 @@ class TrainingWarning(UserWarning):
 
 @dataclass
 class Diagnostics:
-    """Watches the recorded scalars; remembers what it has said and for how long the value function has been useless."""
+    """Judges the recorded scalars; remembers its warnings, and for how long the value function has been useless."""
 
-    said: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)  # the subjects, each warned about once
     negative_rollouts: int = 0
 
     def check(self, values: Mapping[str, float], *, kl_target: float | None) -> None:
@@ -42,13 +42,13 @@ class Diagnostics:
                 self._warn("explained_variance", _value_text(explained, self.negative_rollouts))
 
     def report(self, findings: Mapping[str, str]) -> None:
-        """Warns about what somebody else has found: subject -> text."""
+        """Warns about the findings of another part: subject -> text."""
         for subject, text in findings.items():
             self._warn(subject, text)
 
     def _warn(self, subject: str, text: str) -> None:
-        if subject not in self.said:
-            self.said.append(subject)
+        if subject not in self.warned:
+            self.warned.append(subject)
             warnings.warn(text, TrainingWarning, stacklevel=3)
 
 

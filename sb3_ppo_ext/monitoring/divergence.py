@@ -18,7 +18,7 @@ from sb3_ppo_ext.monitoring import remedies
 
 Array = np.ndarray | torch.Tensor
 
-# Searched in this order: a term of the loss says more than their sum, and that more than its gradient.
+# Searched in this order: a term of the loss is nearer to the cause than their sum, and that than its gradient.
 REMEDIES = {
     "value_loss": remedies.VALUE_LOSS,
     "kl": remedies.KL,
@@ -55,11 +55,11 @@ class Suspect:
 
     name: str
     bad: Bad
-    place: str
+    where: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.place} is {self.bad}. {self.remedy}"
+        return f"{self.name} {self.where} is {self.bad}. {self.remedy}"
 
 
 def first_bad(array: Array) -> Bad | None:
@@ -71,7 +71,7 @@ def first_bad(array: Array) -> Bad | None:
     elif not np.issubdtype(array.dtype, np.floating):
         return None
     with np.errstate(all="ignore"):
-        # One pass without a temporary. A sum of finite numbers may overflow, hence the second look.
+        # One pass without a temporary. A sum of finite numbers may overflow, hence the second pass.
         if np.isfinite(array.sum()):
             return None
     bad = ~np.isfinite(array)
@@ -92,14 +92,14 @@ def check_rollout(
 
     Of several tensors it names the one that went wrong at the earliest step. An observation counts only where the
     policy's output is not finite either: some policies take NaN for "not seen". ``last_observation`` is the one after
-    the last step, whose value is in every advantage.
+    the last step: its value is in every advantage.
     """
     if all(first_bad(getattr(buffer, name)) is None for name in (*COLLECTED, "advantages")):
         return
     collected = [*_bad_observations(buffer, tolerated=_policy_is_finite(buffer)), *_bad_outputs(buffer)]
     if collected:
         # min() keeps the first of equals, and within a step causes are listed before effects.
-        suspect = min(collected, key=lambda one: one.bad.index[0])
+        suspect = min(collected, key=lambda suspect: suspect.bad.index[0])
     else:
         # Only the advantages, then: they alone depend on what came after the last step.
         after = [] if last_observation is None else _bad_last_observation(last_observation, "after the last step")
@@ -139,7 +139,7 @@ def explain_policy_failure(
     iteration: int,
     knobs: Mapping[str, float],
 ) -> DivergedError | None:
-    """What is behind the error a distribution raised while actions were sampled; None if not a NaN.
+    """The NaN behind the error that a distribution raised while actions were sampled; None where there is none.
 
     ``observation`` is the batch the policy was given: [N, ...], or a dict of them. Raise the result ``from error``.
     """

@@ -1,4 +1,4 @@
-"""What to do about a number that is not finite, by where it was found: cause first, then the argument to change."""
+"""Remedies for a number that is not finite, by where it was found: the cause, then the argument to change."""
 
 ENVIRONMENT = (
     "The environment returned it, or a wrapper made it. VecCheckNan(env, raise_exception=True) of "

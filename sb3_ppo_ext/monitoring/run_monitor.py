@@ -52,7 +52,7 @@ NOT_LOGGED = {"kl_exact", "kl", "stepped", *OF_TOKENS}  # or NaN where they are 
 
 @dataclass
 class RunMonitor:
-    """Goes with one model. It is not saved: a loaded model may say again what is wrong with it."""
+    """The monitor of a model. It is not saved: a loaded model may repeat its warnings."""
 
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     callback: BaseCallback | None = None  # of the learn() that runs
@@ -69,7 +69,7 @@ class RunMonitor:
         return self.run
 
     def begin(self, callback: BaseCallback) -> None:
-        """At the start of ``learn()``, which may have made a new logger."""
+        """Begins a ``learn()``, which may have made a new logger."""
         self.callback = callback
         self.described = self.leaves_pending = False
 
@@ -108,18 +108,18 @@ class RunMonitor:
             raise explained from error
 
     def before_update(self) -> None:
-        """After a rollout, before anything is made of it."""
+        """Checks a rollout before it is trained on."""
         self.rollouts += 1
         run = self.current
         knobs = run.knobs.numbers()
         check_rollout(run.buffer, iteration=self.rollouts, knobs=knobs, last_observation=run.last_observation)
 
     def checks_steps(self) -> bool:
-        """See ``Monitor``; elsewhere than on a CPU, only where a last good model is to be saved."""
+        """True on a CPU, and on other devices where a last good model is to be saved."""
         return self.current.device.type == "cpu" or self._last_good_path(self.current.num_timesteps) is not None
 
     def refuse_step(self, epoch: int, row: list[float], origin: Callable[[], str] | None = None) -> None:
-        """See ``Monitor``."""
+        """Raises ``DivergedError`` for ``row``, whose gradient is not finite."""
         values = dict(zip(COLUMNS, row, strict=True))
         logged = {name: value for name, value in values.items() if name not in NOT_LOGGED}
         run = self.current
@@ -132,7 +132,7 @@ class RunMonitor:
             raise DivergedError(f"{error} {more}") from error
 
     def after_epoch(self, epoch: int, table: np.ndarray) -> None:
-        """See ``Monitor``; a loss that is not finite has such a gradient."""
+        """Refuses the first row with a gradient that is not finite; a loss that is not finite has such a gradient."""
         for row in table:
             if not math.isfinite(row[GRAD_NORM]):
                 self.refuse_step(epoch, row.tolist())
@@ -155,14 +155,14 @@ class RunMonitor:
         return None if self.callback is None else checkpoint_path(self.callback, num_timesteps, *kind)
 
     def _save_last_good(self, model: OnPolicyAlgorithm) -> str | None:
-        """What has been saved, in words; None where there is nothing good or no place for it."""
+        """A sentence about the files that were saved; None where there is nothing good or no folder for it."""
         path = self._last_good_path(model.num_timesteps)
         if path is None or any(first_bad(parameter) for parameter in model.policy.parameters()):
             return None
         model.save(path)
-        said = f"The model as it was before that is saved as {path}"
+        sentence = f"The model as it was before that is saved as {path}"
         statistics = self._last_good_path(model.num_timesteps, "vecnormalize_", "pkl")
         if statistics is None or self.normalization is None or not self.normalization.is_finite():
-            return f"{said}."
+            return f"{sentence}."
         self.normalization.save(statistics)
-        return f"{said}, and the statistics of its VecNormalize as {statistics} (VecNormalize.load takes them)."
+        return f"{sentence}, and the statistics of its VecNormalize as {statistics} (VecNormalize.load takes them)."

@@ -1,4 +1,4 @@
-"""What a training run leaves in TensorBoard besides its scalars: one dashboard, the hyper-parameters, the last update.
+"""A run in TensorBoard, besides its scalars: a dashboard, the hyper-parameters, the last update.
 
 Nothing here computes or judges a number; the warnings about them are in :mod:`sb3_ppo_ext.monitoring.diagnostics`.
 """
@@ -48,7 +48,7 @@ def write_hyperparameters(logger: Logger, hyperparameters: Mapping[str, object])
 
     Numbers stay numbers. What may be something else in another run is to come :func:`as_text`: TensorBoard has one
     list of columns for all runs, taken from one of them, and fails to sort a column of numbers and texts.
-    Goes past ``logger.record``: the other outputs cannot write it, and nothing is left in the logger.
+    ``logger.record`` is not used: the other outputs cannot write it, and nothing is left in the logger.
     """
     readable = {name: value if _is_number(value) else as_text(value) for name, value in hyperparameters.items()}
     entry = HParam(readable, dict.fromkeys(METRICS, 0.0))
@@ -80,7 +80,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 def write_pending(logger: Logger, step: int) -> None:
     """Writes to every output what is recorded but not dumped, and leaves it recorded.
 
-    SB3 dumps before it updates, so the last update of a run waits for a dump that never comes; and ``Logger.dump``
+    SB3 dumps before it updates, so the last update of a run waits for a dump that is never made; and ``Logger.dump``
     empties ``name_to_value``, which is read after ``learn()``. Writes nothing where nothing is new.
     """
     pending = dict(logger.name_to_value)
@@ -117,7 +117,7 @@ def _tensorboards(logger: Logger) -> Iterator[TensorBoardOutputFormat]:
 
 
 def _is_open(output: KVWriter) -> bool:
-    """Whether ``output`` can still be written: users and callbacks close loggers before ``learn()`` returns."""
+    """True where ``output`` can still be written: users and callbacks close loggers before ``learn()`` returns."""
     if isinstance(output, TensorBoardOutputFormat):
         return not output._is_closed
     file = getattr(output, "file", None)  # SB3's other outputs have one; a user's own may not

@@ -1,4 +1,4 @@
-"""What one call of ``PPOX.train`` leaves in the logger, as plain floats under Stable-Baselines3's keys and our own."""
+"""The records of a ``PPOX.train`` in the logger: plain floats under Stable-Baselines3's keys and a few more."""
 
 from __future__ import annotations
 

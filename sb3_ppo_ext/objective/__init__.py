@@ -1,1 +1,1 @@
-"""What is minimised and measured: pure functions of tensors, which import nothing else of this package."""
+"""Losses and the statistics of a minibatch: pure functions of tensors, which import nothing else of this package."""

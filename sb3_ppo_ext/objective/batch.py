@@ -1,4 +1,4 @@
-"""What objectives and policies exchange: minibatches of B rows, under TorchRL's default key names."""
+"""The records that objectives and policies exchange: minibatches of B rows, under TorchRL's default key names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sb3_ppo_ext.objective.distributions import (
-    ActionDistribution,
-)
+from sb3_ppo_ext.objective.distributions import ActionDistribution
 
 Observation = Tensor | dict[str, Tensor]
 
@@ -30,7 +28,7 @@ class Minibatch(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What the current policy says of a minibatch; tensors are [B], or [B, L] under a mask."""
+    """A minibatch under the current policy; tensors are [B], or [B, L] under a mask."""
 
     log_prob: Tensor
     entropy: Tensor | None  # None: no closed form

@@ -80,7 +80,7 @@ def exact_kl(old: ActionDistribution, new: ActionDistribution) -> Tensor:
 
 
 def parameters_of(distribution: sb3.Distribution) -> ActionDistribution:
-    """The parameters of one of Stable-Baselines3's distributions as it stands; ``ValueError`` for an unknown kind."""
+    """The current parameters of one of Stable-Baselines3's distributions; ``ValueError`` for an unknown kind."""
     if isinstance(distribution, (sb3.DiagGaussianDistribution, sb3.StateDependentNoiseDistribution)):
         normal = distribution.distribution
         return Gaussian(normal.mean, normal.stddev)
@@ -104,9 +104,9 @@ def gathered(distribution: ActionDistribution, rows: Tensor) -> ActionDistributi
     return Bernoulli(distribution.logits[rows])
 
 
-def concatenated(parts: list[ActionDistribution]) -> ActionDistribution:
-    """The rows of ``parts``, which are all of one kind, one after the other."""
-    first = parts[0]
+def concatenated(chunks: list[ActionDistribution]) -> ActionDistribution:
+    """The rows of all ``chunks``, which are of the same kind, in their order."""
+    first = chunks[0]
     if isinstance(first, Categorical):
-        return Categorical(torch.cat([part[0] for part in parts]), first.sizes)
-    return type(first)(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Categorical(torch.cat([chunk[0] for chunk in chunks]), first.sizes)
+    return type(first)(*(torch.cat(column) for column in zip(*chunks, strict=True)))

@@ -1,7 +1,7 @@
 """The objective: pure functions of tensors, shared by every framework that trains with it.
 
-Tensors are [B], or [B, L] with a mask for tokens; what stands in a masked slot, NaN included, changes neither the
-value nor the gradient. A mask is boolean, or says by numbers >= 0 how much each slot counts in a mean. r is the
+Tensors are [B], or [B, L] with a mask for tokens; the content of a masked slot, NaN included, changes neither the
+value nor the gradient. A mask is boolean, or holds numbers >= 0, the weight of each slot in a mean. r is the
 probability ratio new / old, A the advantage; boundaries pass ``log_ratio = log r``, from which ratio, KL and clip
 fraction all follow. Losses are to be minimised; KL is in nats per action.
 """
@@ -57,10 +57,10 @@ def normalized(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     """``(A - mean) / (std + 1e-8)`` with the unbiased std, as in Stable-Baselines3's PPO; unchanged for one element."""
     if mask is None:
         return advantage if advantage.numel() <= 1 else (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    # Without indexing by the mask, whose result has a shape that no graph can know.
-    kept = mask > 0
-    count = kept.sum()
-    centred = fill_masked(advantage - masked_mean(advantage, kept), kept)
+    # Indexing by the mask would give a shape that depends on the data, which a graph cannot have.
+    counted = mask > 0
+    count = counted.sum()
+    centred = fill_masked(advantage - masked_mean(advantage, counted), counted)
     std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
     return torch.where(count > 1, centred / (std + 1e-8), advantage)
 

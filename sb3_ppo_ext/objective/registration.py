@@ -1,9 +1,9 @@
 """Decorators that register an objective under a name, PPOX's own and a user's alike.
 
 A registered function is a pure function of tensors [B], or [B, L] with a mask for tokens. Under its name it works
-wherever an objective is named: in ``PPOX``, a YAML file and ``PPOXLoss``, eager and traced into a graph. It is given
-knobs as numbers or as 0-d tensors, so it must not branch on their values. ``mask`` is None or says how much each slot
-counts; where it is False or 0, the tensors hold 0. ``reduce(tensor, mask)`` makes one number of one number per slot::
+wherever an objective is named: in ``PPOX``, a YAML file and ``PPOXLoss``, eager and traced into a graph. Knobs are
+passed as numbers or as 0-d tensors, so it must not branch on their values. ``mask`` is None or the weight of each slot;
+where it is False or 0, the tensors hold 0. ``reduce(tensor, mask)`` makes one number of one number per slot::
 
     @surrogate("rollback")  # Wang et al. 2019, "Truly Proximal Policy Optimization"
     def rollback(log_ratio, advantage, *, low, high, mask, reduce, slope=0.3):
@@ -42,7 +42,7 @@ def surrogate(name: str, *, replace: bool = False, **flags: bool) -> Callable[[F
 
     Among the further parameters may be any knob (None where it is switched off), ``dual_clip``, ``low`` and ``high``,
     the two sides of the clip range in force, ``action_log_prob`` [B] or [B, L] of the policy that acted, and ``kl``
-    [B], the exact KL(old || new) of each state in nats; PPOX then knows which arguments go with this surrogate. A
+    [B], the exact KL(old || new) of each state in nats; PPOX finds by them the arguments that go with this surrogate. A
     parameter of another name keeps its default. ``flags`` are those of ``Surrogate``.
     """
     _require_name(SURROGATES.argument, name)
@@ -102,7 +102,7 @@ def value_clip(name: str, *, replace: bool = False) -> Callable[[Function], Func
 
 
 def _require_name(kind: str, name: object) -> None:
-    """``ValueError`` for what is no name, as the function itself is where the parentheses are forgotten."""
+    """``ValueError`` unless ``name`` is a text; it is the function itself where the parentheses are forgotten."""
     if not isinstance(name, str) or not name:
         raise ValueError(f'{kind}({name!r}): the name comes first, as in @{kind}("mine")')
 
@@ -111,7 +111,7 @@ def _require_parameters(kind: str, entry: Registered, tensors: int, *names: str)
     """``ValueError`` unless the function takes so many tensors by position, and the parameters of these names."""
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = list(entry.parameters.values())[:tensors]
-    if [one.kind in by_position for one in first] != [True] * tensors:
+    if [parameter.kind in by_position for parameter in first] != [True] * tensors:
         raise ValueError(f"{_named(kind, entry)} takes too few tensors by position; {tensors} come first")
     if missing := [name for name in names if name not in entry.parameters]:
         raise ValueError(
@@ -133,7 +133,7 @@ def _require_mask(kind: str, entry: Registered, tensors: int, knobs: dict[str, f
         except Exception as error:  # of the user's own code
             text = f"{type(error).__name__}: {error}"
             raise ValueError(f"{_named(kind, entry)} fails on tensors [2, {width}] and a mask ({text})") from error
-    scalars = all(isinstance(one, Tensor) and one.shape == () for one in results)
+    scalars = all(isinstance(result, Tensor) and result.shape == () for result in results)
     if not scalars or not torch.allclose(results[0], results[1]):
         raise ValueError(
             f"{_named(kind, entry)} counts slots that the mask excludes, or does not return one number; end it with "

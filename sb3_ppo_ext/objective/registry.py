@@ -12,6 +12,7 @@ from torch import Tensor
 
 # What a surrogate calls the clip range's two sides -> the arguments of PPOX they come from.
 SIDES = {"low": ("clip_range",), "high": ("clip_range", "clip_range_high")}
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 # What a surrogate may take besides knobs: one number per sample.
 OF_SAMPLES = ("action_log_prob", "kl")
@@ -26,7 +27,7 @@ class Registered:
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """Those of the function, by name."""
+        """The function's parameters, by name."""
         return dict(inspect.signature(self.function).parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -38,9 +39,9 @@ class Registered:
 class Surrogate(Registered):
     """A policy loss of log-ratio and advantage, and of the knobs and choices among its further parameters.
 
-    ``keeps_gradient`` says whether a ratio outside the clip range still has a gradient; ``divides_by_clip_range``, that
-    the clip range must not reach 0; ``needs_probabilities``, that log-probabilities must be those of discrete actions,
-    not densities; ``weighs_kl``, that the surrogate contains the penalty that ``kl_coef`` weighs.
+    With ``keeps_gradient`` a ratio outside the clip range still has a gradient; with ``divides_by_clip_range`` the clip
+    range must not reach 0; with ``needs_probabilities`` log-probabilities must be those of discrete actions, not
+    densities; with ``weighs_kl`` the surrogate contains the penalty that ``kl_coef`` weighs.
     """
 
     keeps_gradient: bool = True
@@ -56,12 +57,15 @@ class Surrogate(Registered):
         """
         bound = self.function.keywords if isinstance(self.function, partial) else {}
         further = list(self.parameters.values())[2:]
-        named = [one for one in further if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-        return {one.name: one.default is one.empty for one in named if one.name not in {"mask", "reduce", *bound}}
+        named = [parameter for parameter in further if parameter.kind in BY_NAME]
+        others = {"mask", "reduce", *bound}
+        return {
+            parameter.name: parameter.default is parameter.empty for parameter in named if parameter.name not in others
+        }
 
     @property
     def measures_kl(self) -> bool:
-        """Whether it takes the exact KL of every state."""
+        """True where the surrogate takes the exact KL of every state."""
         return "kl" in self.inputs
 
     @property
@@ -75,7 +79,7 @@ class Surrogate(Registered):
 class ErrorOfValue(Registered):
     """The error of a value, slot by slot.
 
-    ``averages`` says whether the function can take the mean over all slots itself, in one pass, as those of torch can.
+    ``averages``: the function can take the mean over all slots itself, in a single pass, as those of torch can.
     """
 
     averages: bool = field(init=False)
@@ -149,5 +153,5 @@ VALUE_CLIPS: Registry[Registered] = Registry("value_clip")
 
 
 def place_of(function: Callable[..., Tensor]) -> str:
-    """Where a function is defined, as the text of an error message."""
+    """The module and name of a function, as the text of an error message."""
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"

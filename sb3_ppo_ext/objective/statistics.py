@@ -1,4 +1,4 @@
-"""What a minibatch shows besides its gradient, measured at once or for all minibatches of an epoch together."""
+"""The statistics of a minibatch, computed at once or for all minibatches of an epoch together."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, kl_diverge
 
 
 class Statistics(NamedTuple):
-    """Of one minibatch 0-d tensors, of M minibatches tensors [M]; without gradient, on the device of the loss.
+    """The statistics of a minibatch as 0-d tensors, or of M minibatches as [M]: no gradient, on the loss's device.
 
-    KLs are in nats per action, and NaN where the distributions they need are not at hand. The last five are measured of
-    tokens (under a mask) and NaN for other actions.
+    KLs are in nats per action, and NaN where the distributions they need are not at hand. The last five are those of
+    tokens (under a mask), NaN for other actions.
     """
 
     loss: Tensor
@@ -36,8 +36,8 @@ class Statistics(NamedTuple):
     log_ratio_max: Tensor  # the greatest |log r|
     ratio_mean: Tensor
     kl_k2: Tensor
-    policy_clipped: Tensor  # the fraction whose policy loss is the clipped one
-    value_clipped: Tensor  # the fraction whose value loss is the clipped one
+    policy_clipped: Tensor  # the fraction of tokens with the clipped policy loss
+    value_clipped: Tensor  # the fraction of tokens with the clipped value loss
 
     def row(self) -> Tensor:
         """All of them in one tensor [..., K]."""
@@ -45,7 +45,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def of_row(cls, row: Tensor) -> Statistics:
-        """What ``row`` has put together."""
+        """The statistics in a tensor that ``row`` made."""
         return cls(*row[..., : len(cls._fields)].unbind(dim=-1))
 
 
@@ -53,7 +53,7 @@ OF_TOKENS = Statistics._fields[Statistics._fields.index("log_ratio_max") :]
 
 
 class Measurement(NamedTuple):
-    """What the statistics of a minibatch are made of, without gradient."""
+    """The tensors that the statistics of a minibatch are computed from, without gradient."""
 
     losses: tuple[Tensor, Tensor, Tensor, Tensor]  # the loss and its terms: policy, value, entropy
     log_ratio: Tensor  # [B], or [B, L] with a mask
@@ -72,7 +72,7 @@ def statistics(
 
 @torch.no_grad()
 def measurement_of(new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Tensor) -> Measurement:
-    """What to keep of a minibatch until its statistics are computed."""
+    """The tensors of a minibatch to compute its statistics from, at once or later."""
     exact = None
     if new.distribution is not None and minibatch.distribution is not None:
         exact = kl_divergence(new, minibatch, "exact")
@@ -113,7 +113,7 @@ def _stacked(measurements: list[Measurement], name: str) -> Tensor | None:
 def _of_ratio(
     log_ratio: Tensor, mask: Tensor | None, exact: Tensor, choices: Objective, knobs: KnobValues
 ) -> tuple[Tensor, ...]:
-    """From ``approx_kl`` to ``ratio_max``."""
+    """The statistics from ``approx_kl`` to ``ratio_max``, in their order."""
     ratio = log_ratio.exp()
     k3 = kl_k3(log_ratio, mask)
     by_estimator = {"exact": exact, "k3": k3}.get(choices.kl_estimator)
@@ -146,7 +146,7 @@ def with_tokens(
 
 
 def value_clipped(value: Tensor, mask: Tensor | None, minibatch: Minibatch, knobs: KnobValues) -> Tensor:
-    """The fraction of the tokens under ``mask`` whose value loss is the clipped one."""
+    """The fraction of the tokens under ``mask`` with a clipped value loss above the plain value loss."""
     clip = knobs.clip_range_vf
     if clip is None:
         return value.new_zeros(())
@@ -156,12 +156,12 @@ def value_clipped(value: Tensor, mask: Tensor | None, minibatch: Minibatch, knob
     return masked_mean(((clipped - target).square() > (value - target).square()).to(value.dtype), mask)
 
 
-def of_micro_batches(parts: Sequence[Statistics], weights: Sequence[Tensor]) -> Statistics:
+def of_micro_batches(results: Sequence[Statistics], weights: Sequence[Tensor]) -> Statistics:
     """The statistics of a minibatch from those of its micro-batches and their shares of its tokens.
 
-    Losses are sums already, and of what is a maximum it is the greatest.
+    The shares of the loss are added up; a maximum is the greatest of them.
     """
-    table = torch.stack([part.row() for part in parts])
+    table = torch.stack([result.row() for result in results])
     found = Statistics.of_row((table * torch.stack(list(weights))[:, None]).sum(dim=0))
     columns = Statistics.of_row(table)
     return found._replace(

@@ -41,7 +41,7 @@ class KnobValues(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Which of the alternatives is minimised; the arguments of PPOX of the same names.
+    """The choice among the losses; its fields are the arguments of PPOX of the same names.
 
     ``ValueError`` for a name that is not registered, and for a ``dual_clip`` the surrogate has no use for.
     """
@@ -71,26 +71,26 @@ class Objective:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold the names alone."""
-        return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.init)
+        return type(self), tuple(getattr(self, choice.name) for choice in fields(self) if choice.init)
 
     @property
     def uses_distributions(self) -> bool:
-        """Whether the loss needs the old and the new distribution."""
+        """True where the loss needs the old and the new distribution."""
         return "kl" in self.surrogate_inputs or (self.penalized and self.kl_estimator == "exact")
 
     @property
     def adds_penalty(self) -> bool:
-        """Whether a penalty on the KL is a term of its own, beside the surrogate."""
+        """True where a penalty on the KL is a term of its own, beside the surrogate."""
         return self.penalized and not SURROGATES[self.surrogate].weighs_kl
 
 
 def inputs_of(surrogate: str) -> tuple[str, ...]:
-    """The parameters of a surrogate that it is given; ``ValueError`` for one that it needs and that is nothing here."""
+    """The parameters of a surrogate that PPOX passes; ``ValueError`` for a required one of an unknown name."""
     known = {*KnobValues._fields, "low", "high", "dual_clip", *OF_SAMPLES}
     inputs = SURROGATES[surrogate].inputs
     if strange := [name for name, needed in inputs.items() if needed and name not in known]:
         raise ValueError(
-            f"surrogate={surrogate!r} takes {', '.join(strange)}, which PPOX does not know; give it a default, or "
+            f"surrogate={surrogate!r} takes {', '.join(strange)}, which is no argument of PPOX; give it a default, or "
             f"take one of {', '.join(sorted(known))}"
         )
     return tuple(name for name in inputs if name in known)

@@ -35,9 +35,9 @@ def array_of(rows: TensorDictBase, key: Key, shape: tuple[int, ...], dtype: obje
     """``rows[key]`` as an array, if it is there, [T, N, *shape] and of ``dtype``."""
     value = rows.get(key, None)
     if not isinstance(value, Tensor):
-        there = sorted(rows.keys(True, True), key=str)
+        keys = sorted(rows.keys(True, True), key=str)
         problem = "is missing" if value is None else f"is a {type(value).__name__}, not a tensor"
-        raise ValueError(f"the key {key!r} {problem}; there are {there}" + REMEDIES.get(key, ""))
+        raise ValueError(f"the key {key!r} {problem}; there are {keys}" + REMEDIES.get(key, ""))
     wanted = (*rows.batch_size, *shape)
     if tuple(value.shape) != wanted:
         raise ValueError(f"the key {key!r} has shape {tuple(value.shape)}; {wanted} is needed")

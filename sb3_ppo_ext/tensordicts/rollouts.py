@@ -114,7 +114,7 @@ def _of_states(values: Tensor) -> Tensor:
 def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> None:
     """Fills ``buffer`` from what ``rollout_to_tensordict`` makes, or from a batch that TorchRL collected; exactly.
 
-    One batch dimension carries the name "time", wherever it stands; the other, if there is one, is the environments.
+    A batch dimension carries the name "time", the first or the second; the other, if any, counts the environments.
     ``ValueError`` for a key that is missing, or of another shape or type than the buffer's: nothing is broadcast or
     rounded. The buffer then trains as if it had been collected: ``advantage`` and ``value_target`` are taken as given.
     """
@@ -157,11 +157,11 @@ def _require_steps(buffer: RolloutBuffer) -> None:
         )
 
 
-def _fill(place: np.ndarray | Tensor, array: np.ndarray) -> None:
-    if isinstance(place, Tensor):
-        place.copy_(torch.from_numpy(array))
+def _fill(column: np.ndarray | Tensor, array: np.ndarray) -> None:
+    if isinstance(column, Tensor):
+        column.copy_(torch.from_numpy(array))
     else:
-        place[:] = array
+        column[:] = array
 
 
 def _copied(array: np.ndarray | Tensor, device: torch.device) -> Tensor:

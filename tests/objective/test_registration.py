@@ -197,7 +197,7 @@ def test_what_cannot_be_trained_by_is_refused_when_it_is_registered(name: str) -
 
 def test_a_parameter_that_nothing_gives_is_refused_when_the_surrogate_is_chosen() -> None:
     surrogate("mine")(lambda log_ratio, advantage, *, tau, mask, reduce: reduce(advantage * log_ratio * tau, mask))
-    with pytest.raises(ValueError, match=r"surrogate='mine' takes tau, which PPOX does not know; give it a default"):
+    with pytest.raises(ValueError, match=r"'mine' takes tau, which is no argument of PPOX; give it a default"):
         Objective("mine")
 
 
