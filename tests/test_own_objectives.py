@@ -35,7 +35,7 @@ def twin(
     return loss
 
 
-def truncated(log_ratio: Tensor, advantage: Tensor, *, high: Any, mask: Tensor | None, reduce: Any) -> Tensor:
+def capped(log_ratio: Tensor, advantage: Tensor, *, high: Any, mask: Tensor | None, reduce: Any) -> Tensor:
     """Weights of their own gradient: no objective of PPOX has it."""
     weight = log_ratio.exp().clamp(max=1 + high).detach()
     loss: Tensor = -reduce(weight * advantage * log_ratio, mask)
@@ -63,7 +63,7 @@ def clipped_only(
 @pytest.fixture(autouse=True)
 def registered(objectives: None) -> None:
     surrogate("twin", keeps_gradient=False)(twin)
-    surrogate("truncated")(truncated)
+    surrogate("capped")(capped)
     kl_estimator("squares")(squares)
     value_error("squared")(squared)
     value_error("huber")(functional.huber_loss)
@@ -104,10 +104,10 @@ def test_eagerly_it_is_the_same_to_the_bit() -> None:
     assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("name", ["truncated", "huber"])
+@pytest.mark.parametrize("name", ["capped", "huber"])
 def test_an_objective_that_ppox_does_not_have_is_learned_alike_by_the_graphs(name: str) -> None:
-    choice = {"surrogate" if name == "truncated" else "value_error": name}
-    options: dict[str, Any] = {**choice, "clip_range_high": 0.01 if name == "truncated" else None, "learning_rate": 3e-3}
+    choice = {"surrogate" if name == "capped" else "value_error": name}
+    options: dict[str, Any] = {**choice, "clip_range_high": 0.01 if name == "capped" else None, "learning_rate": 3e-3}
     eager, (model, traced) = learned(**options)[1], learned(True, **options)
     torch.testing.assert_close(traced, eager, rtol=1e-5, atol=2e-6)
     assert graphs_of(model).calls["update, whole"] == 8
@@ -118,18 +118,18 @@ def test_its_gradient_is_that_of_its_formula() -> None:
     # ratios 2, 1 and 0.5 under a bound of 1.2: weights 1.2, 1 and 0.5; d(-E[w A log r]) / d log r = -w A / 3
     log_ratio = torch.tensor([2.0, 1.0, 0.5]).log().requires_grad_()
     advantage = torch.tensor([1.0, -2.0, 3.0])
-    truncated(log_ratio, advantage, high=0.2, mask=None, reduce=lambda tensor, _: tensor.mean()).backward()
+    capped(log_ratio, advantage, high=0.2, mask=None, reduce=lambda tensor, _: tensor.mean()).backward()
     torch.testing.assert_close(log_ratio.grad, torch.tensor([-1.2, 2.0, -1.5]) / 3)
 
 
 def test_another_function_under_a_known_name_is_traced_anew() -> None:
-    model, _ = learned(True, surrogate="truncated", clip_range_high=0.01)
+    model, _ = learned(True, surrogate="capped", clip_range_high=0.01)
     graphs = graphs_of(model)
     before = graphs.made
 
-    @surrogate("truncated", replace=True)
+    @surrogate("capped", replace=True)
     def opposite(log_ratio: Tensor, advantage: Tensor, *, high: Any, mask: Tensor | None, reduce: Any) -> Tensor:
-        return -truncated(log_ratio, advantage, high=high, mask=mask, reduce=reduce)
+        return -capped(log_ratio, advantage, high=high, mask=mask, reduce=reduce)
 
     model.learn(32)
     assert graphs.made == before + 1
@@ -184,21 +184,26 @@ def test_the_loss_of_torchrl_takes_it(mode: str) -> None:
 
 
 def test_a_saved_model_asks_for_its_objective_to_be_registered(tmp_path: Path) -> None:
-    learned(surrogate="truncated")[0].save(tmp_path / "model")
-    cispo_entry = SURROGATES._entries.pop("truncated")
-    with pytest.raises(ValueError, match=r"surrogate='truncated': one of 'clip', .*first import the module that registers"):
+    learned(surrogate="capped")[0].save(tmp_path / "model")
+    entry = SURROGATES._entries.pop("capped")
+    with pytest.raises(
+        ValueError, match=r"surrogate='capped': one of 'clip', .*first import the module that registers"
+    ):
         PPOX.load(tmp_path / "model", env=Toy(action="box"))
-    SURROGATES._entries["truncated"] = cispo_entry
-    assert PPOX.load(tmp_path / "model", env=Toy(action="box")).learn(32).surrogate == "truncated"
+    SURROGATES._entries["capped"] = entry
+    assert PPOX.load(tmp_path / "model", env=Toy(action="box")).learn(32).surrogate == "capped"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"surrogate": "truncated", "dual_clip": 3.0}, r'dual_clip=3.0: only with surrogate="clip" or "twin", not "truncated"'),
+        (
+            {"surrogate": "capped", "dual_clip": 3.0},
+            r'dual_clip=3.0: only with surrogate="clip" or "twin", not "capped"',
+        ),
         (
             {"surrogate": "none", "clip_range_high": 0.3},
-            r'only surrogate="clip" or "twin" or "truncated" has an upper clip',
+            r'only surrogate="clip" or .*"twin" or "capped" has an upper clip',
         ),
         ({"kl_estimator": "cubes"}, r"kl_estimator='cubes': one of 'exact', 'k1', 'k2', 'k3', 'squares' is needed"),
         ({"value_error": "cubed"}, r"value_error='cubed': one of 'l2', 'l1', 'smooth_l1', 'squared', 'huber' is"),
@@ -222,7 +227,7 @@ def test_a_surrogate_that_divides_by_the_clip_range_is_kept_away_from_zero() -> 
 def test_a_surrogate_is_warned_of_much_clipping_only_where_clipping_takes_the_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, judged in (("twin", True), ("truncated", False)):
+    for name, judged in (("twin", True), ("capped", False)):
         model = PPOX("MlpPolicy", Toy(action="box"), surrogate=name, **SETTINGS)
         seen: list[bool] = []
         monkeypatch.setattr(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence, Set
 from decimal import Decimal
 from typing import Any
 
+from sb3_ppo_ext.unknown_arguments import require_choice
+
 
 def in_order(values: Any) -> list[Any] | None:
     """The values by position, whatever labels their container has; None where they have no order, or there are none.
@@ -82,6 +84,5 @@ def at_least(least: int, name: str, value: Any) -> int:
 
 def one_of(choices: Sequence[str], name: str, value: Any) -> str:
     """``value``, which is one of the ``choices``; ``ValueError`` names the argument and the choices where it is not."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, choices))} is needed")
+    require_choice(name, value, choices)
     return str(value)
