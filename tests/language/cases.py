@@ -79,10 +79,13 @@ OF_TOKENS: dict[str, Settings] = {
         **in_buffer(loss_mean="length", micro_batch_tokens=36),
     },
     "reference in the reward": {
-        "ref_kl_coef": AdaptiveKL(0.1, 0.5, Proportional(100)),
+        **{"ref_kl_coef": AdaptiveKL(0.1, 0.5, Proportional(100)), "value_error": "l1"},
         **in_buffer(ref_kl_unit="token", whiten_rewards=True, missing_eos_penalty=0.5),
     },
-    "reference in the loss": {"ref_kl_coef": "linear:0.2:0", **in_buffer(ref_kl="loss", ref_kl_estimator="k3")},
+    "reference in the loss": {
+        **{"ref_kl_coef": "linear:0.2:0", "value_error": "smooth_l1"},
+        **in_buffer(ref_kl="loss", ref_kl_estimator="k3"),
+    },
     "reference in both, temperature, warm-up": {
         **{"ref_kl_coef": 0.1, "dual_clip": 2.0},
         **of_policy(temperature=0.7, value_warmup=1),
