@@ -1,14 +1,12 @@
-"""Language models through compiled graphs: the update's gradients, and a rollout's tokens one by one."""
+"""Compiled graphs of language models: the gradients of an update, and the tokens of a rollout one by one."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -33,11 +31,9 @@ from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.generation import Decoder, PreallocatedLayer
 from sb3_ppo_ext.language.training.micro_batches import MicroBatch, lengths_of, mapped, split
 from sb3_ppo_ext.language.training.token_update import EagerGradients
-from sb3_ppo_ext.objective.batch import Minibatch, Observation
+from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.objective.terms import KnobValues
-from sb3_ppo_ext.rollout.actors import Acted, predicted_values
-from sb3_ppo_ext.run import Run
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
@@ -185,63 +181,3 @@ class CompiledDecoder(Decoder):
             self._tensors = tensors_of(inputs)
         self._tensors[-3:] = token, torch.tensor(slot), noise
         return self.call(self._tensors)
-
-
-class EagerTokenActor:
-    """Responses by the policy itself; the run counts the seconds of generation."""
-
-    def __init__(self, policy: LanguageModelPolicy, run: Run) -> None:
-        self.policy = policy
-        self.run = run
-        self.decoder_of: Callable[..., Decoder] = Decoder
-
-    def act(self, observation: Observation) -> Acted:
-        """Responses, and value and log-probability of every token, all [N, L]."""
-        started = time.perf_counter()
-        with torch.no_grad():
-            responses, values, log_probs = self.policy(
-                observation, decoder_of=self.decoder_of, progress=self.run.progress
-            )
-        on_host, seconds = responses.cpu().numpy(), self.run.seconds
-        seconds["generation"] = seconds.get("generation", 0.0) + time.perf_counter() - started
-        return Acted(on_host, responses, values, log_probs)
-
-    def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
-        """Values [1] of the last observations of episodes that a time limit has cut."""
-        for observation in observations:
-            yield predicted_values(self.policy, observation)[0]
-
-    def last_values(self, observation: Observation, dones: np.ndarray) -> Tensor:
-        """Values [N, 1] of the next prompts: a pass over all of them, unless every episode has ended."""
-        if np.all(dones):
-            return torch.zeros(len(dones), 1, device=self.policy.device)
-        return predicted_values(self.policy, observation)
-
-
-class CompiledTokenActor(EagerTokenActor):
-    """Responses by ``CompiledDecoder`` or a class derived from it."""
-
-    def __init__(
-        self,
-        policy: LanguageModelPolicy,
-        run: Run,
-        graphs: Graphs,
-        decoder: Callable[..., Decoder] = CompiledDecoder,
-    ) -> None:
-        """``CompileError`` where the model cannot be compiled."""
-        super().__init__(policy, run)
-        require_traceable(policy)
-        self.decoder_of = partial(decoder, policy=policy, graphs=graphs)
-        # A rollout whose prompts do not fit this graph makes another on the way.
-        if policy.responses.max_new_tokens > 1 and not graphs.knows(DECODING):
-            self._compile(policy, run.n_envs)
-
-    @torch.no_grad()
-    def _compile(self, policy: LanguageModelPolicy, n_envs: int) -> None:
-        model, device = policy.lm, policy.device
-        token = torch.zeros(n_envs, 1, dtype=torch.long, device=device)
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-            seen = torch.ones(n_envs, 2, dtype=torch.bool, device=device)
-            decoder = self.decoder_of(model, seen, None, deterministic=False)
-            decoder.draw(token, 1)
-            decoder.draw(token, 2)

@@ -11,12 +11,8 @@ from sb3_ppo_ext.engines.cuda.engine import RECORDERS
 from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
 from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
 from sb3_ppo_ext.engines.graph_cache import Graphs
-from sb3_ppo_ext.language.engines.compiled import (
-    CompiledDecoder,
-    CompiledGradients,
-    CompiledTokenActor,
-    EagerTokenActor,
-)
+from sb3_ppo_ext.language.engines.actors import CompiledTokenActor, EagerTokenActor
+from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
 from sb3_ppo_ext.language.engines.separate_critic import ConcurrentGradients
 from sb3_ppo_ext.language.model.critics import SeparateCritic
