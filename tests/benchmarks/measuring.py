@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+    from stable_baselines3.common.vec_env import VecEnv
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +86,8 @@ def clock_on_steps(env: VecEnv) -> Iterator[list[float]]:
 
     They are the ``step`` and ``reset`` of each environment in a ``DummyVecEnv``, else ``step_async`` and ``step_wait``.
     """
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
     spent: list[float] = []
 
     def clocked(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.speed [--sbx-python PATH] [--repeats 9] [--only TEXT] [--json figures.json]
 
 2048 steps of 8 environments (1 where a row says so), 10 epochs of minibatches of 64, MlpPolicy, on the CPU. All sides
-learn in turn in one run, torch on one thread each (more only slow networks of this size down); JAX uses what it likes. Figures are medians
-over the turns, ratios those of medians. Compiling and warming up are not counted here, but under "A new process".
-SBX lives in an environment of its own (pip install sbx-rl), whose interpreter is the PATH. Run it on a quiet machine;
-it is not part of the test suite.
+learn in turn in one run, torch on one thread each (more only slow networks of this size down); JAX uses what it likes.
+Figures are medians over the turns, ratios those of medians. Compiling and warming up are not counted here, but under "A
+new process". SBX lives in an environment of its own (pip install sbx-rl), whose interpreter is the PATH. Run it on a
+quiet machine; it is not part of the test suite.
 """
 
 from __future__ import annotations
