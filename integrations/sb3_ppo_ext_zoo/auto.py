@@ -1,7 +1,7 @@
-"""Importing this teaches the stock rl_zoo3 scripts of the same process about PPOX.
+"""Importing this module adds PPOX to the stock rl_zoo3 scripts of the same process.
 
-It is the one line of a ``custom_envs.py``: rl_zoo3 imports a module of that name from the working directory before it
-reads its command line, so ``python -m rl_zoo3.train --algo ppox`` works there, ``ppox.yml`` and all knobs included.
+The import is the one line of a ``custom_envs.py``: rl_zoo3 imports a module of that name from the working directory
+before it reads its command line, so ``python -m rl_zoo3.train --algo ppox`` works there, with ``ppox.yml`` and all knobs.
 """
 
 import sys
@@ -11,7 +11,7 @@ from sb3_ppo_ext_zoo.registration import register
 register()
 
 # rl_zoo3.record_video imports rl_zoo3.exp_manager first, and that imports custom_envs before it has defined its class.
-# The class cannot be extended at that moment, nor need it be: only training reads settings.
+# The class cannot be extended at that moment, and need not be: only training reads settings.
 _half_imported = "rl_zoo3.exp_manager" in sys.modules and not hasattr(
     sys.modules["rl_zoo3.exp_manager"], "ExperimentManager"
 )

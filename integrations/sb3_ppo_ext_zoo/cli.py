@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sb3_ppo_ext_zoo.arguments import (
     LOGS,
+    command_line,
     joined,
     quote_texts,
     require_no_contradiction,
@@ -28,57 +28,57 @@ class Command(NamedTuple):
     example: str
 
 
-def train(given: Sequence[str]) -> None:
+def train(arguments: Sequence[str]) -> None:
     """rl_zoo3's training, with ``ppox.yml`` as the default settings."""
-    require_ppox("train", given)
-    _train("train", given)
+    require_ppox("train", arguments)
+    _train("train", arguments)
 
 
-def optimize(given: Sequence[str]) -> None:
+def optimize(arguments: Sequence[str]) -> None:
     """rl_zoo3's Optuna search, over PPOX's knobs."""
-    require_ppox("optimize", given)
-    _train("optimize", ["--optimize-hyperparameters", *given])
+    require_ppox("optimize", arguments)
+    _train("optimize", ["--optimize-hyperparameters", *arguments])
 
 
-def _train(command: str, given: Sequence[str]) -> None:
+def _train(command: str, arguments: Sequence[str]) -> None:
     from sb3_ppo_ext_zoo.experiment import install
     from sb3_ppo_ext_zoo.vector_environments import vec_env_as_setting
 
-    warn_of_idle_options(command, given)
-    given = vec_env_as_setting(command, joined(command, given))
+    warn_of_idle_options(command, arguments)
+    arguments = vec_env_as_setting(command, joined(command, arguments))
     register()
     install()
     from rl_zoo3.train import train as zoo_train
 
-    with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(given)]):
+    with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(arguments)]):
         zoo_train()
 
 
-def enjoy(given: Sequence[str]) -> None:
+def enjoy(arguments: Sequence[str]) -> None:
     """rl_zoo3's evaluation of what ``train`` saved."""
-    require_ppox("enjoy", given)
-    require_no_contradiction("enjoy", given)
+    require_ppox("enjoy", arguments)
+    require_no_contradiction("enjoy", arguments)
     register()
     from rl_zoo3.enjoy import enjoy as zoo_enjoy
 
-    with command_line("ppox enjoy", ["--algo", NAME, "--folder", LOGS, *joined("enjoy", given)]):
+    with command_line("ppox enjoy", ["--algo", NAME, "--folder", LOGS, *joined("enjoy", arguments)]):
         zoo_enjoy()
 
 
-def record_video(given: Sequence[str]) -> None:
+def record_video(arguments: Sequence[str]) -> None:
     """rl_zoo3's video of what ``train`` saved."""
-    require_ppox("record-video", given)
-    require_no_contradiction("record-video", given)
+    require_ppox("record-video", arguments)
+    require_no_contradiction("record-video", arguments)
     register()
-    with command_line("ppox record-video", ["--algo", NAME, "--folder", LOGS, *joined("record-video", given)]):
+    with command_line("ppox record-video", ["--algo", NAME, "--folder", LOGS, *joined("record-video", arguments)]):
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")  # it is a script without a function
 
 
-def plot(given: Sequence[str]) -> None:
+def plot(arguments: Sequence[str]) -> None:
     """rl_zoo3's figures."""
-    from sb3_ppo_ext_zoo.plots import plot as draw  # pandas and seaborn take seconds to import
+    from sb3_ppo_ext_zoo.plots import plot as draw
 
-    draw(given)
+    draw(arguments)
 
 
 COMMANDS = {
@@ -104,28 +104,17 @@ def usage() -> str:
     return "\n".join([*lines, "`ppox COMMAND --help` lists the options of one command."])
 
 
-@contextlib.contextmanager
-def command_line(program: str, arguments: Sequence[str]) -> Iterator[None]:
-    """rl_zoo3's scripts read ``sys.argv``; it is put back afterwards."""
-    before = sys.argv
-    sys.argv = [program, *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-def main(given: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
-    given = list(sys.argv[1:] if given is None else given)
-    if not given or given[0] in ("-h", "--help"):
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
-        return 0 if given else 2
-    name, *rest = given
+        return 0 if arguments else 2
+    name, *rest = arguments
     if name not in COMMANDS:
-        print(f"ppox: {name!r} is no command; one of {', '.join(COMMANDS)} is needed\n\n{usage()}", file=sys.stderr)
+        print(f"ppox: {name!r} is no command; the commands are {', '.join(COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
-    # As with `python -m`: the user's environments and policies (--gym-packages, policy: my.Policy) lie here.
+    # `python -m` adds this folder too: it has the user's environments and policies (--gym-packages, policy: my.Policy).
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     COMMANDS[name].run(rest)

@@ -1,4 +1,4 @@
-"""rl_zoo3's experiment with PPOX's settings file and knobs; for any other algorithm it is rl_zoo3's own."""
+"""rl_zoo3's experiment with PPOX's settings file and knobs; other algorithms run as in rl_zoo3."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sb3_ppo_ext_zoo.vector_environments import Environments, VectorEnvironment,
 SETTINGS = Path(__file__).with_name("ppox.yml")
 ZOO_SETTINGS = Path(rl_zoo3.exp_manager.__file__).with_name("hyperparams") / "ppo.yml"
 
-# YAML 1.1 reads 1e5 as text (it wants 1.0e+5); these take a number and nothing else.
+# Settings that are numbers. YAML 1.1 reads 1e5 as text (a number is written 1.0e+5).
 COUNTS = frozenset({"n_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs"})
 RATES = frozenset({"gamma", "gae_lambda", "max_grad_norm", "target_kl"})
 
 
 class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  # rl_zoo3 is followed as Any
-    """What rl_zoo3's training runs on, with ``ppox.yml`` as the default and every form of a knob allowed in YAML."""
+    """The experiment of rl_zoo3's training; ``ppox.yml`` is its default, and YAML may have every form of a knob."""
 
     custom_hyperparams: dict[str, Any] | None
     trial_id: int | None
@@ -41,10 +41,10 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         super().__init__(args, algo, env_id, *rest, config=config, **options)
         self._creating = threading.Lock()
         if algo == NAME:
-            self._require_what_is_done()
+            self._require_effect()
 
-    def _require_what_is_done(self) -> None:
-        """``ValueError`` for what rl_zoo3 would pass over: it trains an agent where a search was asked for."""
+    def _require_effect(self) -> None:
+        """``ValueError`` for arguments that rl_zoo3 ignores; it would train the agent instead of searching."""
         if self.optimize_hyperparameters and self.trained_agent:
             raise ValueError(
                 f"trained_agent={self.trained_agent!r}: a search starts every trial from new parameters; leave "
@@ -57,11 +57,11 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             )
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As rl_zoo3, and the best trial's where a study is named without a trial.
+        """rl_zoo3's settings, with those of a study's trial; the best trial where the study is named alone.
 
-        rl_zoo3 asks whether the trial's number is true, and so skips trial 0 too; it skips what is named in part.
+        rl_zoo3 ignores trial 0, whose number is false, and a trial that is named in part.
         """
-        if self._trial_is_asked_for():
+        if self._uses_trial():
             trial = self.load_trial(self.storage, self.study_name, self.trial_id)
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
             self.trial_id = None  # it is loaded
@@ -71,7 +71,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         read: tuple[dict[str, Any], dict[str, Any]] = super().read_hyperparameters()
         return read
 
-    def _trial_is_asked_for(self) -> bool:
+    def _uses_trial(self) -> bool:
         if self.algo != NAME:
             return bool(self.trial_id == 0 and self.storage and self.study_name)
         return require_whole_name(
@@ -84,7 +84,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
     def load_trial(
         self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
     ) -> dict[str, Any]:
-        """As rl_zoo3; what cannot be found is a ``ValueError`` that says what there is."""
+        """rl_zoo3's settings of a trial; a missing trial is a ``ValueError`` with the existing ones."""
         if self.algo == NAME:
             trial_id = trial_number(storage, study_name, trial_id)
             print(f"Settings of trial {trial_id} of the study {study_name!r}")
@@ -106,11 +106,11 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
                 self.vec_env.require_nothing_of_monitor(hyperparams.get("monitor_kwargs"))
         processed = super()._preprocess_hyperparams(hyperparams)
         if self.algo == NAME and not self._eval_env_kwargs_args:
-            self.eval_env_kwargs = self.env_kwargs  # rl_zoo3 evaluates without those of the settings file
+            self.eval_env_kwargs = self.env_kwargs  # rl_zoo3 ignores those of the settings file in evaluations
         return processed
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
-        """As rl_zoo3, with the VecEnv that ``vec_env`` names."""
+        """rl_zoo3's environments in the VecEnv that ``vec_env`` names."""
         if self.vec_env is None:
             return super().create_envs(n_envs, eval_env, no_log)
         environments = Environments(
@@ -125,10 +125,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             return super().create_envs(n_envs, eval_env, no_log)
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
-        """Checks the knobs and leaves them as they are written.
-
-        PPOX reads them itself. A controller built here would be shared by all trials of a search, memory included.
-        """
+        """Checks the knobs and leaves their text to PPOX: all trials of a search would share a controller made here."""
         if self.algo != NAME:
             settings: dict[str, Any] = super()._preprocess_schedules(hyperparams)
             return settings
@@ -164,7 +161,7 @@ def _number(name: str, value: object) -> object:
 
 
 def install() -> None:
-    """Has rl_zoo3's training use ``Experiment``, whether or not its script is imported yet."""
+    """Puts ``Experiment`` in the place of rl_zoo3's class, also in a training script that is already imported."""
     rl_zoo3.exp_manager.ExperimentManager = Experiment
     train = sys.modules.get("rl_zoo3.train")
     if train is not None:

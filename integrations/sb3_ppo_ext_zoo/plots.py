@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sb3_ppo_ext_zoo.arguments import LOGS
+from sb3_ppo_ext_zoo.arguments import LOGS, command_line
 from sb3_ppo_ext_zoo.registration import NAME
 
 
 class Figure(NamedTuple):
-    """One word after ``ppox plot``: rl_zoo3's function, and what is implied before the user's arguments."""
+    """A word after ``ppox plot``: rl_zoo3's function, and the arguments that precede the user's."""
 
     function: str
     implied: tuple[str, ...]
@@ -31,23 +31,23 @@ FIGURES = {
 }
 
 
-def plot(given: Sequence[str]) -> None:
+def plot(arguments: Sequence[str]) -> None:
     """Draws one of ``FIGURES``; ``--save FILE`` writes it instead of opening a window."""
     parser = argparse.ArgumentParser(prog="ppox plot", add_help=False, allow_abbrev=False)
     parser.add_argument("figure", choices=FIGURES, nargs="?")
     parser.add_argument("--save", type=Path)
-    if not given or given[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
-    options = parser.parse_args(given[:1])
+    options = parser.parse_args(arguments[:1])
     figure = FIGURES[options.figure]
     parser = argparse.ArgumentParser(prog=f"ppox plot {options.figure}", add_help=False, allow_abbrev=False)
     parser.add_argument("--save", type=Path)
-    options, rest = parser.parse_known_args(given[1:])
+    options, rest = parser.parse_known_args(arguments[1:])
     _draw(parser.prog, figure, rest, options.save)
 
 
-def _draw(program: str, figure: Figure, given: Sequence[str], save: Path | None) -> None:
+def _draw(program: str, figure: Figure, arguments: Sequence[str], save: Path | None) -> None:
     import matplotlib
 
     if save is not None:
@@ -55,11 +55,9 @@ def _draw(program: str, figure: Figure, given: Sequence[str], save: Path | None)
     import rl_zoo3.plots
     from matplotlib import pyplot
 
-    from sb3_ppo_ext_zoo.cli import command_line
-
     pyplot.close("all")
-    with warnings.catch_warnings(), command_line(program, [*figure.implied, *given]):
-        if save is not None:  # rl_zoo3 calls show(), which Agg answers with a warning
+    with warnings.catch_warnings(), command_line(program, [*figure.implied, *arguments]):
+        if save is not None:  # rl_zoo3 calls show(), at which Agg warns
             warnings.filterwarnings("ignore", message=".*non-interactive.*", category=UserWarning)
         getattr(rl_zoo3.plots, figure.function)()
     if save is not None:

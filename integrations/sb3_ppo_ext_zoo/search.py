@@ -1,7 +1,7 @@
 """The Optuna search space: rl_zoo3's for PPO, and PPOX's own knobs.
 
 Every name is suggested in every trial, also where another choice leaves it without effect (``kl_target`` without any
-KL control): rl_zoo3's multivariate TPE models only names that all trials share, and samples the others blindly.
+KL control): rl_zoo3's multivariate TPE models the names that all trials share, and samples others at random.
 """
 
 from __future__ import annotations

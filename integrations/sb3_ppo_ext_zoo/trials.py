@@ -1,4 +1,4 @@
-"""Which trial of an Optuna study a training takes its settings from: the one that is named, or the best."""
+"""The trial of an Optuna study whose settings are trained: the named trial, or the best."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 
 def require_whole_name(*, study_name: str | None, storage: str | None, trial_id: int | None, searching: bool) -> bool:
-    """Whether a trial is asked for; ``ValueError`` where it is named in part.
+    """Whether a trial's settings are to be trained; ``ValueError`` where the trial is named in part.
 
-    A training asks for one by a study and its storage, a search only by ``trial_id`` besides: it fills the study.
+    A training names a trial by study and storage. A search fills the study, and names a trial only with ``trial_id``.
     """
     if trial_id is None and (searching or (study_name is None and storage is None)):
         return False
@@ -24,7 +24,7 @@ def require_whole_name(*, study_name: str | None, storage: str | None, trial_id:
         lacking = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         known = f" (there are: {_study_names(storage)})" if storage else ""
         raise ValueError(
-            f"{passed}: the settings of a trial are asked for, and {lacking}. A trial is found by its study and the "
+            f"{passed}: for the settings of a trial {lacking}. A trial is found by its study and the "
             f"study's storage: pass --study-name{known} and --storage as for `ppox optimize`; without --study-name, "
             "--storage and --trial-id the settings file is trained"
         )
@@ -44,9 +44,9 @@ def trial_number(storage: str, study_name: str, trial_id: int | None) -> int:
     if trial_id is None:
         return _best(study, storage, count)
     if not 0 <= trial_id < count:
-        there = f"there are 0 to {count - 1}" if count else "it has no trials yet"
+        existing = f"there are 0 to {count - 1}" if count else "it has no trials yet"
         raise ValueError(
-            f"trial_id={trial_id}: no such trial in the study {study_name!r} of storage={storage!r}; {there}. "
+            f"trial_id={trial_id}: no such trial in the study {study_name!r} of storage={storage!r}; {existing}. "
             "Without --trial-id the best one is trained"
         )
     return trial_id
@@ -69,7 +69,7 @@ def _study_names(storage: str) -> str:
 
 
 def _opened(storage: str) -> Any:
-    """As rl_zoo3 reads it: a file that ends in .log is a journal, all else a database's address."""
+    """The storage by rl_zoo3's rule: a file that ends in .log is a journal, any other text a database's address."""
     file = storage if storage.endswith(".log") else storage.partition("sqlite:///")[2].partition("?")[0]
     if file and not Path(file).is_file():  # Optuna would create it
         raise ValueError(f"storage={storage!r}: there is no file {file!r}, so there is no study and no trial in it")

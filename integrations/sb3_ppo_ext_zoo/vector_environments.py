@@ -1,7 +1,7 @@
-"""``vec_env`` in a settings file or on the command line: what steps the environments of a training.
+"""``vec_env`` in a settings file or on the command line: the VecEnv of a training.
 
-One of four names, or one of them with arguments: ``vec_env: envpool``, ``vec_env: {envpool: {threads: 2}}``,
-``vec_env: {gymnasium: {vectorization_mode: async}}``. rl_zoo3's own parser knows the first two names only.
+It is one of four names, alone or with arguments: ``vec_env: envpool``, ``vec_env: {envpool: {threads: 2}}``,
+``vec_env: {gymnasium: {vectorization_mode: async}}``. rl_zoo3's parser has the first two names only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MakeVecEnv = Callable[..., VecEnv]  # as rl_zoo3 calls it: (one function per env
 
 
 class Environments(NamedTuple):
-    """What a VecEnv of an experiment has to be told."""
+    """The environments of an experiment, for any VecEnv."""
 
     env_id: str
     env_kwargs: dict[str, Any]
@@ -30,7 +30,7 @@ class Environments(NamedTuple):
 
 
 class VectorEnvironment(NamedTuple):
-    """The setting, read: a name and the arguments that come with it."""
+    """The parsed setting: a name and its arguments."""
 
     name: str
     arguments: dict[str, Any]
@@ -44,10 +44,10 @@ class VectorEnvironment(NamedTuple):
             )
 
     def maker(self, environments: Environments) -> MakeVecEnv:
-        """What rl_zoo3 is to call in place of ``DummyVecEnv``."""
-        own = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}.get(self.name)
-        if own is not None:
-            return lambda env_fns, **options: own(env_fns, **{**options, **self.arguments})
+        """The function that rl_zoo3 calls in the place of ``DummyVecEnv``."""
+        of_sb3 = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}.get(self.name)
+        if of_sb3 is not None:
+            return lambda env_fns, **options: of_sb3(env_fns, **{**options, **self.arguments})
         make = _envpool if self.name == "envpool" else _gymnasium
         return lambda env_fns, **options: make(environments, len(env_fns), {**options, **self.arguments})
 
@@ -63,21 +63,21 @@ def parse_vec_env(value: object) -> VectorEnvironment:
     raise ValueError(f"vec_env={value!r}: one of {', '.join(NAMES)} is needed, or {{name: {{argument: value}}}}")
 
 
-def vec_env_as_setting(command: str, given: Sequence[str]) -> list[str]:
+def vec_env_as_setting(command: str, arguments: Sequence[str]) -> list[str]:
     """``--vec-env NAME`` as ``-params vec_env:NAME``, so that it is checked here and written to ``config.yml``."""
     parser = argparse.ArgumentParser(prog=f"ppox {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--vec-env", choices=NAMES)
-    chosen, rest = parser.parse_known_args(given)
+    chosen, rest = parser.parse_known_args(arguments)
     if chosen.vec_env is None:
-        return list(given)
+        return list(arguments)
     setting = f"vec_env:{chosen.vec_env!r}"
-    places = [place for place, argument in enumerate(rest) if argument in ("-params", "--hyperparams")]
-    if not places:
+    positions = [position for position, argument in enumerate(rest) if argument in ("-params", "--hyperparams")]
+    if not positions:
         return [*rest, "-params", setting]
     # rl_zoo3 keeps the last -params only, and there the last value of a name.
-    before = places[-1] + 1
-    after = next((place for place in range(before, len(rest)) if rest[place].startswith("-")), len(rest))
-    return [*rest[:after], setting, *rest[after:]]
+    first = positions[-1] + 1
+    end = next((position for position in range(first, len(rest)) if rest[position].startswith("-")), len(rest))
+    return [*rest[:end], setting, *rest[end:]]
 
 
 def _envpool(environments: Environments, n_envs: int, arguments: dict[str, Any]) -> VecEnv:

@@ -1,4 +1,4 @@
-"""What is refused of environments before anything is built on them, each with what takes its place."""
+"""Environments that are refused before anything is built on them; each error names the replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gymnasium's vector environments: making one, how it restarts an episode, and what each way needs."""
+"""Gymnasium's vector environments: how they are made, and how their episodes restart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REMEDY = (
 
 
 def vector_env(env: AnyVectorEnv | str | EnvSpec, n_envs: int | None, kwargs: dict[str, Any]) -> AnyVectorEnv:
-    """``env`` itself, or the environments of that id or specification as ``gym.make_vec`` makes them."""
+    """``env`` itself, or the environments that ``gym.make_vec`` makes of an id or a specification."""
     if isinstance(env, (str, EnvSpec)):
         return _made(_find_spec(env) if isinstance(env, str) else env, n_envs, kwargs)
     if not isinstance(env, VectorEnv):
@@ -41,7 +41,7 @@ def vector_env(env: AnyVectorEnv | str | EnvSpec, n_envs: int | None, kwargs: di
 
 
 def _made(spec: EnvSpec, n_envs: int | None, kwargs: dict[str, Any]) -> AnyVectorEnv:
-    """Arguments in the specification stand where there are none here."""
+    """Environments of a specification, whose arguments apply where ``kwargs`` has none."""
     spec = copy.deepcopy(spec)
     kwargs = {**{name: spec.kwargs.pop(name) for name in MAKE_VEC_ARGUMENTS & spec.kwargs.keys()}, **kwargs}
     count = kwargs.pop("num_envs", 1) if n_envs is None else n_envs
@@ -57,14 +57,14 @@ def _made(spec: EnvSpec, n_envs: int | None, kwargs: dict[str, Any]) -> AnyVecto
 
 
 def autoreset_mode(env: AnyVectorEnv) -> AutoresetMode:
-    """The mode the environment says it is in, if single rows can be restarted in it."""
+    """The mode in the environment's metadata, in which single rows can be restarted."""
     mode = env.metadata.get("autoreset_mode")
     if mode not in set(AutoresetMode):
         raise ValueError(
             f"env={env}: metadata['autoreset_mode'] is {mode!r}; set it to what the environment does, "
             f"one of {', '.join(map(str, AutoresetMode))}"
         )
-    # Gymnasium 1.4: without shared memory a reset leaves "reset at the next step" standing in the worker.
+    # Gymnasium 1.4: without shared memory, "reset at the next step" survives a reset in the worker.
     base = env.unwrapped
     if mode is AutoresetMode.NEXT_STEP and isinstance(base, AsyncVectorEnv) and not base.shared_memory:
         raise ValueError(
@@ -82,9 +82,9 @@ def each(values: Any, indices: Array) -> list[Any]:
 
 
 def restart_cart_poles(env: Any, ended: Array) -> Array:
-    """What ``CartPoleVectorEnv`` does at the start of the next step (its only mode), one step earlier.
+    """First observations [ended, 4]: the restart of ``CartPoleVectorEnv`` in its next step, one step earlier.
 
-    It draws from the environment's own generator; its ``reset`` would restart every environment.
+    The numbers come from the environment's generator; its ``reset`` would restart every environment.
     """
     env.state[:, ended] = env.np_random.uniform(low=env.low, high=env.high, size=(4, len(ended)))
     env.steps[ended] = 0

@@ -16,12 +16,12 @@ from sb3_ppo_ext.vec_env.infos import Info, info_row
 
 INSTALL = 'pip install "sb3_ppo_ext[envpool]"'
 
-NUMBERING = ("env_id", "players")  # of rows, EnvPool's own
+NUMBERING = ("env_id", "players")  # columns in which EnvPool numbers the rows
 
-# It writes the bounds of float32 spaces in float64, when first asked for them.
+# EnvPool has the bounds of float32 spaces in float64, and Gymnasium warns of it when they are first read.
 ROUNDED_BOUNDS = ignoring_warnings(".*precision lowered by casting to float32")
 
-# Their limit does nothing but end the episode. Elsewhere it may enter the reward (MiniGrid) or the observation.
+# Tasks whose limit only ends the episode. In others it may enter the reward (MiniGrid) or the observation.
 PLAIN_LIMIT = ("envpool.classic_control", "envpool.mujoco.gym", "envpool.box2d")
 
 
@@ -34,7 +34,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
     nothing else runs on these cores, and more where something does.
 
     EnvPool calls every episode that ends in its last possible step truncated, also where the task ended there. For
-    classic control, Box2D and Gymnasium's MuJoCo tasks that is set right; for other tasks it is as EnvPool says.
+    classic control, Box2D and Gymnasium's MuJoCo tasks that is set right; other tasks have EnvPool's flags.
     With ``episodic_life`` the statistics of an Atari game are those of single lives.
     """
 
@@ -50,10 +50,10 @@ class EnvPoolVecEnv(EpisodeVecEnv):
     ) -> None:
         self.task = task
         self._config = _checked(task, n_envs, threads, config)
-        self._limit, own = _own_limit(task, self._config)
-        self._limits_here = own is not None
+        self._limit, unlimited = _task_limit(task, self._config)
+        self._limits_here = unlimited is not None
         self._is_game = _family(task) == "envpool.atari"
-        self._config = own or self._config
+        self._config = unlimited or self._config
         self._seed = _int32(n_envs, seed)
         self.pool = self._make_pool()
         self._fresh = True
@@ -80,7 +80,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         return self._cast(observation), info
 
     def _reseed(self, seed: int) -> None:
-        """EnvPool seeds at construction only, so there has to be a new pool unless this one is unused."""
+        """A new pool, unless this one is unused: EnvPool seeds at construction only."""
         if seed != self._seed or not self._fresh:
             self._seed = seed
             self.pool.close()
@@ -98,7 +98,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         return points
 
     def _restart(self, ended: Array, step: Step) -> tuple[list[Observation], Info]:
-        # Left alone, EnvPool would restart these in the next step and ignore the action: a row that is no transition.
+        # EnvPool would restart these in the next step and ignore the action: a row that is no transition.
         last = rows(step.observation, ended)
         observation, info = self.pool.reset(ended.astype(np.int32))
         order = info["env_id"]
@@ -111,10 +111,10 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         return info_row({key: column for key, column in info.items() if key not in NUMBERING}, row)
 
     def _cast(self, observation: Any) -> Observation:
-        """In the dtype of the space; EnvPool never writes to an array again once it has returned it."""
+        """The observation in the dtype of the space, not copied: EnvPool writes to no array that it has returned."""
         if isinstance(self.observation_space, spaces.Dict):
-            parts = self.observation_space.spaces
-            return {key: np.asarray(observation[key], part.dtype) for key, part in parts.items()}
+            subspaces = self.observation_space.spaces
+            return {key: np.asarray(observation[key], space.dtype) for key, space in subspaces.items()}
         return np.asarray(observation, self.observation_space.dtype)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
@@ -124,7 +124,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         return [value for _ in self._indices(indices)]
 
     def _indices(self, indices: VecEnvIndices) -> list[int]:
-        count = self._config["num_envs"]  # num_envs is not set yet when VecEnv asks for the render mode
+        count = self._config["num_envs"]  # VecEnv reads the render mode before it sets num_envs
         return list(range(count)) if indices is None else list(self._get_indices(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -142,7 +142,7 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         return list(self.pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)))
 
     def render(self, mode: str | None = None) -> Array | None:
-        """As in every VecEnv; ``render_mode="human"`` shows the first environment."""
+        """A picture of all environments; ``render_mode="human"`` shows the first one in a window."""
         if self.render_mode == "human":
             self.pool.render()
             return None
@@ -154,11 +154,11 @@ class EnvPoolVecEnv(EpisodeVecEnv):
         self.pool.close()
 
 
-_TO_MAKE = "what it can be told are arguments of EnvPoolVecEnv(...)"
+_TO_MAKE = "its settings are arguments of EnvPoolVecEnv(...)"
 
 
 def _checked(task: str, n_envs: int, threads: int | None, config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``envpool.make``; a negative number of threads would end the process without a word."""
+    """The arguments of ``envpool.make``; a negative number of threads would end the process without a message."""
     try:
         import envpool
     except ImportError as error:
@@ -182,7 +182,7 @@ def _checked(task: str, n_envs: int, threads: int | None, config: dict[str, Any]
     return made
 
 
-def _own_limit(task: str, config: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+def _task_limit(task: str, config: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
     """The time limit, and arguments that put EnvPool's own out of reach, or None if that could change the task.
 
     With a limit one step later, an end that EnvPool reports in the last step is the task's own.
@@ -210,14 +210,14 @@ def _int32(n_envs: int, seed: int | None) -> int:
 
 
 def _unbounded(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """Box2D's spaces: the least positive number stands there for the least one (C++'s ``numeric_limits::min``)."""
+    """A space without bounds where EnvPool's Box2D has the least positive number (C++'s ``numeric_limits::min``)."""
     if isinstance(space, spaces.Box) and space.dtype == np.float32 and (space.low == np.finfo(np.float32).tiny).all():
         return spaces.Box(-np.inf, np.inf, space.shape, np.float32)
     return space
 
 
 def _as_gymnasium(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """Actions as Gymnasium declares them: MuJoCo's are float64 in EnvPool, which would keep models from moving."""
+    """The action space as Gymnasium declares it: with EnvPool's float64, models could not change over."""
     if isinstance(space, spaces.Box) and space.dtype == np.float64:
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
     return space

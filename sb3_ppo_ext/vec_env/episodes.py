@@ -1,4 +1,4 @@
-"""Episodes in SB3's terms over environments that step as one batch: nothing is done per environment until one ends."""
+"""SB3's episodes over environments that step as one batch; work per environment is done where an episode ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Observation = Array | dict[str, Array]
 
 
 class Step(NamedTuple):
-    """One step of all environments, rows in their order; ``observation`` is a copy that may be written to."""
+    """A step of all environments, rows in their order; ``observation`` is a copy that may be written to."""
 
     observation: Observation
     reward: Array
@@ -33,11 +33,11 @@ class Step(NamedTuple):
 
 
 class EpisodeVecEnv(VecEnv):
-    """A VecEnv over one object that steps all environments; it keeps the episode statistics ``Monitor`` would keep.
+    """A VecEnv over one object that steps all environments, with the episode statistics of ``Monitor``.
 
-    ``infos`` has a new dict per environment and step: what the environment says of it, as over ``DummyVecEnv`` (values
-    are NumPy's where the environment's columns are). Such a dict is made when it is first asked for and costs nothing
-    before. Where an episode ended it has ``terminal_observation``, ``TimeLimit.truncated`` and ``episode`` too, and in
+    ``infos`` has a new dict per environment and step, as over ``DummyVecEnv`` (values are NumPy's where the
+    environment's columns are). Such a dict is made when it is first read and costs nothing before. Where an episode
+    ended it has ``terminal_observation``, ``TimeLimit.truncated`` and ``episode`` too, and in
     no other step. The columns of the latest step, for all environments, are ``step_info``.
 
     With ``monitor_file`` every finished episode is also a line in that file (``monitor.csv`` is appended to the name).
@@ -90,7 +90,7 @@ class EpisodeVecEnv(VecEnv):
         return observation
 
     def step_async(self, actions: Array) -> None:
-        """Takes note of the actions; ``step_wait`` does the work."""
+        """Stores the actions for ``step_wait``, which steps."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -106,18 +106,18 @@ class EpisodeVecEnv(VecEnv):
         return step.observation, step.reward.astype(np.float32), done, infos
 
     def _score(self, step: Step) -> Array:
-        """What counts as reward in the episode statistics."""
+        """The rewards [N] that enter the episode statistics."""
         return step.reward
 
     def _info_of(self, info: Info, row: int) -> dict[str, Any]:
-        """A new dict of what the environment says of one row."""
+        """A new info dict of one row."""
         return info_row(info, row)
 
     def _finish(self, ended: Array, step: Step, infos: Infos) -> None:
         last_observations, last_info = self._restart(ended, step)
         for row, last in zip(ended.tolist(), last_observations, strict=True):
             infos[row] = {
-                "episode": self._statistics(row),  # where the environment keeps its own, that one stands
+                "episode": self._statistics(row),  # an environment with statistics of its own overrides it
                 **self._info_of(last_info, row),
                 "terminal_observation": last,
                 "TimeLimit.truncated": bool(step.truncated[row] and not step.terminated[row]),
@@ -129,7 +129,7 @@ class EpisodeVecEnv(VecEnv):
         self._first_steps[ended] = self._steps
 
     def _statistics(self, row: int) -> dict[str, Any]:
-        """As ``Monitor`` writes them: sum of rewards, steps, seconds since the start."""
+        """The statistics that ``Monitor`` writes: sum of rewards, steps, seconds since the start."""
         elapsed = round(time.time() - self._started, 6)
         return {"r": round(float(self._returns[row]), 6), "l": int(self._steps - self._first_steps[row]), "t": elapsed}
 
@@ -141,16 +141,15 @@ class EpisodeVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """True for ``Monitor``, whose statistics are kept here, and False for any other wrapper."""
+        """True for ``Monitor``, whose statistics this class keeps, and False for any other wrapper."""
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
 def require_supported(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Refuses the observation spaces no policy of SB3 takes, and discrete spaces that do not start at 0."""
-    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-    if not all(
-        isinstance(part, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)) for part in parts
-    ):
+    """Refuses observation spaces that no policy of SB3 takes, and discrete spaces that do not start at 0."""
+    subspaces = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    supported = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    if not all(isinstance(subspace, supported) for subspace in subspaces):
         raise ValueError(
             f"observation_space={space}: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of these is needed; "
             "flatten the observation or leave the rest out with a wrapper"
@@ -159,9 +158,9 @@ def require_supported(space: spaces.Space[Any], action_space: spaces.Space[Any])
 
 
 def copied(observation: Any, space: spaces.Space[Any]) -> Observation:
-    """A copy in the dtype of the space: an environment may reuse its buffer, and SB3 keeps the last observation."""
+    """A copy in the dtype of the space: an environment may reuse its buffer while SB3 holds the last observation."""
     if isinstance(space, spaces.Dict):
-        return {key: np.array(observation[key], part.dtype) for key, part in space.spaces.items()}
+        return {key: np.array(observation[key], subspace.dtype) for key, subspace in space.spaces.items()}
     return np.array(observation, space.dtype)
 
 
@@ -189,9 +188,9 @@ def take(observation: Observation, indices: Array) -> Observation:
     return observation[indices]
 
 
-def same(one: Observation, other: Observation) -> bool:
-    """Whether two observations are equal to the last bit."""
-    if isinstance(one, dict):
-        return isinstance(other, dict) and all(same(one[key], other[key]) for key in one)
-    assert not isinstance(other, dict)
-    return one.tobytes() == other.tobytes()
+def same(left: Observation, right: Observation) -> bool:
+    """Two observations are equal to the last bit."""
+    if isinstance(left, dict):
+        return isinstance(right, dict) and all(same(left[key], right[key]) for key in left)
+    assert not isinstance(right, dict)
+    return left.tobytes() == right.tobytes()

@@ -1,7 +1,7 @@
 """Vector environments as SB3 VecEnvs: Gymnasium's here, EnvPool's in ``envpool_env``.
 
-SB3 wants the first observation of the next episode in the step that ends one, and the last observation beside it.
-Gymnasium knows three ways ("autoreset modes"); each is turned into that one without a row that is no transition.
+In SB3 the step that ends an episode has the first observation of the next one, and the last observation beside it.
+Gymnasium has three ways ("autoreset modes"); each is turned into SB3's without a row that is no transition.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class GymnasiumVecEnv(EpisodeVecEnv):
         if self._ends is not None:
             self._ends.check(step.observation, info["final_obs"])
             info, of_last_step = self._ends.split(info)
-        last = [copied(one, self.observation_space) for one in each(info["final_obs"], ended)]
+        last = [copied(observation, self.observation_space) for observation in each(info["final_obs"], ended)]
         first_info = {key: column for key, column in info.items() if key.lstrip("_") not in ("final_obs", "final_info")}
         return last, {**info.get("final_info", {}), **of_last_step}, first_info
 
@@ -198,7 +198,7 @@ class GymnasiumVecEnv(EpisodeVecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Whether a sub-environment has this wrapper, as far as it lies in this process; ``Monitor``'s work is done."""
+        """Sub-environments of this process with this wrapper; ``Monitor`` is True, since its statistics are kept."""
         found = super().env_is_wrapped(wrapper_class, indices)
         base = self.env.unwrapped
         if isinstance(base, SyncVectorEnv):
@@ -212,7 +212,7 @@ class GymnasiumVecEnv(EpisodeVecEnv):
         return list(pictures)
 
     def render(self, mode: str | None = None) -> Array | None:
-        """As in every VecEnv; an environment that shows itself does so."""
+        """A picture of all environments; ``render_mode="human"`` is left to the environment."""
         if self.render_mode == "human":
             self.env.render()
             return None

@@ -1,4 +1,4 @@
-"""What vector environments tell beside observation and reward: columns as they report it, dicts as SB3 hands it out."""
+"""The infos of vector environments: from columns, as they are reported, to a dict per environment, as in SB3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Info = dict[str, Any]  # one column per key, as vector environments report them
 
 
 def info_row(info: Info, row: int) -> dict[str, Any]:
-    """The info of one environment. Beside a column ``key``, a mask ``_key`` says which environments have it."""
+    """The info of one environment. A mask ``_key`` beside a column ``key`` marks the environments that have it."""
     found: dict[str, Any] = {}
     for key, column in info.items():
         if key.startswith("_") and key[1:] in info:
@@ -35,7 +35,7 @@ def _is_column(values: Any) -> bool:
 
 
 def copied_columns(info: Info) -> Info:
-    """The same columns in arrays of their own, for environments that may write to theirs again."""
+    """The same columns in arrays of their own, for environments that reuse theirs."""
     return {
         key: copied_columns(column) if isinstance(column, dict) else np.array(column) if _is_column(column) else column
         for key, column in info.items()
@@ -43,10 +43,9 @@ def copied_columns(info: Info) -> Info:
 
 
 class Infos(list[dict[str, Any]]):
-    """The info of each environment after one step: plain dicts, each made from the columns when it is first asked for.
+    """The info of each environment after one step: plain dicts, each made from the columns when it is first read.
 
-    A dict that has been made is the one that is handed out from then on, so what is written into it stays in this step
-    and in no other. ``row_of(columns, row)`` makes it.
+    ``row_of(columns, row)`` makes a dict once: what is written into it stays in this step and in no other.
     """
 
     __slots__ = ("columns", "row_of")
@@ -79,11 +78,11 @@ class Infos(list[dict[str, Any]]):
         return iter(self.made())
 
     def made(self) -> list[dict[str, Any]]:
-        """All of them, in a list of its own."""
+        """All dicts, in a new list."""
         return [self[row] for row in range(len(self))]
 
     def worth_counting(self, done: np.ndarray[Any, Any]) -> list[int]:
-        """The rows that can say something of an episode: it ended, the dict has been handed out, or a column does."""
+        """The rows with news of an episode: it ended, its dict was read, or there is a column of episodes."""
         if "episode" in self.columns:
             return list(range(len(self)))
         return [row for row, info in enumerate(super().__iter__()) if info is not None or done[row]]
@@ -94,9 +93,9 @@ class Infos(list[dict[str, Any]]):
 
 
 def unmade_infos(unmade: Any, columns: Info, row_of: Callable[[Info, int], dict[str, Any]]) -> Infos:
-    """``unmade`` has a None per environment: it stands in the list until the dict is asked for.
+    """``unmade`` has a None per environment: it is in the list until the dict is read.
 
-    Not a method ``__init__``: the one of ``list`` takes a third of the time, and this is called at every step.
+    This is no method ``__init__``: that of ``list`` takes a third of the time, and this is called at every step.
     """
     infos = Infos(unmade)
     infos.columns, infos.row_of = columns, row_of
@@ -104,7 +103,7 @@ def unmade_infos(unmade: Any, columns: Info, row_of: Callable[[Info, int], dict[
 
 
 def _over_made(name: str) -> Any:
-    """A method of ``list`` that goes over the entries themselves, on the dicts."""
+    """A method of ``list`` that reads the entries themselves, applied to the dicts."""
     method = getattr(list, name)
 
     def over_made(self: Infos, *args: Any, **kwargs: Any) -> Any:

@@ -39,7 +39,7 @@ def wrappers_of(env: AnyVectorEnv) -> list[Any]:
 
 
 def without_lists(env: AnyVectorEnv) -> AnyVectorEnv:
-    """Without ``DictInfoToList`` around everything, whose work a VecEnv does itself."""
+    """``env`` without an outer ``DictInfoToList``: a VecEnv makes such lists itself."""
     while isinstance(env, DictInfoToList):
         env = env.env
     return env
@@ -58,11 +58,11 @@ class WrapperWatch:
                     raise ValueError(f"env={env}: NormalizeReward.reset() forgets the returns of every row; {REMEDY}")
 
     def begin(self) -> None:
-        """Takes note of what the wrappers remember when every episode has just begun."""
+        """Stores the states of the wrappers when every episode has just begun."""
         self._begun = self._states()
 
     def restart(self, ended: Array) -> tuple[Any, dict[str, Any]]:
-        """What ``reset`` of the rows of this mask gives; of all rows a full reset, also where masks are not known."""
+        """The result of a ``reset`` of the rows ``ended`` [N]; all rows get a full reset, which needs no mask."""
         before = self._states()
         if ended.all():
             result = self.env.reset()
@@ -74,7 +74,7 @@ class WrapperWatch:
             if name is not None:
                 raise ValueError(
                     f"{type(wrapper).__name__}.{name} is wrong for some environments after others were restarted: "
-                    f"{name} of those that go on has changed, or still says which episodes have ended; {REMEDY}"
+                    f"{name} of those that go on has changed, or still marks the episodes that have ended; {REMEDY}"
                 )
         return result
 
@@ -159,7 +159,7 @@ def end_in_next_step(after: State, begun: State, ended: Array) -> str | None:
 
 
 class SameStepEnds:
-    """In SAME_STEP, what wrappers have made of a step in which an episode ended and the next one began.
+    """Wrappers in SAME_STEP mode, in a step in which an episode ended and the next one began.
 
     The columns of the environment are of the next episode then, those that a wrapper adds are of the last step.
     """
@@ -204,7 +204,7 @@ class SameStepEnds:
             )
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    return np.shape(one) == np.shape(other) and np.array_equal(one, other)
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, dict):
+        return isinstance(right, dict) and left.keys() == right.keys() and all(_equal(left[k], right[k]) for k in left)
+    return np.shape(left) == np.shape(right) and np.array_equal(left, right)
