@@ -1,4 +1,4 @@
-"""What a graph holds for: the policy with its attributes, and the shapes and plain values of its inputs."""
+"""The keys of graphs: the policy with its attributes, and the shapes and plain values of the inputs."""
 
 from __future__ import annotations
 

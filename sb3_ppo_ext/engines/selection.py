@@ -31,7 +31,7 @@ ENDLESS = 2**62  # timesteps; learn(float("inf")) plans as many
 
 
 class CompileWarning(UserWarning):
-    """With ``compile="auto"`` something that was to be compiled could not be."""
+    """Something that was to be compiled by ``compile="auto"`` could not be."""
 
 
 class EngineChoice:

@@ -76,7 +76,7 @@ def keys_of(observation: Observation) -> list[str]:
 
 
 def variable_inputs(policy: ActorCriticPolicy, observation: Observation, keys: list[str]) -> list[Tensor]:
-    """Those of them that change from call to call, in their order; exploration is drawn anew within a rollout."""
+    """The inputs that change from call to call, in their order; exploration is drawn anew within a rollout."""
     tensors = [observation[key] for key in keys] if isinstance(observation, dict) else [observation]
     return [*exploration_of(policy).values(), *tensors]
 

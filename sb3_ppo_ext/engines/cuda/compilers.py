@@ -1,4 +1,4 @@
-"""What becomes of a traced function before it is recorded: it is compiled by TorchInductor, or stays as it is."""
+"""Traced functions before they are recorded: TorchInductor compiles them, or they stay as they are."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class DeviceControllers:
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:
-        """What is fixed in a recording: it holds for controllers of the same settings."""
+        """The controllers' settings, which a recording holds fixed."""
         return tuple((name, controller.settings()) for name, controller in self.controllers.items())
 
     def moves_at(self, moment: str) -> bool:

@@ -1,1 +1,1 @@
-"""What is assumed of PyTorch 2.10 and later beyond its documented interface; tests/host/test_pytorch.py tests it."""
+"""Assumptions about PyTorch, from 2.10 on, beyond its documented interface; tests/host/test_pytorch.py tests each."""

@@ -1,4 +1,4 @@
-"""What ``torch.nn.Module``, its layers and its tensors keep inside."""
+"""The insides of ``torch.nn.Module``, its layers and its tensors."""
 
 from __future__ import annotations
 

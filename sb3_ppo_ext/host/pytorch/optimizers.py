@@ -1,4 +1,4 @@
-"""What ``torch.optim`` keeps inside."""
+"""The insides of ``torch.optim``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How torch.distributions draw on a CPU, in ATen operations of one sample each, and the same from numbers drawn before.
+"""The draws of torch.distributions on a CPU, in ATen operations of one sample each, from numbers drawn before.
 
 ``SAMPLERS`` has for each operation the kind of numbers it draws, and what writes its result into a graph: a function of
 the graph, the operation's node and the node of the numbers.
