@@ -16,7 +16,7 @@ from sb3_ppo_ext.knobs.schedules import endpoints
 from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
 from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.objective.terms import Objective
-from sb3_ppo_ext.policies.adapter import knows_distribution
+from sb3_ppo_ext.policies.adapter import has_known_kl
 from sb3_ppo_ext.rollout.minibatches import indexable
 from sb3_ppo_ext.unknown_arguments import require_choice
 
@@ -93,7 +93,7 @@ def check_exact_kl(model: Any) -> None:
     measured = SURROGATES[model.surrogate].measures_kl
     if not measured and (not consumers or model.kl_estimator != "exact"):
         return
-    if not knows_distribution(model.policy):
+    if not has_known_kl(model.policy):
         reason = f"the action distribution of {type(model.policy).__name__} is not one of Stable-Baselines3's"
     elif not indexable(type(model.rollout_buffer)):
         reason = f"{type(model.rollout_buffer).__name__} draws its minibatches by a method of its own"

@@ -73,8 +73,11 @@ def defines(kind: type, functions: Functions) -> bool:
 
 def runs(instance: object, functions: Functions) -> bool:
     """Whether a call on ``instance`` runs exactly these functions: neither its class nor itself has another."""
-    attributes = vars(instance)
-    return not any(name in attributes for name in functions) and defines(type(instance), functions)
+    kind, attributes = type(instance), vars(instance)
+    for name, function in functions.items():  # at every step of a rollout: any() takes three times as long
+        if name in attributes or getattr(kind, name, None) is not function:
+            return False
+    return True
 
 
 def collects_as_sb3(bound_method: Callable[..., bool]) -> bool:

@@ -46,7 +46,7 @@ def unwrapped(policy: torch.nn.Module) -> ActorCriticPolicy:
 
 
 @contextmanager
-def as_collected(policy: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(policy: torch.nn.Module) -> Iterator[None]:
     """Puts a policy in training into the evaluation mode of collecting, until the end of the block."""
     unwrapped(policy).set_training_mode(False)
     try:
@@ -55,7 +55,7 @@ def as_collected(policy: torch.nn.Module) -> Iterator[None]:
         unwrapped(policy).set_training_mode(True)
 
 
-def knows_distribution(policy: torch.nn.Module) -> bool:
+def has_known_kl(policy: torch.nn.Module) -> bool:
     """Whether the exact KL of the policy's kind of action distribution is known."""
     return isinstance(getattr(unwrapped(policy), "action_dist", None), KNOWN_DISTRIBUTIONS)
 

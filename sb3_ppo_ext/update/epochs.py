@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.terms import Objective
-from sb3_ppo_ext.policies.adapter import PolicyAdapter, as_collected, unwrapped
+from sb3_ppo_ext.policies.adapter import PolicyAdapter, evaluation_mode, unwrapped
 from sb3_ppo_ext.policies.side_effects import without_trace
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
 from sb3_ppo_ext.run import Run
@@ -76,7 +76,7 @@ def refresh_advantage(run: Run, rollout: Rollout, adapter: PolicyAdapter) -> boo
     if not run.settings.recompute_advantage:
         return False
     policy = unwrapped(run.policy)
-    with as_collected(policy), without_trace(policy), torch.no_grad():
+    with evaluation_mode(policy), without_trace(policy), torch.no_grad():
         values = rollout.map_rows(adapter.values, max(CHUNK, run.settings.batch_size))
         last_values, dones = values_after(run)
     rollout.refresh_advantage(values, last_values, dones)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sb3_ppo_ext.host.sb3 import evaluates_as_sb3, forwards_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution, concatenated, exact_kl, gathered, parameters_of
-from sb3_ppo_ext.policies.adapter import PolicyAdapter, as_collected, knows_distribution, unwrapped
+from sb3_ppo_ext.policies.adapter import PolicyAdapter, evaluation_mode, has_known_kl, unwrapped
 from sb3_ppo_ext.policies.side_effects import only_computes, without_trace
 from sb3_ppo_ext.rollout.actors import Acted, Actor, EagerActor
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
@@ -51,7 +51,7 @@ class KLByPasses:
         self.found: Tensor | None = None
 
     def _distribution(self) -> ActionDistribution:
-        with as_collected(self.policy), without_trace(self.policy), torch.no_grad():
+        with evaluation_mode(self.policy), without_trace(self.policy), torch.no_grad():
             return self.adapter.distribution(self.observation)
 
     def compute(self) -> None:
@@ -128,7 +128,7 @@ class RecordingActor:
 
 
 def _needs_record(policy: ActorCriticPolicy | nn.Module) -> bool:
-    leaves = forwards_as_sb3(policy) and evaluates_as_sb3(policy) and knows_distribution(policy)
+    leaves = forwards_as_sb3(policy) and evaluates_as_sb3(policy) and has_known_kl(policy)
     return leaves and not only_computes(policy)
 
 
@@ -139,7 +139,7 @@ def probe_of(
 
     ``acted`` are the distributions that ``ActedDistributions`` has recorded.
     """
-    if run.needs_exact_kl or not (knows_distribution(run.policy) and rollout.indexable):
+    if run.needs_exact_kl or not (has_known_kl(run.policy) and rollout.indexable):
         return None
     if not eager or only_computes(unwrapped(run.policy)):
         return KLByPasses(run, rollout, adapter)

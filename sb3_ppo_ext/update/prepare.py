@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.terms import Objective
-from sb3_ppo_ext.policies.adapter import SB3Adapter, as_collected, unwrapped
+from sb3_ppo_ext.policies.adapter import SB3Adapter, evaluation_mode, unwrapped
 from sb3_ppo_ext.policies.popart import PopArtLinear, install_popart
 from sb3_ppo_ext.policies.side_effects import without_trace
 from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
@@ -28,7 +28,7 @@ def row_update(run: Run, rollout: Rollout, acted: ActionDistribution | None = No
         rollout.rows = rollout.rows._replace(distribution=acted)
     elif run.needs_exact_kl:
         policy = unwrapped(run.policy)
-        with as_collected(policy), without_trace(policy):
+        with evaluation_mode(policy), without_trace(policy):
             rollout.remember_distributions(adapter.distribution, max(CHUNK, run.settings.batch_size))
     prefer_foreach(run.policy.optimizer)
     head = popart_head(run)

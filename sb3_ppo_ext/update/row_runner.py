@@ -12,7 +12,7 @@ from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution
 from sb3_ppo_ext.objective.statistics import Measurement, measurement_of, statistics_of, statistics_of_all
-from sb3_ppo_ext.policies.adapter import PolicyAdapter, knows_distribution, unwrapped
+from sb3_ppo_ext.policies.adapter import PolicyAdapter, has_known_kl, unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.eager import EagerRunner, RowGradients, backward
@@ -87,4 +87,4 @@ class WithoutEntropyGradient:
 def entropy_gradient_is_zero(run: Run) -> bool:
     """Whether the entropy has the weight 0, and every parameter a gradient of another term."""
     policy = unwrapped(run.policy)
-    return evaluates_as_sb3(policy) and knows_distribution(policy) and not run.knobs.is_on("ent_coef")
+    return evaluates_as_sb3(policy) and has_known_kl(policy) and not run.knobs.is_on("ent_coef")

@@ -133,10 +133,10 @@ def test_plain_ppo_loads_the_model_with_its_values_and_hands_it_back(tmp_path: P
     plain = PPOX.load(tmp_path / "ppox", env=Toy(), normalize_value=False)
     other = PPO("MlpPolicy", Toy(), n_steps=64)
     other.set_parameters(model.get_parameters())  # type: ignore[arg-type]
-    for one in (ppo, plain, other):
-        assert type(one.policy.value_net) is nn.Linear
-        torch.testing.assert_close(values_of(one.policy), values_of(model.policy), rtol=0, atol=0)
-        one.learn(64)
+    for loaded in (ppo, plain, other):
+        assert type(loaded.policy.value_net) is nn.Linear
+        torch.testing.assert_close(values_of(loaded.policy), values_of(model.policy), rtol=0, atol=0)
+        loaded.learn(64)
     ppo.save(tmp_path / "ppo")
     back = PPOX.load(tmp_path / "ppo", env=Toy(), normalize_value=True)
     torch.testing.assert_close(values_of(back.policy), values_of(ppo.policy), rtol=0, atol=0)

@@ -126,22 +126,24 @@ SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "see
 
 
 def model_of(
-    algorithm: Callable[..., Any], extractor: type[Extractor] | None, action: str = "discrete", **own: Any
+    algorithm: Callable[..., Any], extractor: type[Extractor] | None, action: str = "discrete", **options: Any
 ) -> Any:
     global GLOBAL_GENERATOR
     GLOBAL_GENERATOR = np.random.default_rng(0)
     if extractor is not None:
         extractor.calls = 0
     kwargs: Any = {} if extractor is None else {"features_extractor_class": extractor}
-    return algorithm(own.pop("policy", "MlpPolicy"), Toy(action=action), policy_kwargs=kwargs, **{**SETTINGS, **own})
+    return algorithm(
+        options.pop("policy", "MlpPolicy"), Toy(action=action), policy_kwargs=kwargs, **{**SETTINGS, **options}
+    )
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_default_knobs_are_ppo_bit_for_bit_whatever_a_module_does(extractor: type[Extractor]) -> None:
     models, calls = [], []
     cases: list[tuple[Any, dict[str, Any]]] = [(PPO, {}), (PPOX, {"compile": False})]
-    for algorithm, own in cases:
-        models.append(model_of(algorithm, extractor, "box", **own).learn(96))
+    for algorithm, options in cases:
+        models.append(model_of(algorithm, extractor, "box", **options).learn(96))
         calls.append(extractor.calls)
     assert_same_parameters(*models)
     assert calls[0] == calls[1]
@@ -151,11 +153,11 @@ def test_default_knobs_are_ppo_bit_for_bit_whatever_a_module_does(extractor: typ
 
 
 @pytest.mark.parametrize(
-    "own", [{"target_kl": 1e-4}, {"use_sde": True, "sde_sample_freq": 4}, {"batch_size": 24}], ids=str
+    "options", [{"target_kl": 1e-4}, {"use_sde": True, "sde_sample_freq": 4}, {"batch_size": 24}], ids=str
 )
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-def test_so_they_are_when_epochs_end_early_or_exploration_is_drawn_anew(own: dict[str, Any]) -> None:
-    assert_same_parameters(*(model_of(algorithm, Torch, "box", **own).learn(96) for algorithm in (PPO, PPOX)))
+def test_so_they_are_when_epochs_end_early_or_exploration_is_drawn_anew(options: dict[str, Any]) -> None:
+    assert_same_parameters(*(model_of(algorithm, Torch, "box", **options).learn(96) for algorithm in (PPO, PPOX)))
 
 
 class Hooked(ActorCriticPolicy):
@@ -180,8 +182,8 @@ class Hooked(ActorCriticPolicy):
 def test_hooks_are_called_as_often_as_by_ppo(kinds: tuple[str, ...]) -> None:
     models = []
     cases: list[tuple[Any, dict[str, Any]]] = [(PPO, {}), (PPOX, {"compile": False})]
-    for algorithm, own in cases:
-        model = model_of(algorithm, None, policy=Hooked, **own)
+    for algorithm, options in cases:
+        model = model_of(algorithm, None, policy=Hooked, **options)
         if "forward" not in kinds:
             model.policy.mlp_extractor.policy_net[2]._forward_hooks.clear()
         models.append(model.learn(96))
@@ -211,7 +213,7 @@ def test_a_controller_sees_the_kl_to_the_distributions_that_acted() -> None:
     assert Extractor.calls == 32 + 3 + 1 + 1  # steps, values at three time limits and after the last step, minibatch
 
 
-@pytest.mark.parametrize("extractor", [one for one in EXTRACTORS if one not in (GlobalGenerator, OfTheClass)])
+@pytest.mark.parametrize("extractor", [kind for kind in EXTRACTORS if kind not in (GlobalGenerator, OfTheClass)])
 def test_a_pass_without_trace_leaves_streams_and_module_as_they_were(extractor: type[Extractor]) -> None:
     models = [model_of(PPOX, extractor, compile=False) for _ in range(2)]
     observation = torch.ones(3, 4)

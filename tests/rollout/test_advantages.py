@@ -29,11 +29,11 @@ def filled(steps: int, envs: int, seed: int, cls: type[RolloutBuffer] = RolloutB
 def test_the_bits_of_stable_baselines3(steps: int, envs: int, gamma: float, gae_lambda: float) -> None:
     for last in (torch.randn(envs, 1), torch.randn(envs)):
         dones = np.arange(envs) % 2 == 0
-        own, ours = (filled(steps, envs, 3, gamma=gamma, gae_lambda=gae_lambda) for _ in range(2))
-        own.compute_returns_and_advantage(last, dones)
+        loop, ours = (filled(steps, envs, 3, gamma=gamma, gae_lambda=gae_lambda) for _ in range(2))
+        loop.compute_returns_and_advantage(last, dones)
         compute_returns_and_advantage(ours, last, dones)
         for name in ("advantages", "returns"):
-            mine, theirs = getattr(ours, name), getattr(own, name)
+            mine, theirs = getattr(ours, name), getattr(loop, name)
             assert mine.dtype == theirs.dtype and mine.tobytes() == theirs.tobytes()
 
 
@@ -54,7 +54,7 @@ class Doubled(RolloutBuffer):
 
 
 def test_a_buffer_s_own_way_is_used() -> None:
-    own, doubled = filled(8, 2, 0), filled(8, 2, 0, Doubled)
-    for buffer in (own, doubled):
+    plain, doubled = filled(8, 2, 0), filled(8, 2, 0, Doubled)
+    for buffer in (plain, doubled):
         compute_returns_and_advantage(buffer, torch.ones(2), np.zeros(2, bool))
-    np.testing.assert_array_equal(doubled.advantages, 2 * own.advantages)
+    np.testing.assert_array_equal(doubled.advantages, 2 * plain.advantages)

@@ -18,12 +18,12 @@ from tests.environments import Toy
 SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
 
-def model_of(**own: Any) -> PPOX:
-    return PPOX("MlpPolicy", Toy(), compile=False, **{**SETTINGS, **own})
+def model_of(**options: Any) -> PPOX:
+    return PPOX("MlpPolicy", Toy(), compile=False, **{**SETTINGS, **options})
 
 
 def filled(model: PPOX, *, ended: bool) -> PPOX:
-    """A loop of the user's own: the buffer is filled and the advantages are computed, and nothing else is set."""
+    """A user's loop: the buffer is filled and the advantages are computed, and nothing else is set."""
     buffer = model.rollout_buffer
     buffer.reset()
     generator = torch.Generator().manual_seed(0)
@@ -48,12 +48,12 @@ def test_training_alone_needs_no_logger_and_records_what_it_did() -> None:
 
 
 def test_recomputing_advantages_needs_nothing_more_where_every_episode_has_ended() -> None:
-    alone, told = (filled(model_of(recompute_advantage=True), ended=True) for _ in range(2))
-    told._last_obs, told._last_episode_starts = np.full((1, 4), 9.0, np.float32), np.ones(1, bool)
-    for model in (alone, told):
+    alone, informed = (filled(model_of(recompute_advantage=True), ended=True) for _ in range(2))
+    informed._last_obs, informed._last_episode_starts = np.full((1, 4), 9.0, np.float32), np.ones(1, bool)
+    for model in (alone, informed):
         np.random.seed(0)
         model.train()
-    assert torch.equal(parameters(alone), parameters(told))
+    assert torch.equal(parameters(alone), parameters(informed))
 
 
 def test_recomputing_advantages_says_what_is_missing_before_anything_is_trained() -> None:
@@ -82,14 +82,16 @@ def test_a_buffer_that_is_not_full_is_not_trained_on(steps: int) -> None:
 
 
 @pytest.mark.parametrize("callback", ["none", "list", "object"])
-@pytest.mark.parametrize("own", [{}, {"recompute_advantage": True, "normalize_value": True}], ids=["plain", "turned"])
-def test_collecting_and_training_by_hand_is_learning(callback: str, own: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"recompute_advantage": True, "normalize_value": True}], ids=["plain", "turned"]
+)
+def test_collecting_and_training_by_hand_is_learning(callback: str, options: dict[str, Any], tmp_path: Path) -> None:
     checkpoints = CheckpointCallback(8, str(tmp_path))
-    given: Any = {"none": None, "list": [checkpoints], "object": checkpoints}[callback]
-    learned = model_of(**own).learn(48)
-    by_hand = model_of(**own)
+    callbacks: Any = {"none": None, "list": [checkpoints], "object": checkpoints}[callback]
+    learned = model_of(**options).learn(48)
+    by_hand = model_of(**options)
     for _ in range(3):
-        assert by_hand.collect_rollouts(by_hand.env, given, by_hand.rollout_buffer, by_hand.n_steps)  # type: ignore[arg-type]
+        assert by_hand.collect_rollouts(by_hand.env, callbacks, by_hand.rollout_buffer, by_hand.n_steps)  # type: ignore[arg-type]
         by_hand.train()
         by_hand.dump_logs()
     assert torch.equal(parameters(by_hand), parameters(learned))

@@ -41,10 +41,10 @@ def test_what_a_callback_keeps_is_not_overwritten() -> None:
 
 def test_the_buffer_s_arrays_are_new_for_every_rollout() -> None:
     model, _ = collected(PPOX, environments())
-    kept = {name: getattr(model.rollout_buffer, name) for name in ARRAYS}
-    before = plain(kept)
+    arrays = {name: getattr(model.rollout_buffer, name) for name in ARRAYS}
+    before = plain(arrays)
     model.learn(72)
-    assert_same(plain(kept), before)
+    assert_same(plain(arrays), before)
 
 
 class Meddler(BaseCallback):
@@ -129,7 +129,7 @@ def test_parameters_that_are_not_finite_stop_the_rollout_where_they_stop_ppo_s(a
         outcomes.append((message, model.num_timesteps))
         generators.append(torch.get_rng_state())
     assert outcomes[0] == outcomes[1]
-    assert outcomes[0][0] or torch.equal(*generators)  # nobody goes on drawing after an error
+    assert outcomes[0][0] or torch.equal(*generators)  # neither draws after an error
 
 
 def test_a_discrete_observation_and_one_environment() -> None:
@@ -144,6 +144,6 @@ def test_a_discrete_observation_and_one_environment() -> None:
 
 
 def test_recorder_tells_two_seeds_apart() -> None:
-    (_, one), (_, other) = (collected(PPOX, environments(), seed=seed) for seed in (3, 4))
+    (_, first), (_, second) = (collected(PPOX, environments(), seed=seed) for seed in (3, 4))
     with pytest.raises(AssertionError):
-        assert_same(one.calls, copy.copy(other.calls))
+        assert_same(first.calls, copy.copy(second.calls))

@@ -94,17 +94,17 @@ def test_overridden_methods_of_the_algorithm_are_called() -> None:
 
 
 class Fixed:
-    """An actor that always does the same, and thinks every state is worth 8."""
+    """An actor of one action, for which every state has the value 8."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
-        self.asked: list[int] = []
+        self.batches: list[int] = []
 
     def act(self, observation: Any) -> Acted:
         n = len(observation)
         return Acted(np.full((n, 2), 0.25), torch.full((n, 2), 0.25), torch.full((n, 1), 8.0), torch.full((n,), -1.0))
 
     def terminal_values(self, observations: list[Any]) -> list[torch.Tensor]:
-        self.asked += [len(one) for one in observations]
+        self.batches += [len(batch) for batch in observations]
         return [torch.full((1,), 8.0) for _ in observations]
 
     def last_values(self, observation: Any, dones: np.ndarray) -> torch.Tensor:
@@ -129,4 +129,4 @@ def test_another_actor_takes_the_place_of_the_policy() -> None:
     cut = np.zeros((8, 2), np.float32)
     cut[6, 0] = cut[7, 1] = 4
     np.testing.assert_allclose(buffer.rewards, 0.5 + 0.1 * steps + cut, rtol=1e-6)
-    assert len(actors) == 1 and actors[0].asked == [1, 1]
+    assert len(actors) == 1 and actors[0].batches == [1, 1]

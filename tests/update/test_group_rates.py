@@ -78,7 +78,7 @@ def test_a_file_without_ratios_leaves_those_the_policy_was_built_with(tmp_path: 
     model.save(tmp_path / "older")
     assert_one_to_ten(PPOX.load(tmp_path / "older", env=Toy()).learn(32))
     ppo = PPO(TwoRates, Toy(), learning_rate=1e-3, **SETTINGS).learn(64)
-    assert rates(ppo) == [1e-3, 1e-3]  # PPO knows one rate only
+    assert rates(ppo) == [1e-3, 1e-3]  # PPO has one rate only
     ppo.save(tmp_path / "ppo")
     assert_one_to_ten(PPOX.load(tmp_path / "ppo", env=Toy()).learn(32), 1e-3)
 
@@ -108,19 +108,22 @@ def test_groups_of_an_exchanged_optimizer_are_taken_over_with_their_ratios() -> 
     assert_one_to_ten(model.learn(32, reset_num_timesteps=False))
 
 
-@pytest.mark.parametrize(("own", "ratio"), [({}, 1.0), ({"lr": 5e-4}, 4.0), ({"lr": 5e-4, RATIO: 0.5}, 0.5)])
-def test_a_group_that_is_added_keeps_its_rate_over_the_one_in_force(own: dict[str, float], ratio: float) -> None:
+@pytest.mark.parametrize(("options", "ratio"), [({}, 1.0), ({"lr": 5e-4}, 4.0), ({"lr": 5e-4, RATIO: 0.5}, 0.5)])
+def test_a_group_that_is_added_keeps_its_rate_over_the_one_in_force(options: dict[str, float], ratio: float) -> None:
     model = falling("MlpPolicy").learn(96)
     assert rates(model) == [1e-3 / 8]
     model.policy.extra = torch.nn.Linear(2, 2)
-    model.policy.optimizer.add_param_group({"params": list(model.policy.extra.parameters()), **own})
+    model.policy.optimizer.add_param_group({"params": list(model.policy.extra.parameters()), **options})
     model.learn(32, reset_num_timesteps=False)
     assert rates(model) == pytest.approx([1e-3 / 16, ratio * 1e-3 / 16])
 
 
 def test_rates_may_be_tensors() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
-    groups = [{"params": [one], "lr": torch.tensor(rate)} for one, rate in zip(parameters, (0.5, 2.0), strict=True)]
+    groups = [
+        {"params": [parameter], "lr": torch.tensor(rate)}
+        for parameter, rate in zip(parameters, (0.5, 2.0), strict=True)
+    ]
     optimizer = torch.optim.Adam(groups)
     GroupRates(optimizer, 0.5).apply(0.25)
     assert [float(group["lr"]) for group in optimizer.param_groups] == [0.25, 1.0]
