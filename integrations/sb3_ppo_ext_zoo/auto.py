@@ -1,7 +1,8 @@
 """Importing this module adds PPOX to the stock rl_zoo3 scripts of the same process.
 
 The import is the one line of a ``custom_envs.py``: rl_zoo3 imports a module of that name from the working directory
-before it reads its command line, so ``python -m rl_zoo3.train --algo ppox`` works there, with ``ppox.yml`` and all knobs.
+before it reads its command line. So ``python -m rl_zoo3.train --algo ppox`` works there, with ``ppox.yml`` and every
+knob.
 """
 
 import sys
