@@ -120,7 +120,7 @@ def within_bounds(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
     if not isinstance(space, spaces.Box):
         return actions
     bounded: np.ndarray = (
-        model.policy.unscale_action(actions) if model.policy.squash_output else np.clip(actions, space.low, space.high)
+        model.policy.unscale_action(actions) if model.policy.squash_output else actions.clip(space.low, space.high)
     )
     return bounded
 
