@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext import arguments, model_files, rounds, streams
+from sb3_ppo_ext.checkpoints.environments import fresh_seed
 from sb3_ppo_ext.checkpoints.learning import RunCheckpoints
 from sb3_ppo_ext.checkpoints.resumption import resumed
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
@@ -283,7 +284,8 @@ class PPOX(PPO):
         around = streams.states_while_learning()
         model = super().load(path, *args, **kwargs)
         warn_of_start(model.action_space)
-        streams.after_loading(model, around)
+        if streams.after_loading(model, around) and model.env is not None:
+            model.env.seed(fresh_seed(model.seed, model.num_timesteps))  # else its first episodes come once more
         return model
 
     def set_random_seed(self, seed: int | None = None) -> None:

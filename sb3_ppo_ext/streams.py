@@ -71,12 +71,18 @@ def _states_of(model: Any) -> dict[str, Any] | None:
     return None if model.seed is None else random_state(model.seed)
 
 
-def after_loading(model: Any, around: dict[str, Any] | None) -> None:
-    """Puts the streams in place from which a saved model goes on; or back those of the model that learns ``around``."""
+def after_loading(model: Any, around: dict[str, Any] | None) -> bool:
+    """Puts the streams in place from which a saved model goes on; or back those of the model that learns ``around``.
+
+    Whether the model goes on from saved streams, at once or when it learns.
+    """
+    state = model._random_state
+    continues = state is not None and state["seed"] == model.seed
     if around is not None:
         if model.seed is not None:
             restore_random_state(around)
-        return
-    state, model._random_state = model._random_state, None
-    if state is not None and state["seed"] == model.seed:
+        return continues
+    model._random_state = None
+    if continues:
         restore_random_state(state)
+    return continues

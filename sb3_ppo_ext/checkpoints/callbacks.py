@@ -23,8 +23,8 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_ppo_ext.checkpoints.environments import prepare_environments, restore_environments, save_environments
 from sb3_ppo_ext.checkpoints.plain import is_plain
-from sb3_ppo_ext.checkpoints.plain_environments import restore_environments, save_environments
 from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
 from sb3_ppo_ext.monitoring.checkpoints import with_children
 from sb3_ppo_ext.saving import save_atomically
@@ -85,6 +85,9 @@ def _arguments_of_known_classes(kind: type) -> Iterator[str]:
 def warn_of_left_out(callback: BaseCallback) -> None:
     """Names the attributes of users' callbacks that a resumed run will find as they are made."""
     for child in stateful(callback):
+        for env in vars(child).values():
+            if isinstance(env, VecEnv):
+                prepare_environments(env)
         if type(child).__module__.split(".")[0] in OWN_PACKAGES or _saves_itself(child):
             continue
         left_out = [name for name, value in _attributes(child) if _may_be_state(value)]

@@ -12,6 +12,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_ppo_ext.checkpoints.callbacks import check_callbacks, warn_of_left_out
+from sb3_ppo_ext.checkpoints.environments import prepare_environments
 from sb3_ppo_ext.checkpoints.folder import stored
 from sb3_ppo_ext.checkpoints.lock import locked
 from sb3_ppo_ext.checkpoints.partial_rollout import can_be_saved
@@ -39,6 +40,7 @@ class RunCheckpoints:
         self._skipped = 0  # iterations of the run that the learn() that runs has not made itself
         self._log_interval: Any = 1
         self._pace = Pace()
+        self._said: list[str] = []  # of what is not restored exactly
 
     def arranged(self, model: Any, call: LearnCall, settings: Checkpoints | None) -> LearnCall | None:
         """The arguments for Stable-Baselines3's ``learn()``; None for a resumed run that is finished."""
@@ -68,6 +70,7 @@ class RunCheckpoints:
         with locked(writer.run), self._stop.noticed(writer.settings.signals):
             self._check_folder(writer, call)
             writer.begin()
+            self._warn_of_environments(prepare_environments(model.env))
             try:
                 yield
                 self._finish(model)
@@ -165,7 +168,16 @@ class RunCheckpoints:
         assert self._call is not None and self._callback is not None and self.writer is not None
         iteration = self._skipped + (self._rollouts or 0)
         settings = self.writer.settings
-        return save_state(model, self._callback, settings, call=self._call, iteration=iteration, exact=exact)
+        state = save_state(model, self._callback, settings, call=self._call, iteration=iteration, exact=exact)
+        self._warn_of_environments(state["environments"]["lines"] if exact else [])
+        return state
+
+    def _warn_of_environments(self, lines: list[str]) -> None:
+        """Says as soon as it is known what a resumed run will not find as it was."""
+        new = [line for line in lines if line not in self._said]
+        if new:
+            self._said += new
+            warnings.warn(f"resumed from a checkpoint, {'; '.join(new)}", CheckpointWarning, stacklevel=2)
 
     def _about(self, model: Any, *, finished: bool) -> dict[str, Any]:
         last = model._total_timesteps

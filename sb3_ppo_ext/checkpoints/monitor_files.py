@@ -8,8 +8,8 @@ from pathlib import Path
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_ppo_ext.checkpoints.environments import layers_in_this_process
 from sb3_ppo_ext.checkpoints.journal import Entry, bring_back, record
-from sb3_ppo_ext.checkpoints.plain_environments import layers_of
 
 
 def save_monitor_files(vec_env: VecEnv, run: Path) -> list[Entry | None]:
@@ -37,5 +37,5 @@ def _to_their_ends(vec_env: VecEnv) -> None:
 
 
 def _writers(vec_env: VecEnv) -> list[ResultsWriter]:
-    found = [vars(layer).get("results_writer") for layer in layers_of(vec_env)]
+    found = [vars(layer).get("results_writer") for layer in layers_in_this_process(vec_env)]
     return [writer for writer in found if isinstance(writer, ResultsWriter)]

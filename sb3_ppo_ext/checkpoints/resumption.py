@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_ppo_ext.checkpoints.environments import fresh_seed, restore_environments
 from sb3_ppo_ext.checkpoints.folder import stored
 from sb3_ppo_ext.checkpoints.logs import continued_logger
 from sb3_ppo_ext.checkpoints.monitor_files import restore_monitor_files
-from sb3_ppo_ext.checkpoints.plain_environments import restore_environments
 from sb3_ppo_ext.checkpoints.reading import Checkpoint, CheckpointWarning, required
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
 from sb3_ppo_ext.checkpoints.state import LearnCall, restore_watch
@@ -123,16 +122,9 @@ def _check_env(env: Any, run: Path, found: Checkpoint) -> None:
 
 def _restore_environments(model: Any, state: dict[str, Any]) -> list[str]:
     """The environments as they were, or new episodes that are not the run's first ones again; lines on what differs."""
-    if state["environments"] is not None:
-        return restore_environments(model.env, state["environments"])
-    model._last_obs = None  # so that learn() begins with a reset
-    model.env.seed(fresh_seed(model.seed, model.num_timesteps))
-    return []
-
-
-def fresh_seed(seed: int | None, num_timesteps: int) -> int | None:
-    """The seed of new episodes after so many timesteps: that of the run would give its first ones again."""
-    if seed is None:
-        return None
-    state = np.random.SeedSequence([seed % 2**32, num_timesteps]).generate_state(1)
-    return int(state[0]) >> 1  # environments count up from it, and stay below 2**32
+    saved = state["environments"]
+    lines = None if saved is None else restore_environments(model.env, saved)
+    if lines is None or lines.new_episodes:
+        model._last_obs = None  # so that learn() begins with a reset
+        model.env.seed(fresh_seed(model.seed, model.num_timesteps))
+    return lines or []

@@ -11,10 +11,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_ppo_ext.checkpoints.callbacks import advance_progress_bars, restore_callbacks, save_callbacks
+from sb3_ppo_ext.checkpoints.environments import save_environments
 from sb3_ppo_ext.checkpoints.logs import restore_pending, save_logger
 from sb3_ppo_ext.checkpoints.monitor_files import save_monitor_files
 from sb3_ppo_ext.checkpoints.partial_rollout import restore_partial_rollout, save_partial_rollout
-from sb3_ppo_ext.checkpoints.plain_environments import save_environments
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
 from sb3_ppo_ext.saving import random_state, restore_random_state
 
