@@ -37,14 +37,8 @@ from sb3_ppo_ext.update.optimizers import GroupRates, rates_of
 from sb3_ppo_ext.update.training import Trained
 from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
 
-OF_THIS_PROCESS = (
-    "_family",
-    "_monitor",
-    "_engines",
-    "_checkpoints",
-    "_seconds",
-    "last_update",
-)  # attributes that are not saved
+# Attributes that are not saved.
+OF_THIS_PROCESS = ("_family", "_monitor", "_engines", "_checkpoints", "_seconds", "last_update")
 
 SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
 

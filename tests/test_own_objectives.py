@@ -203,7 +203,7 @@ def test_a_saved_model_asks_for_its_objective_to_be_registered(tmp_path: Path) -
         ),
         (
             {"surrogate": "none", "clip_range_high": 0.3},
-            r'only surrogate="clip" or .*"twin" or "capped" has an upper clip',
+            r'only surrogate="clip" or .*"twin" or "capped" has a use for it',
         ),
         ({"kl_estimator": "cubes"}, r"kl_estimator='cubes': one of 'exact', 'k1', 'k2', 'k3', 'squares' is needed"),
         ({"value_error": "cubed"}, r"value_error='cubed': one of 'l2', 'l1', 'smooth_l1', 'squared', 'huber' is"),
