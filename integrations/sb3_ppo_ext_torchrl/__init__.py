@@ -13,9 +13,18 @@ if _missing:
         '  pip install "sb3_ppo_ext[torchrl]"'
     )
 
-from sb3_ppo_ext_torchrl.loss import PPOXLoss  # noqa: E402  # after the check, so that its message comes first
+from sb3_ppo_ext_torchrl.loop_checkpoints import LoopCheckpoints  # noqa: E402  # after the check, so that its message comes first
+from sb3_ppo_ext_torchrl.loss import PPOXLoss  # noqa: E402
 from sb3_ppo_ext_torchrl.modules import actor_module, critic_module  # noqa: E402
 from sb3_ppo_ext_torchrl.policy import TorchRLPolicy  # noqa: E402
 from sb3_ppo_ext_torchrl.scheduling import KnobScheduler, KnobSchedulerHook  # noqa: E402
 
-__all__ = ["KnobScheduler", "KnobSchedulerHook", "PPOXLoss", "TorchRLPolicy", "actor_module", "critic_module"]
+__all__ = [
+    "KnobScheduler",
+    "KnobSchedulerHook",
+    "LoopCheckpoints",
+    "PPOXLoss",
+    "TorchRLPolicy",
+    "actor_module",
+    "critic_module",
+]

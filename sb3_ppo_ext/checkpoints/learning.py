@@ -38,13 +38,13 @@ class RunCheckpoints:
         self._callback: BaseCallback | None = None
         self._rollouts: int | None = None  # that the learn() that runs has trained on; None before the first
         self._skipped = 0  # iterations of the run that the learn() that runs has not made itself
-        self._log_interval: Any = 1
+        self._log_interval: int | None = None  # of a resumed run, whose iterations are counted on
         self._pace = Pace()
         self._said: list[str] = []  # of what is not restored exactly
 
     def arranged(self, model: Any, call: LearnCall, settings: Checkpoints | None) -> LearnCall | None:
         """The arguments for Stable-Baselines3's ``learn()``; None for a resumed run that is finished."""
-        self._rollouts, self._skipped, self._log_interval = None, 0, call.log_interval
+        self._rollouts, self._skipped, self._log_interval = None, 0, None
         if self.resumed is None:
             self._call = call
             self._writes = settings is not None
@@ -101,9 +101,10 @@ class RunCheckpoints:
 
     def iteration_to_log(self, iteration: int) -> int | None:
         """The number in the run of an iteration of the ``learn()`` that runs; None where it is not to be logged."""
-        if iteration == 0 or self._skipped == 0:  # 0: a callback logs
+        if iteration == 0 or self._log_interval is None:  # 0: a callback logs
             return iteration
-        return None if (iteration + self._skipped) % self._log_interval else iteration + self._skipped
+        number = iteration + self._skipped
+        return None if number % self._log_interval else number
 
     def before_rollout(self, model: Any) -> int:
         """Between two updates. Returns how many steps a resumed rollout has already."""

@@ -7,6 +7,7 @@ checkpoint. Tables and texts are cut off where they were and appended to.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,18 @@ class ContinuedTensorBoard(TensorBoardOutputFormat):
     def __init__(self, folder: str, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _wait_for_a_later_name(Path(folder))
         self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
         self._is_closed = False
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads files in the order of their names, which begin with the second in which they were made."""
+    numbers = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+    newest = max((int(number) for number in numbers if number.isdigit()), default=0)
+    wait = newest + 1 - time.time()
+    if 0 < wait <= 1:  # more if the clock was set back
+        time.sleep(wait)
 
 
 class ContinuedCSV(CSVOutputFormat):

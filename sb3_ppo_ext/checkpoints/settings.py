@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sb3_ppo_ext.checkpoints.folder import stored
+
 UNITS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}  # seconds
 FORM = re.compile(r"\s*([0-9.]+(?:e[-+]?[0-9]+)?)\s*([a-z]+)\s*")
 
@@ -40,6 +42,10 @@ class Checkpoints:
             raise ValueError(f"keep={self.keep!r}: a whole number of checkpoints, at least 1, is needed")
         if not isinstance(self.signals, bool):
             raise ValueError(f"signals={self.signals!r}: True or False is needed")
+
+    def exist(self) -> bool:
+        """Whether the folder has checkpoints: then ``PPOX.resume`` goes on with the run, and no other begins there."""
+        return bool(stored(self.run))
 
     @property
     def run(self) -> Path:

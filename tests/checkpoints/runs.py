@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from sb3_ppo_ext import PPOX, Checkpoints
 from tests.environments import ACTIONS, OBSERVATIONS
+from tests.event_files import events
 
 SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "device": "cpu", "compile": False}
 
@@ -106,6 +108,9 @@ def trained(
                 model.learn(total, callback, checkpoint=every_update(folder), **options)
         except Stopped:
             begun = True
+            model.logger.close()
+            assert model.env is not None
+            model.env.close()
     return model, callback
 
 
@@ -126,3 +131,22 @@ def assert_same(resumed: PPOX, unbroken: PPOX) -> None:
     assert resumed.knobs.state_dict() == unbroken.knobs.state_dict()
     for name in ("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining"):
         assert getattr(resumed, name) == getattr(unbroken, name), name
+
+
+TIMES = {"time/fps", "time/time_elapsed"}  # what no two runs have in common
+
+
+def points(folder: Path) -> list[tuple[str, int, float]]:
+    """Tag, step and value of all scalars, as TensorBoard reads them."""
+    runs = sorted((folder / "tb").iterdir())
+    assert len(runs) == 1
+    accumulator = events(runs[0])
+    tags = accumulator.Tags()["scalars"]
+    found = [(tag, event.step, event.value) for tag in tags for event in accumulator.Scalars(tag)]
+    return sorted(point for point in found if point[0] not in TIMES)
+
+
+def episodes(folder: Path) -> tuple[str, list[tuple[str, str]]]:
+    with (folder / "0.monitor.csv").open() as file:
+        header = file.readline()
+        return header, [(row["r"], row["l"]) for row in csv.DictReader(file)]

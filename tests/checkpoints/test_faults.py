@@ -151,6 +151,7 @@ def test_two_trainings_cannot_have_one_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_has_a_run_is_not_given_to_another(tmp_path: Path) -> None:
     made().learn(32, checkpoint=Checkpoints(tmp_path))
+    assert Checkpoints(tmp_path).exist() and not Checkpoints(tmp_path / "other").exist()
     with pytest.raises(ValueError, match=r"holds checkpoints of a run.*step_000000000032.*PPOX.resume"):
         made().learn(32, checkpoint=Checkpoints(tmp_path))
     assert [path.name for path in stored(tmp_path)] == ["step_000000000032"]
