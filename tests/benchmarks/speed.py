@@ -203,7 +203,9 @@ def main() -> None:
     parser.add_argument("--sbx-python", type=Path, metavar="PATH")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default="", metavar="TEXT", help="the rows whose name contains it")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="rows whose name contains it, without the starts"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -216,11 +218,13 @@ def main() -> None:
     for case in cases:
         print(f"{case.name} ...", file=sys.stderr, flush=True)
         figures[case.name] = measured(case, options.repeats, options.sbx_python)
-    print("starts of new processes ...", file=sys.stderr, flush=True)
-    start = startup.measured()
     print_tables(figures, cases)
-    startup.print_table(start)
-    write_json(options.json, {"learn": figures, "startup": start})
+    write_json(options.json, {"learn": figures})
+    if not options.only:
+        print("starts of new processes ...", file=sys.stderr, flush=True)
+        start = startup.measured()
+        startup.print_table(start)
+        write_json(options.json, {"learn": figures, "startup": start})
 
 
 if __name__ == "__main__":
