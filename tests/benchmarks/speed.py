@@ -203,9 +203,7 @@ def main() -> None:
     parser.add_argument("--sbx-python", type=Path, metavar="PATH")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--only", default="", metavar="TEXT", help="rows whose name contains it, without the starts"
-    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains it, without the starts")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
