@@ -20,7 +20,7 @@ from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.update.prepare import row_update
 from sb3_ppo_ext.update.step import COLUMNS, exceeds
-from tests.cases import CASES, OF_PPOX
+from tests.cases import CASES
 from tests.environments import Toy
 from tests.rollout_buffers import Doubling
 
@@ -59,14 +59,15 @@ def graphs_made(model: PPOX) -> int:
 
 def updated(name: str, *, compile: bool) -> PPOX:
     """The model after the update from one rollout, which is collected eagerly in either case."""
-    model = model_of(name, compile=False)
+    model = model_of(name, compile=compile)
+    model._engines.actor_refused = True
     _, callback = model._setup_learn(64)
     callback.on_training_start({}, {})
     assert model.env is not None
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     model._update_current_progress_remaining(model.num_timesteps, 64)
-    model.compile = compile
     model.train()
+    assert bool(graphs_made(model)) is compile
     return model
 
 
@@ -101,7 +102,7 @@ def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_upd
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("name", OF_PPOX)
+@pytest.mark.parametrize("name", ["clip schedule", "everything"])  # 20 s each where nothing is compiled yet
 def test_one_rollouts_update_agrees_with_the_eager_one(name: str) -> None:
     assert_same_update(name)
 
