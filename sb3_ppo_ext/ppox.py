@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from stable_baselines3 import PPO
@@ -14,33 +14,26 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import Self
 
-from sb3_ppo_ext import arguments, model_files, rounds, streams
+from sb3_ppo_ext import arguments, construction, model_files, rounds, streams
 from sb3_ppo_ext.checkpoints.environments import fresh_seed
 from sb3_ppo_ext.checkpoints.learning import RunCheckpoints
-from sb3_ppo_ext.checkpoints.resumption import resumed
+from sb3_ppo_ext.checkpoints.resumption import resume
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
 from sb3_ppo_ext.checkpoints.state import LearnCall
-from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
-from sb3_ppo_ext.engines.family import family_of
+from sb3_ppo_ext.engines.family import Family
 from sb3_ppo_ext.engines.selection import EngineChoice
-from sb3_ppo_ext.knobs.knob_set import SavedControllers, knobs_of, parse_knobs
+from sb3_ppo_ext.knobs.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs.parsing import Knob
 from sb3_ppo_ext.knobs.table import ADDED
 from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
-from sb3_ppo_ext.policies.popart import install_popart
-from sb3_ppo_ext.rollout.by_hand import prepare_logs
 from sb3_ppo_ext.run import Run, run_of
 from sb3_ppo_ext.saving import File, save_atomically
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
-from sb3_ppo_ext.update.optimizers import GroupRates, rates_of
+from sb3_ppo_ext.update.optimizers import rates_of
 from sb3_ppo_ext.update.training import Trained
 from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
-
-# Attributes that are not saved.
-OF_THIS_PROCESS = ("_family", "_monitor", "_engines", "_checkpoints", "_seconds", "last_update")
-
-SelfPPOX = TypeVar("SelfPPOX", bound="PPOX")
 
 
 class PPOX(PPO):
@@ -54,9 +47,8 @@ class PPOX(PPO):
     are knobs: each takes a number, a schedule of the remaining progress, a controller, or the text or dict form of one
     (see :mod:`sb3_ppo_ext.knobs`).
 
-    :param surrogate: "clip" (Schulman et al. 2017, eq. 7), "spo" (Xie et al. 2025; ``clip_range`` is its epsilon)
-        or "none" (the unclipped ratio, for use with ``kl_coef``); or the name of one that you registered, as for
-        ``kl_estimator``, ``value_clip`` and ``value_error`` (see :mod:`sb3_ppo_ext.objective.registration`)
+    :param surrogate: "clip" (Schulman et al. 2017, eq. 7), "spo" (Xie et al. 2025), "none" (the plain ratio, for use
+        with ``kl_coef``), "dppo_kl", "dppo_binary_tv", "dppo_binary_kl", "kl_bound", "gspo", "cispo", or your own
     :param dual_clip: c > 1 bounds the loss of a bad action whose ratio explodes (Ye et al. 2020), or None
     :param kl_estimator: "exact" (from the distributions, summed over the action's dimensions), "k1", "k2" or "k3"
         (sampled), for the penalty and for what steers the controllers
@@ -65,15 +57,22 @@ class PPOX(PPO):
     :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
-    :param compile: True: update and acting run as compiled graphs, several times faster and equal to the eager ones up
-        to rounding, after some 20 s the first time on a machine (on CUDA as CUDA graphs over a rollout buffer of
-        tensors, see :mod:`sb3_ppo_ext.engines.cuda`); False: eager; "auto": compiled where the planned work is long
-        enough to repay that, else eager
+    :param compile: True: update and acting run as compiled graphs (on CUDA as CUDA graphs over a buffer of tensors),
+        several times faster and equal to the eager ones up to rounding, after some 20 s the first time on a machine;
+        False: eager; "auto": compiled where the planned work is long enough to repay that, else eager
     """
 
     clip_range_high: Knob | None
     kl_coef: Knob
     ref_kl_coef: Knob
+    divergence_limit: Knob | None
+    knobs: KnobSet
+    last_update: Trained | None
+    _family: Family
+    _monitor: RunMonitor
+    _engines: EngineChoice
+    _checkpoints: RunCheckpoints
+    _seconds: dict[str, float]
 
     def __init__(
         self,
@@ -109,35 +108,13 @@ class PPOX(PPO):
         self.compile = compile
         self._buffer_is_named = self.rollout_buffer_class is not None  # by the user
         self._controllers: SavedControllers = {}  # filled by save(), taken back by _setup_model()
-        self._random_state: dict[str, Any] | None = None  # of the streams it continues; None: those of the process
+        self._random_state: dict[str, Any] | None = None  # of its own streams; None: those of the process
         self._earlier_timesteps = 0  # of learn() calls before the last reset of num_timesteps
         if _init_setup_model:
             self._setup_model()
 
-    # load() calls it after it has put back the saved attributes and its own keyword arguments.
     def _setup_model(self) -> None:
-        parse_knobs(self)
-        arguments.check_arguments(self)
-        self._family = family_of(self.policy_class)
-        self._family.check(self)
-        arguments.check_compilable(self, self._family.compilable)
-        self.rollout_buffer_class = self.rollout_buffer_class or self._family.buffer_class
-        with streams.seeding(self):
-            super()._setup_model()
-        prepare_logs(self)
-        self._rates = GroupRates(self.policy.optimizer, self.lr_schedule(1.0))  # as the policy has read it
-        self.knobs = knobs_of(self)
-        self.knobs.load_state_dict(self._controllers)
-        self._controllers = {}
-        arguments.check_exact_kl(self)
-        arguments.check_buffer(self)
-        self._monitor = RunMonitor()
-        self._engines = EngineChoice(self._family)
-        self._checkpoints = RunCheckpoints()
-        self._seconds: dict[str, float] = {}
-        self.last_update: Trained | None = None
-        if self.normalize_value:
-            install_popart(self.policy)
+        construction.set_up(self, super()._setup_model)
 
     _wrap_env = staticmethod(wrapped_environment)  # called by the constructor, set_env() and load()
 
@@ -173,9 +150,6 @@ class PPOX(PPO):
         """Updates policy and value function from the rollout that was collected last."""
         self.last_update = rounds.update(self)
 
-    def _count_epoch(self) -> None:
-        self._n_updates += 1
-
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -183,7 +157,7 @@ class PPOX(PPO):
         return rounds.collect(self, super().collect_rollouts, env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
-        self: SelfPPOX,
+        self,
         total_timesteps: int | None = None,
         callback: MaybeCallback = None,
         log_interval: int | None = 1,
@@ -191,7 +165,7 @@ class PPOX(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
         checkpoint: Checkpoints | None = None,
-    ) -> SelfPPOX:
+    ) -> Self:
         """As :meth:`PPO.learn`; the last update is logged too.
 
         :param total_timesteps: needed for all but a model from ``resume``, which finishes its run
@@ -207,28 +181,9 @@ class PPOX(PPO):
             return super().learn(*call)
 
     @classmethod
-    def resume(
-        cls: type[SelfPPOX],
-        folder: str | pathlib.Path,
-        env: GymEnv | str,
-        callback: MaybeCallback = None,
-        *,
-        total_timesteps: int | None = None,
-        **kwargs: Any,
-    ) -> SelfPPOX:
-        """The model of a run that was saved by ``learn(checkpoint=...)``; its ``learn()`` finishes the run.
-
-        It ends as if the run had never stopped, bit for bit on the same kind of machine. The newest usable checkpoint
-        of the folder is taken; what could not be brought back, an environment say, is named in a warning.
-
-        :param folder: that of the run
-        :param env: made as for the run, with the same wrappers
-        :param callback: the callbacks of the run, in their order
-        :param total_timesteps: to train to another end than the run's; schedules follow
-        :param kwargs: as for ``load``
-        """
-        model: SelfPPOX = resumed(cls, folder, env, callback, total_timesteps, kwargs)
-        return model
+    def resume(cls, folder: str | Path, env: GymEnv | str, callback: MaybeCallback = None, **kwargs: Any) -> Self:
+        """The model of a run that ``learn(checkpoint=...)`` saved; see :func:`.resumption.resume` for ``kwargs``."""
+        return resume(cls, folder, env, callback, **kwargs)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """As :meth:`PPO.dump_logs`; in a resumed run, iterations are those of the run."""
@@ -245,10 +200,7 @@ class PPOX(PPO):
         return last_timestep, callback
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        run = self._run()
-        self._engines.decide(run, self._total_timesteps)
-        if not self._buffer_is_named:  # before callbacks are to find the one that will be filled
-            exchange_buffer(self.rollout_buffer, on_device=self._engines.keeps_rollouts_on_device(run))
+        construction.choose_engine(self)
         all_callbacks = super()._init_callback(callback, progress_bar)
         self._checkpoints.check_callbacks(all_callbacks)
         return all_callbacks
@@ -269,11 +221,11 @@ class PPOX(PPO):
             save_atomically(path, lambda file: super(PPOX, self).save(file, exclude, include))
 
     @classmethod
-    def load(cls: type[SelfPPOX], path: File, *args: Any, **kwargs: Any) -> SelfPPOX:
+    def load(cls, path: File, *args: Any, **kwargs: Any) -> Self:
         """As :meth:`PPO.load`; a seeded model continues its random streams where ``save`` found them.
 
-        Loaded while another model learns, it does so when it learns itself: that one's streams stay where they are. Own
-        arguments given here take effect; a controller given with the settings it was saved with continues.
+        Loaded while another model learns, it does so when it learns itself. Arguments given here take effect; a
+        controller given with the settings it was saved with continues.
         """
         around = streams.states_while_learning()
         model = super().load(path, *args, **kwargs)
@@ -289,7 +241,7 @@ class PPOX(PPO):
         super().set_random_seed(seed)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "knobs", "_rates", *OF_THIS_PROCESS]
+        return [*super()._excluded_save_params(), "knobs", "_rates", *construction.OF_THIS_PROCESS]
 
 
 # For ``help`` and editors: what ``*args`` and ``**kwargs`` are.

@@ -44,10 +44,14 @@ def update(model: Any) -> Trained:
     run, family = model._run(), model._family
     model._monitor.before_update()
     model.policy.set_training_mode(True)
+
+    def count_epoch() -> None:
+        model._n_updates += 1
+
     with training(run):
         rollout = family.rollout(run)
         runner = model._engines.runner(run, rollout, family.update(run, rollout))
-        trained = train_on(run, rollout, runner, model._count_epoch)
+        trained = train_on(run, rollout, runner, count_epoch)
     records = record_update(run, rollout, trained, family.records(run, rollout), model.logger)
     model._monitor.after_update(model, family.findings(run, rollout, records))
     step_controllers(run, "rollout", trained.epochs[-1], rollout)

@@ -19,6 +19,7 @@ FLOORS = [
     {"update", "tensordicts", "arguments"},
     {"engines", "monitoring"},
     {"rounds", "checkpoints"},
+    {"construction"},
     {"ppox", "language"},
     {"__init__"},
 ]

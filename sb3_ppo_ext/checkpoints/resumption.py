@@ -6,10 +6,11 @@ import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext.checkpoints.environments import fresh_seed, restore_environments
@@ -20,6 +21,8 @@ from sb3_ppo_ext.checkpoints.reading import Checkpoint, CheckpointWarning, requi
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
 from sb3_ppo_ext.checkpoints.state import LearnCall, restore_watch
 from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
+
+Model = TypeVar("Model", bound=BaseAlgorithm)
 
 
 @dataclass
@@ -81,21 +84,33 @@ class Resumed:
         return CheckpointWriter(settings or own, self.manifest["run"])
 
 
-def resumed(
-    cls: Any,
+def resume(
+    cls: type[Model],
     folder: str | Path,
-    env: Any,
-    callback: MaybeCallback,
-    total_timesteps: int | None,
-    arguments: dict[str, Any],
-) -> Any:
-    """See ``PPOX.resume``."""
+    env: GymEnv | str,
+    callback: MaybeCallback = None,
+    *,
+    total_timesteps: int | None = None,
+    **kwargs: Any,
+) -> Model:
+    """The model of a run that was saved by ``learn(checkpoint=...)``; its ``learn()`` finishes the run.
+
+    It ends as if the run had never stopped, bit for bit on the same kind of machine. The newest usable checkpoint of
+    the folder is taken; what could not be brought back, an environment say, is named in a warning.
+
+    :param folder: that of the run
+    :param env: made as for the run, with the same wrappers
+    :param callback: the callbacks of the run, in their order
+    :param total_timesteps: to train to another end than the run's; schedules follow
+    :param kwargs: as for ``load``
+    """
     run = Path(folder).expanduser().absolute()
     found = required(run)
     _check_class(cls, run, found)
     _check_env(env, run, found)
+    algorithm: Any = cls  # whose load() takes the name of a task, too
     state = torch.load(found.path / "state.pt", map_location="cpu", weights_only=False)
-    model = cls.load(found.path / "model.zip", env=env, force_reset=False, **arguments)
+    model = algorithm.load(found.path / "model.zip", env=env, force_reset=False, **kwargs)
     model._checkpoints.resumed = Resumed(run, stored(run)[:1], found.manifest, state, callback, total_timesteps)
     model._engines.pinned = state["compiles"]
     lines = _restore_environments(model, state)
@@ -104,8 +119,9 @@ def resumed(
     restore_watch(model, state["watch"])
     model._random_state = state["streams"]
     if lines:
-        warnings.warn(f"{run}: {'; '.join(lines)}", CheckpointWarning, stacklevel=3)
-    return model
+        warnings.warn(f"{run}: {'; '.join(lines)}", CheckpointWarning, stacklevel=2)
+    resumed: Model = model
+    return resumed
 
 
 def _check_class(cls: Any, run: Path, found: Checkpoint) -> None:

@@ -74,7 +74,7 @@ def test_a_file_without_ratios_leaves_those_the_policy_was_built_with(tmp_path: 
     model = falling().learn(96)
     for group in model.policy.optimizer.param_groups:
         del group[RATIO]
-    model._rates.ratios = lambda: []  # type: ignore[method-assign]  # as before there was one in the group
+    model._rates.ratios = lambda: []  # type: ignore[attr-defined]  # as before there was one in the group
     model.save(tmp_path / "older")
     assert_one_to_ten(PPOX.load(tmp_path / "older", env=Toy()).learn(32))
     ppo = PPO(TwoRates, Toy(), learning_rate=1e-3, **SETTINGS).learn(64)
