@@ -29,7 +29,7 @@ def test_the_signature_is_ppos_followed_by_our_own() -> None:
     own = list(inspect.signature(PPOX.__init__).parameters)
     assert own[: len(host)] == host
     assert own[len(host) :] == [
-        *("clip_range_high", "kl_coef", "ref_kl_coef"),  # knobs
+        *("clip_range_high", "kl_coef", "ref_kl_coef", "divergence_limit"),  # knobs
         *("surrogate", "dual_clip", "kl_estimator", "value_clip", "value_error", "advantage_scope"),
         *("recompute_advantage", "normalize_value", "compile", "_init_setup_model"),
     ]
