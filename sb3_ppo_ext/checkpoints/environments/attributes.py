@@ -1,4 +1,4 @@
-"""Where in the attributes of layers an object stands, and which objects stay there when a state is put back."""
+"""Paths to the objects that stay in place when a state is put back, found among the attributes of layers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PLAIN = (int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
 class Found:
     """An object that stays in place, where it was found."""
 
-    value: Any  # held, so that no other object gets its id
+    value: Any  # the reference keeps its id from being used again
     path: Path
     rule: InPlace
 
 
 @functools.lru_cache(maxsize=4096)
 def shows_its_state(kind: type) -> bool:
-    """Whether what is pickled of an object is its state: its attributes, or what a trusted package chooses."""
+    """True if the pickle of an object holds its state: all attributes, or what a trusted package chooses."""
     if issubclass(kind, PLAIN):
         return True
     for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"):
@@ -48,7 +48,7 @@ def shows_its_state(kind: type) -> bool:
 
 
 def objects_in_place(layers: list[Any]) -> dict[int, Found]:
-    """Those among the attributes of the layers, by id; the layers themselves included."""
+    """Returns the objects in place among the attributes of the layers, by id; the layers themselves are included."""
     found = {id(layer): Found(layer, (index,), UNTOUCHED) for index, layer in enumerate(layers)}
     seen = set(found)
     for index, layer in enumerate(layers):

@@ -22,10 +22,10 @@ PICTURES = ("pygame", "glfw", "OpenGL", "gymnasium.envs.mujoco.mujoco_rendering"
 
 
 class InPlace(Protocol):
-    """How the state of an object is read, and put into its counterpart."""
+    """A rule by which the state of an object is read, and put into its counterpart."""
 
     def state(self, value: Any) -> Any:
-        """What is saved."""
+        """Returns what is saved."""
 
     def restore(self, value: Any, state: Any) -> None:
         """Puts it into ``value``."""
@@ -35,7 +35,7 @@ class Untouched:
     """Functions, windows, files: they belong to the process, and there is nothing to put into them."""
 
     def state(self, value: Any) -> None:
-        """Nothing."""
+        """Returns None."""
 
     def restore(self, value: Any, state: Any) -> None:
         """Does nothing."""
@@ -46,7 +46,7 @@ class SpaceGenerators:
 
     def state(self, value: spaces.Space[Any]) -> list[Any]:
         """The state of each, None where there is no generator yet."""
-        return [None if part._np_random is None else part._np_random.bit_generator.state for part in _nested(value)]
+        return [None if space._np_random is None else space._np_random.bit_generator.state for space in _nested(value)]
 
     def restore(self, value: spaces.Space[Any], state: list[Any]) -> None:
         """Gives every space a generator in the saved state."""
@@ -84,7 +84,7 @@ def _nested(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
 
 @functools.lru_cache(maxsize=4096)
 def rule_for(kind: type) -> InPlace | None:
-    """How objects of this class stay in place; None where they are saved by value."""
+    """Returns the rule for objects of this class; None where they are saved by value."""
     if issubclass(kind, spaces.Space):
         return SPACE
     if issubclass(kind, (*CALLABLES, ResultsWriter)) or module_of(kind).startswith(PICTURES):

@@ -1,4 +1,4 @@
-"""The layers of an environment whose state is saved: its wrappers and itself, outermost first."""
+"""The layers of an environment that make up its state: its wrappers and itself, outermost first."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def put_into_layer(layer: Any, state: dict[str, Any]) -> None:
 
 
 def has_state_dict(layer: Any) -> bool:
-    """Whether its class saves its state itself."""
+    """True if the class of the layer defines ``state_dict`` and ``load_state_dict``."""
     return all(callable(getattr(type(layer), name, None)) for name in ("state_dict", "load_state_dict"))
 
 
@@ -93,7 +93,7 @@ def path_of_class(layer: Any) -> str:
 
 
 def name_of(env: Any) -> str:
-    """What an environment is called in a message: its id, or the name of its class."""
+    """Returns the name of an environment for messages: its id, or the name of its class."""
     base = env.unwrapped if isinstance(env, (gym.Env, VecEnv, VectorEnv)) else env
     spec = getattr(base, "spec", None)
     return str(spec.id) if spec is not None else type(base).__name__

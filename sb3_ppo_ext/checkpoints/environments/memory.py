@@ -1,4 +1,4 @@
-"""What is remembered of the environments of a process from one checkpoint to the next: recorders and recordings."""
+"""Recorders and recordings of the environments of a process, from one checkpoint to the next."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Memory:
         return recorder.recording
 
     def go_on(self, left_out: LeftOut, trial: Recording | None, tried: list[int]) -> None:
-        """After a restore: what was found out and recorded before does not have to be again."""
+        """Takes over, after a restore, what was found out and recorded before."""
         self.left_out.update(left_out)
         if trial is not None and self._trial_recorder is None:
             self.trial, self.tried = trial, tried

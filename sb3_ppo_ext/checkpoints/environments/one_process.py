@@ -1,7 +1,7 @@
 """The environments that live in one process, with the layers around them: saved together, so that they share objects.
 
-The ladder of each environment: its state, where all of its layers can be read; else the episode that goes on, recorded
-since its reset and repeated; else new episodes. Whatever it is, it is compared to the last bit before it counts.
+The ladder of each environment: its state, where all of its layers can be read; else its current episode, recorded since
+the reset and repeated; else new episodes. The first two are compared to the last bit before they count.
 """
 
 from __future__ import annotations

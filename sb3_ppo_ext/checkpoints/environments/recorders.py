@@ -1,4 +1,4 @@
-"""Recording environments while they are used: some steps once, or always the episode that goes on."""
+"""The recording of some steps of all environments, once, and of the current episode of one, always."""
 
 from __future__ import annotations
 
@@ -6,77 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from gymnasium.vector import VectorEnv
 
 from sb3_ppo_ext.checkpoints.environments.attributes import LEAVES
+from sb3_ppo_ext.checkpoints.environments.hooks import Recorder
 from sb3_ppo_ext.checkpoints.environments.layers import env_layers
-from sb3_ppo_ext.checkpoints.environments.recording import Recording, add_event, generators_as_bytes, new_recording
+from sb3_ppo_ext.checkpoints.environments.recording import Recording, generators_as_bytes, new_recording
 from sb3_ppo_ext.checkpoints.environments.snapshot import LeftOut
 
 LONGEST = 100_000  # steps of an episode that is recorded
 SKIPPED_STEPS, TRIAL_STEPS, TRIAL_SECONDS = 8, 32, 0.2
-
-
-class Hook:
-    """Stands in for ``step`` and ``reset`` of an environment until it is removed; a recorder is called around each."""
-
-    def __init__(self, env: Any, position: int, recorder: Recorder) -> None:
-        self.env, self.position, self._recorder = env, position, recorder
-        self._replaced = {name: vars(env)[name] for name in ("step", "reset") if name in vars(env)}
-        self._step, self._reset = env.step, env.reset
-        self._inside = False  # of a step that resets by itself
-        env.step, env.reset = self.step, self.reset
-
-    def remove(self) -> None:
-        """Gives the environment its methods back."""
-        for name in ("step", "reset"):
-            if getattr(vars(self.env).get(name), "__self__", None) is self:
-                del vars(self.env)[name]
-        vars(self.env).update(self._replaced)
-
-    def step(self, action: Any) -> Any:
-        """Steps."""
-        taken = np.array(action) if isinstance(action, np.ndarray) else action
-        return self._call(self._step, ("step", taken), (action,), {})
-
-    def reset(self, **arguments: Any) -> Any:
-        """Resets."""
-        return self._call(self._reset, ("reset", arguments), (), arguments)
-
-    def _call(self, method: Callable[..., Any], event: tuple[str, Any], args: Any, kwargs: Any) -> Any:
-        if self._inside:
-            return method(*args, **kwargs)
-        self._recorder.before(self.position, event[0])
-        self._inside = True
-        try:
-            result = method(*args, **kwargs)
-        finally:
-            self._inside = False
-        self._recorder.after(self.position, event, result)
-        return result
-
-
-class Recorder:
-    """Records what is done with environments, and what comes of it."""
-
-    def __init__(self, envs: list[Any]) -> None:
-        self.envs = envs
-        self.recording: Recording | None = None
-        self._hooks = [Hook(env, position, self) for position, env in enumerate(envs)]
-
-    def remove(self) -> None:
-        """Ends the recording."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def before(self, position: int, name: str) -> None:
-        """Before each call."""
-
-    def after(self, position: int, event: tuple[str, Any], result: Any) -> None:
-        """After each call."""
-        if self.recording is not None:
-            add_event(self.recording, (position, *event), result)
 
 
 class TrialRecorder(Recorder):
@@ -127,7 +66,7 @@ class TrialRecorder(Recorder):
 
 
 class EpisodeRecorder(Recorder):
-    """Records the episode that goes on, with what can be read of the environment before its reset.
+    """Records the current episode, with what can be read of the environment before its reset.
 
     An object that cannot be read and is there before the reset and after it may remember earlier episodes: Box2D's
     world orders contacts by them, and such an episode cannot be repeated in another world. ``obstacle`` names it then.
@@ -167,7 +106,7 @@ class EpisodeRecorder(Recorder):
 
 
 def _objects_in(value: Any) -> Iterator[tuple[int, Any]]:
-    """What is neither a container nor a plain value, in containers."""
+    """Yields the objects in containers that are neither containers nor plain values, by id."""
     if isinstance(value, (list, tuple, set, dict)):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from _objects_in(entry)

@@ -1,7 +1,7 @@
 """Steps of an environment that are recorded, to be taken again from the same state and compared to the last bit.
 
 Two things are done with them. A trial of a few steps shows, when a run is resumed, that the saved state is all there is
-of an environment of this kind. An episode, from its reset on, takes the place of a state that cannot be read.
+of these environments. An episode, from its reset on, takes the place of a state that cannot be read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _difference(envs: list[Any], recording: Recording) -> str | None:
 
 
 def _digest_of_result(name: str, result: Any, digest: int) -> int:
-    """Of observation, reward and ends; infos may hold the time of day."""
+    """Adds observation, reward and ends to a checksum; infos are left out, for they may hold the time of day."""
     return digest_of(result[:4] if name == "step" else result[0], digest)
 
 

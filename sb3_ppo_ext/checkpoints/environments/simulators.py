@@ -52,7 +52,7 @@ class MuJoCoModel:
     """The model is made by the program, and compared where the data are restored."""
 
     def state(self, value: Any) -> None:
-        """Nothing."""
+        """Returns None."""
 
     def restore(self, value: Any, state: Any) -> None:
         """Does nothing."""

@@ -71,7 +71,7 @@ class Workers:
         self.base = base
 
     def call(self, function: Callable[..., Any]) -> list[Any]:
-        """What the function gives in each worker."""
+        """Returns the result of the function in each worker."""
         if isinstance(self.base, SubprocVecEnv):
             return self.base.env_method(METHOD, Call(function))
         return list(self.base.call(METHOD, Call(function)))
@@ -88,5 +88,5 @@ class Workers:
 
 
 def workers_of(base: Any) -> Workers | None:
-    """Of the innermost layer, if it has any."""
+    """Returns the workers of the innermost layer, or None."""
     return Workers(base) if isinstance(base, (SubprocVecEnv, AsyncVectorEnv)) else None

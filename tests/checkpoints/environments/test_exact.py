@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import pytest
-from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.env_util import make_vec_env
 
 from tests.checkpoints.environments.continuing import continued, goes_on_exactly, interrupted
+from tests.checkpoints.environments.new_process import atari
 
 CLASSIC = ["CartPole-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1"]
 TOY_TEXT = ["FrozenLake-v1", "CliffWalking-v1", "Blackjack-v1"]
@@ -37,13 +36,6 @@ def test_pusher_is_cut_at_the_step_it_would_have_been() -> None:
     cut = [index for index, result in enumerate(run.results) if "TimeLimit.truncated" in result[3][0]]
     ends = [index for index in cut if run.results[index][3][0]["TimeLimit.truncated"] == "True"]
     assert ends == [69]  # its 100th step
-
-
-def atari(**arguments: Any) -> VecEnv:
-    import ale_py
-
-    gym.register_envs(ale_py)
-    return VecTransposeImage(VecFrameStack(make_atari_env("ALE/Pong-v5", 2, env_kwargs=arguments), 4))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"frameskip": (2, 5)}], ids=["sticky actions", "random frame skip"])
