@@ -75,23 +75,28 @@ def rollout_to_tensordict(
     for key, (name, trailing) in NUMBERS.items():
         numbers = _copied(getattr(buffer, name), device)
         content[key] = numbers.unsqueeze(-1) if trailing else numbers
-    starts = torch.from_numpy(buffer.episode_starts).to(device).bool().unsqueeze(-1)
-    content["is_init"] = starts
+    content["is_init"] = torch.from_numpy(buffer.episode_starts).to(device).bool().unsqueeze(-1)
     if isinstance(buffer, TokenRolloutBuffer):
         last_values, dones = _tokens(buffer, content, last_values, dones)
     if (last_values is None) != (dones is None):
         raise ValueError("last_values and dones describe the end of the rollout together: give both or neither")
     if last_values is not None and dones is not None:
-        last = _per_env("last_values", last_values.detach(), buffer).to(content["state_value"])
-        ended = _per_env("dones", torch.from_numpy(np.array(dones)), buffer).to(starts)
-        content[("next", "state_value")] = torch.cat((_of_states(content["state_value"])[1:], last))
-        content[("next", "done")] = torch.cat((starts[1:], ended))
-        content[("next", "terminated")] = content[("next", "done")].clone()
+        _add_next(content, buffer, last_values, dones)
     size = [buffer.buffer_size, buffer.n_envs]
     tensordict = TensorDict({}, batch_size=size, names=[TIME, None], device=device)
     for key, value in content.items():
         tensordict[key] = value
     return tensordict
+
+
+def _add_next(content: dict[Key, Any], buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> None:
+    """Adds value and end of each step's next state, of which only the last is not in the buffer."""
+    values, starts = content["state_value"], content["is_init"]
+    last = _per_env("last_values", last_values.detach(), buffer).to(values)
+    ended = _per_env("dones", torch.from_numpy(np.array(dones)), buffer).to(starts)
+    content[("next", "state_value")] = torch.cat((_of_states(values)[1:], last))
+    content[("next", "done")] = torch.cat((starts[1:], ended))
+    content[("next", "terminated")] = content[("next", "done")].clone()
 
 
 def _tokens(
