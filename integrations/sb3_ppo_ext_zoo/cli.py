@@ -42,12 +42,14 @@ def optimize(arguments: Sequence[str]) -> None:
 
 def _train(command: str, arguments: Sequence[str]) -> None:
     from sb3_ppo_ext_zoo.experiment import install
+    from sb3_ppo_ext_zoo.resume import run_options
     from sb3_ppo_ext_zoo.vector_environments import vec_env_as_setting
 
+    arguments, run = run_options(command, arguments)
     warn_of_idle_options(command, arguments)
     arguments = vec_env_as_setting(command, joined(command, arguments))
     register()
-    install()
+    install(run)
     from rl_zoo3.train import train as zoo_train
 
     with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(arguments)]):
@@ -61,7 +63,11 @@ def enjoy(arguments: Sequence[str]) -> None:
     register()
     from rl_zoo3.enjoy import enjoy as zoo_enjoy
 
-    with command_line("ppox enjoy", ["--algo", NAME, "--folder", LOGS, *joined("enjoy", arguments)]):
+    from sb3_ppo_ext_zoo.resume import playing, run_options
+
+    arguments, run = run_options("enjoy", arguments)
+    line = ["--algo", NAME, "--folder", LOGS, *joined("enjoy", arguments)]
+    with command_line("ppox enjoy", line), playing(run):
         zoo_enjoy()
 
 
@@ -70,7 +76,11 @@ def record_video(arguments: Sequence[str]) -> None:
     require_ppox("record-video", arguments)
     require_no_contradiction("record-video", arguments)
     register()
-    with command_line("ppox record-video", ["--algo", NAME, "--folder", LOGS, *joined("record-video", arguments)]):
+    from sb3_ppo_ext_zoo.resume import playing, run_options
+
+    arguments, run = run_options("record-video", arguments)
+    line = ["--algo", NAME, "--folder", LOGS, *joined("record-video", arguments)]
+    with command_line("ppox record-video", line), playing(run):
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")  # it is a script without a function
 
 

@@ -14,7 +14,9 @@ import yaml
 
 from sb3_ppo_ext.knobs.parsing import parse_knob
 from sb3_ppo_ext.knobs.table import KNOBS
+from sb3_ppo_ext_zoo import resume
 from sb3_ppo_ext_zoo.registration import NAME
+from sb3_ppo_ext_zoo.resume import NamedRun
 from sb3_ppo_ext_zoo.trials import require_whole_name, trial_number
 from sb3_ppo_ext_zoo.vector_environments import Environments, VectorEnvironment, parse_vec_env
 
@@ -32,6 +34,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
     custom_hyperparams: dict[str, Any] | None
     trial_id: int | None
     vec_env: VectorEnvironment | None = None
+    run: NamedRun | None = None  # set on the class while ``ppox train --run`` works
 
     def __init__(
         self, args: argparse.Namespace, algo: str, env_id: str, *rest: Any, config: str | None = None, **options: Any
@@ -40,8 +43,18 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             config = str(default_settings(env_id, self.is_atari(env_id)))
         super().__init__(args, algo, env_id, *rest, config=config, **options)
         self._creating = threading.Lock()
+        if self.run is not None:
+            self._name_folder(args, self.run)
         if algo == NAME:
             self._require_effect()
+
+    def _name_folder(self, args: argparse.Namespace, run: NamedRun) -> None:
+        """The folder has the run's name, and a run that has begun goes on with its seed."""
+        self.save_path = str(Path(self.log_path, run.name))
+        self.params_path = str(Path(self.save_path, self.env_name))
+        self.seed: int = run.seed(Path(self.save_path), args.seed)
+        args.seed = self.seed
+        self.continue_training = run.is_begun(Path(self.save_path))
 
     def _require_effect(self) -> None:
         """``ValueError`` for arguments that rl_zoo3 ignores; it would train the agent instead of searching."""
@@ -66,10 +79,25 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
             self.trial_id = None  # it is loaded
         fixed = {"policy", "policy_kwargs"} & (self.custom_hyperparams or {}).keys()
-        if fixed and self.continue_training:
+        if fixed and self.continue_training and self.run is None:
             warnings.warn(f"{', '.join(sorted(fixed))}: of no effect, the trained agent keeps its policy", stacklevel=2)
         read: tuple[dict[str, Any], dict[str, Any]] = super().read_hyperparameters()
+        if self.run is not None:
+            self.run.require_same(Path(self.save_path), {**vars(self.args), **read[1]}, self.seed)
         return read
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: Any) -> Any:
+        if self.run is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        return resume.resumed(Path(self.save_path), env, self.n_timesteps, self.device, self.verbose)
+
+    def learn(self, model: Any) -> None:
+        """As rl_zoo3's; a run with a name is saved while it trains."""
+        if self.run is None:
+            super().learn(model)
+        else:
+            checkpoints = self.run.checkpoints(Path(self.save_path))
+            resume.learn(model, self.n_timesteps, self.callbacks, self.log_interval, checkpoints)
 
     def _uses_trial(self) -> bool:
         if self.algo != NAME:
@@ -160,8 +188,12 @@ def _number(name: str, value: object) -> object:
     return int(number)
 
 
-def install() -> None:
-    """Puts ``Experiment`` in the place of rl_zoo3's class, also in a training script that is already imported."""
+def install(run: NamedRun | None = None) -> None:
+    """Puts ``Experiment`` in the place of rl_zoo3's class, also in a training script that is already imported.
+
+    The experiments that are made then are the ``run``, where one is named.
+    """
+    Experiment.run = run
     rl_zoo3.exp_manager.ExperimentManager = Experiment
     train = sys.modules.get("rl_zoo3.train")
     if train is not None:

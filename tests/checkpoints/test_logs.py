@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_ppo_ext import PPOX
 from tests.checkpoints.runs import (
@@ -76,15 +77,20 @@ def test_tables_and_lines_are_continued(tmp_path: Path) -> None:
     assert (b / "log.txt").read_text().count("total_timesteps") == (a / "log.txt").read_text().count("total_timesteps")
 
 
-def monitored(folder: Path) -> Callable[[], Any]:
-    return lambda: Monitor(walk(), str(folder / "0"))  # which truncates the file when it is made
+def monitored(folder: Path, in_worker: bool = False) -> Callable[[], Any]:
+    def env() -> Monitor[Any, Any]:
+        return Monitor(walk(), str(folder / "0"))  # which truncates the file when it is made
+
+    return (lambda: SubprocVecEnv([env], "fork")) if in_worker else env
 
 
-def test_monitor_files_keep_their_header_and_every_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_worker", [False, True])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_monitor_files_keep_their_header_and_every_row(in_worker: bool, tmp_path: Path) -> None:
     headers = []
     for name, stops in (("a", []), ("b", STOPS)):
         folder = tmp_path / name
-        env = monitored(folder)
+        env = monitored(folder, in_worker)
 
         def make(folder: Path = folder, env: Callable[[], Any] = env) -> PPOX:
             model = made(folder, env)()

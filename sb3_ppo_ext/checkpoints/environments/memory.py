@@ -57,5 +57,7 @@ class Memory:
     def go_on(self, left_out: LeftOut, trial: Recording | None, tried: list[int]) -> None:
         """Takes over, after a restore, what was found out and recorded before."""
         self.left_out.update(left_out)
-        if trial is not None and self._trial_recorder is None:
-            self.trial, self.tried = trial, tried
+        if self._trial_recorder is not None:  # its steps would be from before the restore and after it
+            self._trial_recorder.remove()
+            self._trial_recorder = None
+        self.trial, self.tried = (None, []) if trial is None else (trial, tried)
