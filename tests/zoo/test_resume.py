@@ -60,7 +60,7 @@ def stop_after(updates: int, monkeypatch: pytest.MonkeyPatch, *arguments: str) -
 
 
 def parameters(path: Path) -> torch.Tensor:
-    model = PPOX.load(path / "CartPole-v1", device="cpu")
+    model = PPOX.load(path / "CartPole-v1.zip", device="cpu")
     assert model.num_timesteps == 256
     return torch.cat([parameter.flatten() for parameter in model.policy.parameters()])
 
