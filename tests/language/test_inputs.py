@@ -107,7 +107,7 @@ def test_one_environment_at_a_time_takes_a_generator_too() -> None:
 
 
 BAD: dict[str, dict[str, Any]] = {
-    "of a table, one column": {"prompts": pd.DataFrame({"q": [[3]]})},
+    "the table has no column 'prompt' of prompts; its columns are 'q'": {"prompts": pd.DataFrame({"q": [[3]]})},
     r"prompts=\{3: 4\}": {"prompts": {3: 4}},
     "prompts=3: a list of prompts": {"prompts": 3},
     r"columns\['a'\] is 'abcd'": {"columns": {"a": "abcd"}},

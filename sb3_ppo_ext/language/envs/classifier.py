@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from sb3_ppo_ext.language.envs.prompts import RewardFunction
+from sb3_ppo_ext.language.envs.rewards import RewardFunction, accepted_columns
 from sb3_ppo_ext.language.inputs import at_least, columns_of, one_of
 from sb3_ppo_ext.language.model.adapters import has_adapter, merged
 from sb3_ppo_ext.language.model.causal_lm import widened
@@ -87,7 +87,7 @@ class ClassifierReward:
 
     def _text(self, prompt: str, response: str, columns: dict[str, Any]) -> str | tuple[str, str]:
         if not isinstance(self.text, str):
-            return self.text(prompt, response, **columns)
+            return self.text(prompt, response, **accepted_columns(self.text, columns))
         if self.text == PAIR:
             return prompt, response
         # Not str.format: prompts have braces of their own. Split, so that a "{response}" in a prompt stays one.

@@ -3,70 +3,127 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.envs.classifier import as_reward_function
-from sb3_ppo_ext.language.envs.prompts import PromptOrder, PromptSource, RewardFunction, scores_of
+from sb3_ppo_ext.language.envs.prompts import TOOLS, PromptOrder, PromptSource
+from sb3_ppo_ext.language.envs.rewards import RewardFunction, Rewards, Scores, Success, named_functions, require_taken
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, ResponseSpace, prompt_space
 from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
 from sb3_ppo_ext.language.model.end_tokens import EndTokens
 from sb3_ppo_ext.unknown_arguments import accepts_only
 
 Observation = dict[str, np.ndarray]
+OneReward = RewardFunction | PreTrainedModel
+RewardSource = OneReward | Sequence[OneReward] | Mapping[str, OneReward]
+
+
+class Scored(NamedTuple):
+    """N responses with what the task says of them."""
+
+    prompts: list[Any]
+    texts: list[Any]
+    lengths: np.ndarray  # [N], in tokens
+    cut_off: np.ndarray  # [N], True where a response did not end by itself
+    scores: Scores
+    success: np.ndarray | None  # [N], None without a rule of success
 
 
 class PromptTask:
-    """Prompts, a tokenizer, a reward function, and the spaces that follow from them."""
+    """Prompts, a tokenizer, reward functions, and the spaces that follow from them."""
 
     def __init__(
         self,
-        prompts: Iterable[Any],
-        reward_fn: RewardFunction | PreTrainedModel,
+        prompts: Any,
+        reward_fn: RewardSource,
         tokenizer: Any = None,
         *,
         max_new_tokens: int,
         max_prompt_length: int | None = None,
         long_prompts: str = "refuse",
         ended_prompts: str = "refuse",
+        prompt_column: str = "prompt",
         columns: Mapping[str, Iterable[Any]] | None = None,
+        tools: list[Any] | None = None,
+        reward_weights: Sequence[float] | Mapping[str, float] | None = None,
+        success: Success | None = None,
         vocab_size: int | None = None,
         eos_token_id: EndTokens | None = None,
         pad_token_id: int | None = None,
     ) -> None:
+        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "prompts", "columns")}
         self.vocabulary = Vocabulary.of(tokenizer, vocab_size, eos_token_id, pad_token_id)
         choices = {"long_prompts": long_prompts, "ended_prompts": ended_prompts}
-        self.source = PromptSource(prompts, self.vocabulary, max_prompt_length, columns=columns, **choices)
-        self.reward_fn = as_reward_function(reward_fn, reads_text=tokenizer is not None)
+        self.source = PromptSource(
+            prompts,
+            self.vocabulary,
+            max_prompt_length,
+            columns=columns,
+            prompt_column=prompt_column,
+            tools=tools,
+            **choices,
+        )
+        reads_text = tokenizer is not None
+        functions = {
+            name: as_reward_function(function, reads_text=reads_text)
+            for name, function in named_functions(reward_fn).items()
+        }
+        self.rewards = Rewards(functions, reward_weights, success)
+        if columns is not None:
+            named = {name: self.source.columns[name] for name in columns if name != TOOLS}
+            require_taken(named, [*functions.values(), *([success] if callable(success) else [])])
         size = self.vocabulary.size
         self.action_space = ResponseSpace(size, max_new_tokens, self.vocabulary.ends, self.vocabulary.pad)
         self.observation_space = prompt_space(size, self.source.length)
-        self.scoring_seconds = 0.0  # that ``reward_fn`` took since ``take_scoring_seconds``
+        self.scoring_seconds = 0.0  # that the reward functions took since ``take_scoring_seconds``
+        self.reward_sums: dict[str, list[float]] = {}  # by function: the sum of its scores, and how many they are
+
+    def with_prompts(self, prompts: Any, columns: Mapping[str, Iterable[Any]] | None = None) -> PromptTask:
+        """The same task with other prompts, as long as this one's at most: its observations have the same shape."""
+        return PromptTask(prompts, columns=columns, **{**self.arguments, "max_prompt_length": self.source.length})
 
     def observe(self, rows: np.ndarray) -> Observation:
         """The prompts of these rows as ids and mask, [N, P] each."""
         return {INPUT_IDS: self.source.ids[rows], ATTENTION_MASK: self.source.mask[rows]}
 
+    def scored(self, rows: np.ndarray, responses: np.ndarray) -> Scored:
+        """The responses [N, L] to the prompts of ``rows``, as text, with their scores."""
+        masks = self.action_space.mask_of(responses)
+        prompts = [self.source.texts[row] for row in rows]
+        texts = [self.vocabulary.text_of(response[mask]) for response, mask in zip(responses, masks, strict=True)]
+        columns = {name: [column[row] for row in rows] for name, column in self.source.columns.items()}
+        started = time.perf_counter()
+        scores = self.rewards(prompts, texts, columns)
+        success = self.rewards.successes(scores, prompts, texts, columns)
+        self.scoring_seconds += time.perf_counter() - started
+        return Scored(prompts, texts, masks.sum(-1), self.action_space.cut_off(responses, masks), scores, success)
+
     def score(self, rows: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Scores [N] of the responses [N, L] to the prompts of ``rows``, and the info of each response."""
-        masks = self.action_space.mask_of(responses)
-        ids = [response[mask] for response, mask in zip(responses, masks, strict=True)]
-        prompts = [self.source.texts[row] for row in rows]
-        texts = [self.vocabulary.text_of(response) for response in ids]
-        started = time.perf_counter()
-        columns = {name: [column[row] for row in rows] for name, column in self.source.columns.items()}
-        scores = scores_of(self.reward_fn, prompts, texts, columns)
-        self.scoring_seconds += time.perf_counter() - started
+        scored = self.scored(rows, responses)
+        several = scored.scores.each if len(scored.scores.each) > 1 else {}
+        for name, values in several.items():
+            total, count = self.reward_sums.get(name, (0.0, 0.0))
+            self.reward_sums[name] = [total + float(np.nansum(values)), count + float(np.isfinite(values).sum())]
         infos: list[dict[str, Any]] = []
-        cut_off = self.action_space.cut_off(responses, masks).tolist()
-        for prompt, text, cut, mask, score in zip(prompts, texts, cut_off, masks, scores, strict=True):
-            episode = {"r": float(score), "l": int(mask.sum())}
-            infos.append({"prompt": prompt, "response": text, "cut_off": cut, "episode": episode})
-        return scores, infos
+        for row, (prompt, text) in enumerate(zip(scored.prompts, scored.texts, strict=True)):
+            episode = {"r": float(scored.scores.total[row]), "l": int(scored.lengths[row])}
+            info = {"prompt": prompt, "response": text, "cut_off": bool(scored.cut_off[row]), "episode": episode}
+            if several:
+                info["scores"] = {name: _or_none(values[row]) for name, values in several.items()}
+            if scored.success is not None:
+                info["is_success"] = bool(scored.success[row])  # Stable-Baselines3 logs its rate
+            infos.append(info)
+        return scored.scores.total, infos
+
+
+def _or_none(score: float) -> float | None:
+    return None if np.isnan(score) else float(score)
 
 
 class PromptEnvironment:
@@ -85,6 +142,11 @@ class PromptEnvironment:
         """The seconds that ``reward_fn`` took since the last call of this."""
         seconds, self.task.scoring_seconds = self.task.scoring_seconds, 0.0
         return seconds
+
+    def take_reward_sums(self) -> dict[str, list[float]]:
+        """Of each of several reward functions, the sum of its scores since the last call of this, and their number."""
+        sums, self.task.reward_sums = self.task.reward_sums, {}
+        return sums
 
     def state_dict(self) -> dict[str, Any]:
         """The place among the prompts: with a model's file, what a run needs to continue as if it had never stopped."""
@@ -112,8 +174,8 @@ class PromptEnv(PromptEnvironment, gym.Env[Observation, np.ndarray]):
     @accepts_only(PromptTask.__init__)
     def __init__(
         self,
-        prompts: Iterable[Any],
-        reward_fn: RewardFunction | PreTrainedModel,
+        prompts: Any,
+        reward_fn: RewardSource,
         tokenizer: Any = None,
         *,
         max_new_tokens: int,

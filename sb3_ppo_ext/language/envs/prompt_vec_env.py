@@ -11,10 +11,9 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
-from transformers import PreTrainedModel
 
-from sb3_ppo_ext.language.envs.prompt_env import Observation, PromptEnvironment, PromptTask
-from sb3_ppo_ext.language.envs.prompts import PromptOrder, RewardFunction
+from sb3_ppo_ext.language.envs.prompt_env import Observation, PromptEnvironment, PromptTask, RewardSource
+from sb3_ppo_ext.language.envs.prompts import PromptOrder
 from sb3_ppo_ext.language.inputs import at_least
 from sb3_ppo_ext.unknown_arguments import accepts_only
 
@@ -27,11 +26,16 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     ``response``, ``cut_off`` (the response did not end by itself) and ``episode`` (``l`` counts tokens).
 
     Prompts, columns and scores come in any list, array, tensor, Series or generator, and belong together by position.
+    With ``success`` each info has ``is_success`` (``rollout/success_rate`` in the log); with several reward functions,
+    ``scores`` by function (their means are ``lm/reward/...`` in the log).
 
-    :param prompts: strings, lists of chat messages (the tokenizer's template is applied), or lists of token ids
+    :param prompts: strings, lists of chat messages (the tokenizer's template is applied), or lists of token ids; or a
+        table of them with their columns: a ``datasets.Dataset``, a DataFrame, a list of rows, or the path of a JSONL
+        file
     :param reward_fn: ``reward_fn(prompts, responses, **columns)`` gives one number per response; prompts and responses
-        are texts without special tokens, or lists of ids where there is no tokenizer; or a classifier of transformers
-        (see ``ClassifierReward``)
+        are texts without special tokens, or lists of ids where there is no tokenizer, and of the columns it gets those
+        it has parameters for; or a classifier of transformers (see ``ClassifierReward``). A list or a mapping by name
+        of several is summed; None from one of them adds nothing: it does not apply to that response
     :param tokenizer: of transformers; None where prompts are ids, which takes ``vocab_size`` and ``eos_token_id``
     :param n_envs: prompts per step
     :param max_new_tokens: the longest response
@@ -40,7 +44,14 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     :param ended_prompts: what is done with those that end with an end-of-text token of their own, after which there is
         nothing to continue: "refuse", "cut" that token off, or "keep" it, for a model whose prompts end so. What the
         tokenizer puts after every text is left off in any case
+    :param prompt_column: the column of a table that has the prompts
     :param columns: what ``reward_fn`` is to know of each prompt besides its text: name -> one value per prompt
+    :param tools: of all chats, for the template; a column "tools" has those of each. Entries of messages and tools that
+        are None, as Arrow fills them in, are left out
+    :param reward_weights: of several reward functions, in their order or by name; None: 1 each
+    :param success: which responses solve their prompts: those of at least this score, or of at least the score that a
+        mapping has for each reward function it names, or those for which a function ``(prompts, responses, **columns)``
+        returns True; None: there is no such rule
     :param eos_token_id: what ends a response, one id or several; None takes the tokenizer's. A model with a list of
         them in its ``generation_config`` needs that list here
     :param pad_token_id: what fills the slots after that; None takes the tokenizer's, or the first ``eos_token_id``
@@ -50,8 +61,8 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     @accepts_only(PromptTask.__init__)
     def __init__(
         self,
-        prompts: Iterable[Any],
-        reward_fn: RewardFunction | PreTrainedModel,
+        prompts: Any,
+        reward_fn: RewardSource,
         tokenizer: Any = None,
         *,
         n_envs: int,
@@ -59,13 +70,30 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         shuffle: bool = True,
         **options: Any,
     ) -> None:
-        self.task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
+        self._begin(
+            PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options), n_envs, shuffle
+        )
+
+    def _begin(self, task: PromptTask, n_envs: int, shuffle: bool) -> None:
+        self.task = task
         self.render_mode = None
         self.order = PromptOrder(len(self.task.source.ids), shuffle=shuffle)
         n_envs = at_least(1, "n_envs", n_envs)
         self.rows = np.zeros(n_envs, np.int64)
         self.started = time.time()
         super().__init__(n_envs, self.task.observation_space, self.task.action_space)
+
+    def held_out(
+        self, prompts: Any, columns: Mapping[str, Iterable[Any]] | None = None, n_envs: int | None = None
+    ) -> PromptVecEnv:
+        """The environment of other prompts, in their order, that is otherwise as this one: for ``EvalCallback``.
+
+        It has this one's ``max_prompt_length``, without which a policy could not read its observations. ``n_envs=None``
+        takes this one's.
+        """
+        env = PromptVecEnv.__new__(PromptVecEnv)
+        env._begin(self.task.with_prompts(prompts, columns), self.num_envs if n_envs is None else n_envs, False)
+        return env
 
     def reset(self) -> Observation:
         """The next prompts."""
@@ -132,3 +160,14 @@ def take_scoring_seconds(env: VecEnv | None) -> float | None:
     each = env.env_method("take_scoring_seconds")
     # A PromptVecEnv counts all of its rows together.
     return float(each[0] if isinstance(env.unwrapped, PromptVecEnv) else sum(each))
+
+
+def take_reward_means(env: VecEnv | None) -> dict[str, float]:
+    """The mean score since the last call by each of several reward functions, over the responses it applies to."""
+    if env is None or not env.has_attr("take_reward_sums"):
+        return {}
+    each = env.env_method("take_reward_sums")
+    sums = each[:1] if isinstance(env.unwrapped, PromptVecEnv) else each
+    names = dict.fromkeys(name for entry in sums for name in entry)
+    totals = {name: np.sum([entry[name] for entry in sums if name in entry], axis=0) for name in names}
+    return {name: float(total / count) for name, (total, count) in totals.items() if count}

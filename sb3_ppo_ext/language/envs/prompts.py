@@ -1,19 +1,18 @@
-"""Prompts of every kind as padded token ids, and reward functions of every kind as checked numbers."""
+"""Prompts of every kind as padded token ids, and the order in which they are taken."""
 
 from __future__ import annotations
 
-import math
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
+from sb3_ppo_ext.language.envs.tables import from_table
 from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
-from sb3_ppo_ext.language.inputs import at_least, columns_of, in_order, number_of, one_of
+from sb3_ppo_ext.language.inputs import at_least, columns_of, in_order, one_of
 
-RewardFunction = Callable[..., Any]  # (prompts, responses, **columns) -> one number per response
+TOOLS = "tools"  # the column of each prompt's tools, where there is one
 CHOICES = {"long_prompts": ("refuse", "cut"), "ended_prompts": ("refuse", "cut", "keep")}
 
 
@@ -27,17 +26,21 @@ class PromptSource:
         max_length: int | None,
         *,
         columns: Mapping[str, Iterable[Any]] | None,
+        prompt_column: str = "prompt",
+        tools: Any = None,
         **choices: str,
     ) -> None:
         for name, choice in choices.items():
             one_of(CHOICES[name], name, choice)
-        listed = in_order(prompts)
+        values, of_table = from_table(prompts, prompt_column)
+        listed = in_order(values)
         if listed is None:
-            raise ValueError(f"prompts={reprlib.repr(prompts)}: a list of prompts is needed (of a table, one column)")
+            raise ValueError(f"prompts={reprlib.repr(prompts)}: a list of prompts or a table with them is needed")
         if not listed:
             raise ValueError("prompts is empty: at least one is needed")
-        self.columns = columns_of(columns, len(listed))
-        ids = [vocabulary.ids_of(prompt, row) for row, prompt in enumerate(listed)]
+        self.columns = {**of_table, **columns_of(columns, len(listed))}
+        each_tools = self.columns.get(TOOLS, [None] * len(listed)) if tools is None else [tools] * len(listed)
+        ids = [vocabulary.ids_of(prompt, row, each_tools[row]) for row, prompt in enumerate(listed)]
         if choices["ended_prompts"] != "keep":
             ids = [going_on(tokens, vocabulary, row, choices["ended_prompts"]) for row, tokens in enumerate(ids)]
         self.length = max(map(len, ids)) if max_length is None else at_least(1, "max_prompt_length", max_length)
@@ -75,26 +78,6 @@ def going_on(ids: list[int], vocabulary: Vocabulary, row: int, ended_prompts: st
             'ended_prompts="cut", which takes it off; "keep" is for a model whose prompts end so'
         )
     return ids[:stop]
-
-
-def scores_of(
-    reward_fn: RewardFunction, prompts: list[Any], responses: list[Any], columns: dict[str, list[Any]]
-) -> np.ndarray:
-    """One finite score per response, as float32 [N]; ``ValueError`` names the response that has none."""
-    returned = reward_fn(prompts, responses, **columns)
-    # From a GPU all at once.
-    listed = in_order(returned.detach().cpu() if isinstance(returned, torch.Tensor) else returned)
-    if listed is None or len(listed) != len(responses):
-        what = f"a {type(returned).__name__}" if listed is None else f"{len(listed)} scores"
-        raise ValueError(f"reward_fn returned {what} for {len(responses)} responses; one number for each is needed")
-    scores = [number_of(score) for score in listed]
-    for row, score in enumerate(scores):
-        if score is None or not math.isfinite(score):
-            raise ValueError(
-                f"reward_fn returned {listed[row]!r} for response {row} of {len(responses)}, {responses[row]!r} to the "
-                f"prompt {prompts[row]!r}; a finite number is needed"
-            )
-    return np.array(scores, np.float32)
 
 
 class PromptOrder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from gymnasium import spaces
 
@@ -109,3 +111,13 @@ def require_spaces(observation: spaces.Space, action: spaces.Space) -> tuple[int
             "numbers, and the reward is to stay the raw score"
         )
     return ids.shape[0], action
+
+
+def require_prompt_length(observation: object, length: int) -> None:
+    """``ValueError`` for prompts [..., P] of an environment whose P is not the policy's ``length``."""
+    ids = observation.get(INPUT_IDS) if isinstance(observation, Mapping) else None
+    if ids is not None and ids.shape[-1] != length:
+        raise ValueError(
+            f"the prompts of this environment have {ids.shape[-1]} slots, those the policy was made for {length}: pass "
+            f"max_prompt_length={length} to it, or make it by held_out(prompts) of the training environment"
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sb3_ppo_ext.language.envs.chat import messages_of, templated_ids, tools_of
 from sb3_ppo_ext.language.inputs import at_least, in_order, whole_number_of
 from sb3_ppo_ext.language.model.end_tokens import EndTokens, end_tokens
 
@@ -43,8 +44,8 @@ class Vocabulary:
         size = at_least(1, "vocab_size", vocab_size)
         return cls(tokenizer, size, ends, ends[0] if pad is None else at_least(0, "pad_token_id", pad))
 
-    def ids_of(self, prompt: Any, row: int) -> list[int]:
-        """The token ids of one prompt; ``ValueError`` names its ``row``."""
+    def ids_of(self, prompt: Any, row: int, tools: Any = None) -> list[int]:
+        """The token ids of one prompt, its ``tools`` in the template of a chat; ``ValueError`` names its ``row``."""
         content = prompt.tolist() if hasattr(prompt, "tolist") else prompt
         content = content if isinstance(content, str) else in_order(content)
         if content is None:
@@ -52,7 +53,10 @@ class Vocabulary:
         if isinstance(content, str) or (content and isinstance(content[0], Mapping)):
             if self.tokenizer is None:
                 raise ValueError(f"prompt {row} is text: a tokenizer is needed, or token ids")
-            content = self._ids_of_text(content, row) if isinstance(content, str) else self._ids_of_chat(content, row)
+            if isinstance(content, str):
+                content = self._ids_of_text(content, row)
+            else:
+                content = self._ids_of_chat(content, row, tools)
         return self._checked(content, f"prompt {row}")
 
     def ids_of_continuation(self, text: str, what: str) -> list[int]:
@@ -93,19 +97,13 @@ class Vocabulary:
             )
         return ids
 
-    def _ids_of_chat(self, messages: Sequence[Mapping[str, Any]], row: int) -> list[int]:
-        """The ids by the tokenizer's template, which writes the special tokens itself: they are not added again."""
+    def _ids_of_chat(self, messages: Sequence[Any], row: int, tools: Any) -> list[int]:
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"prompt {row} is chat messages, and the tokenizer has no chat_template: set it, or write the prompts "
                 "as text"
             )
-        for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-                raise ValueError(f"prompt {row} has the message {message!r}: one with 'role' and 'content' is needed")
-        applied = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
-        ids: list[int] = applied["input_ids"]
-        return ids
+        return templated_ids(self.tokenizer, messages_of(messages, row), tools_of(tools, row), row)
 
     def text_of(self, ids: Any) -> Any:
         """The text of ids, without special tokens; the ids up to the end-of-text token where there is no tokenizer."""

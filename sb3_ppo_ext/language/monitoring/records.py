@@ -32,6 +32,7 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
             "lm/kl_ref_per_token": k1.sum() / max(int(lengths.sum()), 1),
             "lm/rlhf_reward": (buffer.rewards - rollout.ref_kl_coef * k1).mean(),
         }
+    records |= {f"lm/reward/{name}": mean for name, mean in rollout.reward_means.items()}
     records |= speeds(int(lengths.sum()), rollout.seconds())
     return {key: float(value) for key, value in records.items()}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.arguments import check_options
-from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_spaces
+from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_prompt_length, require_spaces
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
 from sb3_ppo_ext.language.model.critics import SharedCritic, build_critic
 from sb3_ppo_ext.language.model.generation import Decoder, Response, generate
@@ -158,6 +158,11 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
     def _values(self, tokens: Tokens) -> Tensor:
         with torch.no_grad():
             return tokens.response_states(self.critic.values(self.lm, *tokens.joined(), tokens.first_scored))
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Prompts as tensors, and whether they are a batch; ``ValueError`` for prompts of another length."""
+        require_prompt_length(observation, self.prompt_length)
+        return super().obs_to_tensor(observation)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.generate(observation, deterministic=deterministic).token

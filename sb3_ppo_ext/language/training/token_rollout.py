@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import explained_variance
 
-from sb3_ppo_ext.language.envs.prompt_vec_env import take_scoring_seconds
+from sb3_ppo_ext.language.envs.prompt_vec_env import take_reward_means, take_scoring_seconds
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.training.micro_batches import on_device, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
@@ -52,6 +52,7 @@ class TokenRollout(Rollout):
         self._seconds = {"generation": run.seconds.pop("generation", 0.0), "reference": self.began - started}
         if (scoring := take_scoring_seconds(run.env)) is not None:
             self._seconds["scoring"] = scoring
+        self.reward_means = take_reward_means(run.env)
         self._make_rows()
 
     def _make_rows(self) -> None:

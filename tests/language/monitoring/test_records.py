@@ -162,8 +162,7 @@ def test_a_kl_far_over_its_target_is_reported() -> None:
 
 
 def test_a_run_warns_once() -> None:
-    env = setups.env()
-    env.task.reward_fn = lambda prompts, answers: [1.0] * len(answers)
+    env = setups.env_of(lambda prompts, answers: [1.0] * len(answers))
     model = setups.ppox(environment=env, ref_kl_coef=AdaptiveKL(0.1, 1.0), learning_rate=1e-4)
     with pytest.warns(TrainingWarning, match="nothing to learn") as caught:
         model.learn(16 * (PATIENCE + 3))
