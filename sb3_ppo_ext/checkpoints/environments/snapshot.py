@@ -31,9 +31,8 @@ def take(layers: list[Any], left_out: LeftOut | None = None, split: int = 0) -> 
         values = [state_of_layer(layer, left_out.get(index, ())) for index, layer in enumerate(layers)]
         try:
             pickles = [dumps(values[:split], found), dumps(values[split:], found)]
-        except Exception:  # whatever a user's object raises
-            if not _add_unsaved(left_out, values, found):
-                raise
+        except Exception as error:  # whatever a user's object raises
+            _add_unsaved(left_out, values, found, str(error) or type(error).__name__)
         else:
             unsaved = {index: dict(names) for index, names in left_out.items()}
             paths = [path_of_class(layer) for layer in layers]
@@ -89,14 +88,16 @@ def require_same_layers(layers: list[Any], snapshot: Snapshot) -> None:
         )
 
 
-def _add_unsaved(left_out: LeftOut, values: list[dict[str, Any]], found: dict[int, Found]) -> bool:
-    """Finds the attributes that cannot be pickled; whether there were any."""
-    any_found = False
+def _add_unsaved(left_out: LeftOut, values: list[dict[str, Any]], found: dict[int, Found], reason_of_all: str) -> None:
+    """Adds the attributes that cannot be pickled; all, where each of them can be, but not together."""
+    reasons: LeftOut = {}
     for index, attributes in enumerate(values):
         for name, value in attributes.items():
             try:
                 dumps(value, found)
             except Exception as error:
-                left_out.setdefault(index, {})[name] = str(error) or type(error).__name__
-                any_found = True
-    return any_found
+                reasons.setdefault(index, {})[name] = str(error) or type(error).__name__
+    for index, attributes in enumerate(values):
+        left_out.setdefault(index, {}).update(
+            reasons.get(index, {}) if reasons else dict.fromkeys(attributes, reason_of_all)
+        )

@@ -117,3 +117,14 @@ def test_steps_that_are_repeated_leave_no_rows_in_a_monitor_file(tmp_path: Path)
     assert restore_environments(env, pickle.loads(run.state)) == []
     env.close()
     assert len(load_results(str(tmp_path / "second"))) == 0
+
+
+def test_an_object_too_deep_to_be_pickled_does_not_end_the_training() -> None:
+    env: Any = dummy(kinds.Counting, 1)
+    nested: list[Any] = []
+    env.envs[0].nested = nested
+    for _ in range(100_000):
+        nested.append([])
+        nested = nested[0]
+    lines = save_environments(env)["lines"]
+    assert len(lines) == 1 and "Counting.nested cannot be saved" in lines[0]
