@@ -40,6 +40,11 @@ def of_policy(**settings: Any) -> Settings:
     return {"policy_kwargs": settings}
 
 
+def without_critic(group_advantage: str, **settings: Any) -> Settings:
+    buffer = {"group_advantage": group_advantage, **settings}
+    return {"group_size": 4, "rollout_buffer_kwargs": buffer, "policy_kwargs": {"value": "none"}}
+
+
 OF_ROWS: dict[str, Settings] = {
     "target_kl, clip_range_vf": for_tokens("target_kl, clip_range_vf"),
     "truncated last minibatch": for_tokens("truncated last minibatch"),
@@ -91,6 +96,16 @@ OF_TOKENS: dict[str, Settings] = {
         **of_policy(temperature=0.7, value_warmup=1),
         **in_buffer(ref_kl="both", ref_kl_estimator="k2", loss_mean="response", micro_batch_tokens=24),
     },
+    "RLOO, KL in the reward": {"ref_kl_coef": 0.1, **without_critic("rloo")},
+    "GRPO, KL in the loss, GSPO": {
+        **{"ref_kl_coef": 0.1, "surrogate": "gspo"},
+        **without_critic("grpo", ref_kl="loss", ref_kl_estimator="k3", loss_mean="response"),
+    },
+    "Dr. GRPO, clip higher, micro-batches": {
+        **{"clip_range_high": 0.28, "ent_coef": 0.01},
+        **without_critic("dr_grpo", loss_mean="length", micro_batch_tokens=24),
+    },
+    "scaled by the batch, whitened over the rollout": {"advantage_scope": "rollout", **without_critic("batch")},
 }
 
 TOKEN_CASES = {**OF_ROWS, **OF_TOKENS}
@@ -100,4 +115,5 @@ def model_of(name: str, **more: Any) -> PPOX:
     settings = {**TOKEN_CASES[name], **more}
     torch.manual_seed(0)  # of the parameters that an adapter draws
     kwargs = {"model": tiny.one_block, **settings.pop("policy_kwargs", {})}
-    return setups.ppox(policy_kwargs=kwargs, seed=3, **settings)
+    environment = setups.env(group_size=settings.pop("group_size", 1))
+    return setups.ppox(environment=environment, policy_kwargs=kwargs, seed=3, **settings)

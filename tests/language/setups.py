@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv, ResponseSpace, prompt_space
+from sb3_ppo_ext.language.model.critics import NoCritic
 from tests.language import tiny
 
 PROMPTS = [[3, 4], [5, 6, 7], [8], [9, 10, 11, 12]]
@@ -34,6 +37,11 @@ def policy(prompt: int = 6, response: int = 5, pad: int = tiny.PAD, **options: A
         lambda _: 1e-3,
         **settings,
     )
+
+
+def value_head(policy: LanguageModelPolicy) -> nn.Linear:
+    assert not isinstance(policy.critic, NoCritic)
+    return policy.critic.head
 
 
 def ppox(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines.compiled import DECODING, CompiledDecoder
 from sb3_ppo_ext.language.engines.traced_tokens import require_traceable
+from sb3_ppo_ext.language.envs.prompt_vec_env import group_ids_of
 from sb3_ppo_ext.language.model.generation import Decoder
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.rollout.actors import Acted, predicted_values
 from sb3_ppo_ext.run import Run
@@ -29,10 +31,13 @@ class EagerTokenActor:
     def __init__(self, policy: LanguageModelPolicy, run: Run) -> None:
         self.policy = policy
         self.run = run
+        self.buffer = cast(SequenceRolloutBuffer, run.buffer)
         self.decoder_of: Callable[..., Decoder] = Decoder
 
     def act(self, observation: Observation) -> Acted:
         """Responses, and value and log-probability of every token, all [N, L]."""
+        if (groups := group_ids_of(self.run.env)) is not None:
+            self.buffer.group_ids[self.buffer.pos] = groups
         started = time.perf_counter()
         with torch.no_grad():
             responses, values, log_probs = self.policy(

@@ -16,6 +16,7 @@ from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenE
 from sb3_ppo_ext.language.model.progress import progress_of
 from sb3_ppo_ext.language.monitoring.findings import Findings
 from sb3_ppo_ext.language.monitoring.records import response_records
+from sb3_ppo_ext.language.training.baselines import check_groups
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 from sb3_ppo_ext.language.training.token_update import token_update
@@ -49,6 +50,7 @@ class TokenFamily:
     def check(self, arguments: Any) -> None:
         """Raises ``ValueError`` for arguments of PPOX that do not go with a language model."""
         check_algorithm(arguments, SequenceRolloutBuffer)
+        check_groups(arguments)
 
     @contextmanager
     def collecting(self, run: Run, callback: BaseCallback) -> Iterator[None]:

@@ -55,6 +55,8 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     :param eos_token_id: what ends a response, one id or several; None takes the tokenizer's. A model with a list of
         them in its ``generation_config`` needs that list here
     :param pad_token_id: what fills the slots after that; None takes the tokenizer's, or the first ``eos_token_id``
+    :param group_size: how many responses each prompt has in a step, in neighbouring environments; they share a group
+        id, in ``group_ids`` [N] and in their infos as ``group_id``
     :param shuffle: False takes the prompts as they come
     """
 
@@ -67,19 +69,22 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         *,
         n_envs: int,
         max_new_tokens: int,
+        group_size: int = 1,
         shuffle: bool = True,
         **options: Any,
     ) -> None:
-        self._begin(
-            PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options), n_envs, shuffle
-        )
+        task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
+        self._begin(task, n_envs, group_size=group_size, shuffle=shuffle)
 
-    def _begin(self, task: PromptTask, n_envs: int, shuffle: bool) -> None:
+    def _begin(self, task: PromptTask, n_envs: int, *, group_size: int = 1, shuffle: bool) -> None:
         self.task = task
         self.render_mode = None
         self.order = PromptOrder(len(self.task.source.ids), shuffle=shuffle)
         n_envs = at_least(1, "n_envs", n_envs)
+        self.group_size = group_size_of(group_size, n_envs)
         self.rows = np.zeros(n_envs, np.int64)
+        self.group_ids = np.zeros(n_envs, np.int64)  # different for every draw of a prompt
+        self.n_groups = 0  # begun so far
         self.started = time.time()
         super().__init__(n_envs, self.task.observation_space, self.task.action_space)
 
@@ -92,7 +97,8 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         takes this one's.
         """
         env = PromptVecEnv.__new__(PromptVecEnv)
-        env._begin(self.task.with_prompts(prompts, columns), self.num_envs if n_envs is None else n_envs, False)
+        n_envs = self.num_envs if n_envs is None else n_envs
+        env._begin(self.task.with_prompts(prompts, columns), n_envs, shuffle=False)
         return env
 
     def reset(self) -> Observation:
@@ -103,7 +109,10 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         return self._next()
 
     def _next(self) -> Observation:
-        self.rows = self.order.take(self.num_envs)
+        count = self.num_envs // self.group_size
+        self.rows = self.order.take(count).repeat(self.group_size)
+        self.group_ids = np.arange(self.n_groups, self.n_groups + count).repeat(self.group_size)
+        self.n_groups += count
         return self.task.observe(self.rows)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -118,6 +127,7 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
             info["episode"]["t"] = round(time.time() - self.started, 6)
             # Not a time limit: a response that is cut off at max_new_tokens has its score, and nothing follows.
             info["TimeLimit.truncated"] = False
+            info["group_id"] = int(self.group_ids[index])
             info["terminal_observation"] = {name: array[index] for name, array in before.items()}
         return self._next(), scores, np.ones(self.num_envs, bool), infos
 
@@ -144,13 +154,38 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     def state_dict(self) -> dict[str, Any]:
         """The place among the prompts, and the seeds that the next reset takes."""
         elapsed = time.time() - self.started
-        return {**super().state_dict(), "seeds": list(self._seeds), "elapsed": elapsed}
+        groups = {"group_ids": self.group_ids.tolist(), "n_groups": self.n_groups}
+        return {**super().state_dict(), **groups, "seeds": list(self._seeds), "elapsed": elapsed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict()``; ``PPOX.load(..., force_reset=False)`` keeps a model from resetting it."""
         super().load_state_dict(state)
+        self.group_ids, self.n_groups = np.array(state["group_ids"], np.int64), state["n_groups"]
         self._seeds = list(state["seeds"])  # a model that is loaded has seeded the environment once more
         self.started = time.time() - state["elapsed"]
+
+
+def group_size_of(group_size: int, n_envs: int) -> int:
+    """``group_size`` as an int; ``ValueError`` where ``n_envs`` environments are not whole groups."""
+    group_size = at_least(1, "group_size", group_size)
+    if n_envs % group_size:
+        whole = -(-n_envs // group_size) * group_size
+        raise ValueError(
+            f"n_envs={n_envs} is no multiple of group_size={group_size}: a step takes whole groups; pass n_envs={whole}"
+        )
+    return group_size
+
+
+def group_ids_of(env: VecEnv | None) -> np.ndarray | None:
+    """The group [N] of each prompt that is being answered; None where the environments have no groups.
+
+    It is the attribute ``group_ids`` of a vector environment, or ``group_id`` of each of its environments.
+    """
+    if env is None:
+        return None
+    if env.has_attr("group_ids"):
+        return np.asarray(env.get_attr("group_ids", 0)[0])
+    return np.array(env.get_attr("group_id"), np.int64) if env.has_attr("group_id") else None
 
 
 def take_scoring_seconds(env: VecEnv | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Three places for the value function: on the policy's own hidden states, on a branch of its last block, or apart.
+"""Places for the value function: on the policy's own hidden states, on a branch of its last block, apart, or none.
 
 Every head begins at zero: a random one would be noise in the first advantages (Ziegler et al. 2019's code does so).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Protocol, cast
 
+import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from sb3_ppo_ext.language.inputs import one_of
 from sb3_ppo_ext.language.model.adapters import adapted
 from sb3_ppo_ext.language.model.causal_lm import BLOCKS, CausalLM, positions, skip_prompt_in_last_mlp, widened
 
-CRITICS = ("shared", "branch", "separate")
+CRITICS = ("shared", "branch", "separate", "none")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
@@ -118,6 +119,18 @@ class SeparateCritic(nn.Module):
         return values.squeeze(-1)
 
 
+class NoCritic(nn.Module):
+    """No value function, for advantages that are relative to a group: all values are 0, and nothing is trained."""
+
+    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [B, S, D], and zeros [B, S]."""
+        return model.hidden(ids, mask, first_scored=first_scored), self.values(model, ids, mask)
+
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
+        """Zeros [B, S]."""
+        return torch.zeros(ids.shape, device=ids.device)
+
+
 def last_block(trunk: nn.Module) -> nn.Module:
     """The last transformer block; ``ValueError`` where the model keeps its blocks elsewhere."""
     for name in BLOCKS:
@@ -142,9 +155,11 @@ def final_norm(trunk: nn.Module) -> nn.Module:
 
 def build_critic(
     kind: str, model: CausalLM, trunk: PreTrainedModel | None, lora: LoraConfig | None
-) -> SharedCritic | BranchCritic | SeparateCritic:
+) -> SharedCritic | BranchCritic | SeparateCritic | NoCritic:
     """The critic of that ``kind``; a separate one takes ``trunk``, a copy of the model's from before the adapter."""
     one_of(CRITICS, "value", kind)
+    if kind == "none":
+        return NoCritic()
     weight = cast(nn.Linear, model.plain.get_output_embeddings()).weight
     size, device = int(weight.shape[1]), weight.device
     if kind == "shared":

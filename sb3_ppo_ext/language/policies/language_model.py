@@ -46,7 +46,8 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
     :param lora: train only a fresh low-rank adapter: a ``peft.LoraConfig``, or a mapping of its fields (on all linear
         layers unless it has ``target_modules``); None trains all of the model
     :param value: where the values come from: a head on the model ("shared"), on a copy of its last block ("branch"), or
-        on a model of its own ("separate")
+        on a model of its own ("separate"); "none" has no value function, and compares the responses to a prompt with
+        each other, which takes ``group_size`` in the environment and ``group_advantage`` in the buffer's settings
     :param temperature: of sampling; the log-probabilities are those of the distribution at this temperature
     :param reference: whether the model as it began is kept, for the KL to it; with ``lora`` it costs no memory
     :param value_lr_ratio: the value function's learning rate over the model's

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import require_spaces
 from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
+from sb3_ppo_ext.language.training.groups import episode_advantages
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
@@ -39,6 +40,10 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         responses with the sum over their tokens divided by the greatest "length" (Liu et al. 2025, Dr. GRPO)
     :param micro_batch_tokens: how many tokens, padding included, go through the model at once; None: a whole minibatch.
         Memory only: the gradient does not depend on it
+    :param group_advantage: with ``value="none"``, the baseline among the responses to one prompt: "rloo", "grpo",
+        "dr_grpo", "batch", or your own (``training.groups.GROUP_ADVANTAGES``). A response's score, a KL in the reward
+        included, is then credited to all of its tokens; ``gamma``, ``gae_lambda`` and the normalisation of minibatches
+        do not apply. ``advantage_scope="rollout"`` does, and makes of "dr_grpo" REINFORCE++'s baseline
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             setattr(self, name, np.zeros(shape, np.float32))
         self.masks = np.zeros(shape, bool)
         self.ended = np.zeros(shape[:2], bool)
+        self.group_ids = np.full(shape[:2], -1, np.int64)  # written by the actor where the environments have groups
         self.ref_log_probs = None
         self.full_kl: np.ndarray | None = None
 
@@ -131,6 +137,9 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         if self.settings.whiten_rewards:
             reward = whitened(reward, self.masks, shift_mean=False)
         self.token_rewards = reward
+        if self.settings.without_critic:
+            self.advantages = self._relative_to_groups(reward)
+            return
         self.advantages = token_advantages(
             reward,
             self.values,
@@ -141,6 +150,11 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             gae_lambda=self.gae_lambda,
         )
         self.returns = self.advantages + self.values
+
+    def _relative_to_groups(self, reward: np.ndarray) -> np.ndarray:
+        name = self.settings.group_advantage
+        assert name is not None
+        return episode_advantages(name, reward, self.masks, self.group_ids, self.episode_starts, self.ended)
 
     def get(self, batch_size: int | None = None) -> Generator[DictRolloutBufferSamples, None, None]:  # type: ignore[override]  # as DictRolloutBuffer
         """Raises ``TypeError``: an algorithm that calls this trains on one log-probability per action."""

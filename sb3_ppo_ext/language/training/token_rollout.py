@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_ppo_ext.language.envs.prompt_vec_env import take_reward_means, take_scoring_seconds
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
+from sb3_ppo_ext.language.training.baselines import check_baseline
 from sb3_ppo_ext.language.training.micro_batches import on_device, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
@@ -41,7 +42,9 @@ class TokenRollout(Rollout):
         self.size = buffer.buffer_size * buffer.n_envs
         self.indexable = False  # only ``minibatches`` gathers rows
         self.normalize_advantage = run.settings.normalizes_over("rollout")
-        self.normalize_minibatch = run.settings.normalizes_over("minibatch")
+        # Those of groups are relative to the group already, and 0 in groups without a difference.
+        self.normalize_minibatch = run.settings.normalizes_over("minibatch") and not self.settings.without_critic
+        check_baseline(policy.options["value"], self.settings.group_advantage)
         self.policy = policy
         self.ref_kl_coef = float(run.knobs.values.ref_kl_coef)
         started = time.perf_counter()

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 from sb3_ppo_ext.language.inputs import at_least, number_of, one_of
+from sb3_ppo_ext.language.training.groups import GROUP_ADVANTAGES
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 
@@ -27,10 +28,13 @@ class TokenSettings:
     whiten_rewards: bool = False
     loss_mean: str = "token"
     micro_batch_tokens: int | None = None
+    group_advantage: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             one_of(choices, name, getattr(self, name))
+        if self.group_advantage is not None:
+            one_of(tuple(GROUP_ADVANTAGES), "group_advantage", self.group_advantage)
         KL_ESTIMATORS.require(self.ref_kl_estimator, "ref_kl_estimator", besides=("full",))
         self._check_gradient()
         if self.missing_eos_penalty is not None:
@@ -58,6 +62,11 @@ class TokenSettings:
                 TrainingWarning,
                 stacklevel=5,
             )
+
+    @property
+    def without_critic(self) -> bool:
+        """True where advantages come from the group's scores alone."""
+        return self.group_advantage in GROUP_ADVANTAGES
 
     @property
     def exact_kl(self) -> bool:

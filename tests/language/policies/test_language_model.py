@@ -42,7 +42,7 @@ def test_responses_come_with_a_value_and_a_log_probability_for_each_token() -> N
 def test_values_begin_at_zero_and_depend_on_the_state_before_the_token(value: str) -> None:
     policy, tokens = setups.policy(value=value), tiny.ragged_tokens()
     assert not policy.evaluate_tokens(tokens, entropy_grad=False)[2].any()
-    torch.nn.init.normal_(policy.critic.head.weight)
+    torch.nn.init.normal_(setups.value_head(policy).weight)
     before = policy.evaluate_tokens(tokens, entropy_grad=False)[2]
     other = tokens.response.clone()
     other[:, 2] = 23 - other[:, 2]  # the third token: first seen by the value of the fourth
@@ -55,14 +55,14 @@ def test_values_begin_at_zero_and_depend_on_the_state_before_the_token(value: st
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_an_untrained_branch_sees_what_the_last_block_gives(family: str) -> None:
     branch, shared = (setups.policy(model=lambda: tiny.model(family), value=value) for value in ("branch", "shared"))
-    shared.critic.head.weight.data.copy_(torch.nn.init.normal_(branch.critic.head.weight))
+    setups.value_head(shared).weight.data.copy_(torch.nn.init.normal_(setups.value_head(branch).weight))
     values = [policy.evaluate_tokens(tiny.ragged_tokens(), entropy_grad=False)[2] for policy in (branch, shared)]
     torch.testing.assert_close(*values, rtol=0, atol=1e-5)
 
 
 def test_a_separate_critic_leaves_the_model_alone() -> None:
     policy = setups.policy(value="separate")
-    torch.nn.init.normal_(policy.critic.head.weight)
+    torch.nn.init.normal_(setups.value_head(policy).weight)
     policy.evaluate_tokens(tiny.ragged_tokens(), entropy_grad=False)[2].sum().backward()
     assert all(parameter.grad is None for parameter in policy.model_parameters())
     assert sum(parameter.grad is not None for parameter in policy.value_parameters()) > 2
@@ -202,7 +202,7 @@ BAD: dict[str, dict[str, Any]] = {
     "min_new_tokens=2: it would sample from another": {"policy_kwargs": {"min_new_tokens": 2}},
     "model=Linear is a Linear": {"policy_kwargs": {"model": torch.nn.Linear(1, 1)}},
     "temperature=0": {"policy_kwargs": {"temperature": 0}},
-    "value='none'": {"policy_kwargs": {"value": "none"}},
+    "value='twin'": {"policy_kwargs": {"value": "twin"}},
     "model='nowhere'|nowhere": {"policy_kwargs": {"model": "/nowhere/at/all"}},
     "normalize_value=True": {"normalize_value": True},
     "recompute_advantage=True": {"recompute_advantage": True},

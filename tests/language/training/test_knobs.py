@@ -101,7 +101,7 @@ def test_a_value_learns_just_where_its_clip_says(case: str, monkeypatch: pytest.
     policy = model.policy
     assert isinstance(policy, LanguageModelPolicy)
     model.train()
-    assert bool(policy.critic.head.weight.any()) is expected
+    assert bool(setups.value_head(policy).weight.any()) is expected
 
 
 @pytest.mark.parametrize(("ent_coef", "change"), [(0.0, 0), (0.1, 1), (-0.1, -1)])

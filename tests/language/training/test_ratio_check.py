@@ -146,7 +146,7 @@ def test_half_precision_trains_and_saves(family: str, value: str, tmp_path: Path
     before = [parameter.clone() for parameter in policy.model_parameters()]
     model.learn(32)
     assert {parameter.dtype for parameter in policy.model_parameters()} == {torch.bfloat16}
-    assert policy.critic.head.weight.dtype == torch.float32
+    assert setups.value_head(policy).weight.dtype == torch.float32
     assert any(not one.equal(other) for one, other in zip(before, policy.model_parameters(), strict=True))
     # What is kept of the rollout is what was sampled with, in float32; the update's own differ by rounding.
     batch = next(iter(model._family.rollout(model._run()).minibatches(16)))
