@@ -23,7 +23,7 @@ from sb3_ppo_ext.saving import save_atomically
 
 FILE = "run.json"  # in the folder of a run
 
-# What may be another when a run goes on: its length, where it computes, and what is shown of it.
+# Options that may change when a run is resumed: its length, its device, and those of output.
 CHANGEABLE = {
     *("n_timesteps", "device", "num_threads", "verbose", "progress", "log_interval", "tensorboard_log", "log_folder"),
     *("seed", "command", "uuid", "track", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_tags"),
@@ -40,7 +40,7 @@ class NamedRun:
     seed_is_given: bool
 
     def is_begun(self, folder: Path) -> bool:
-        """Whether there is something to go on with; ``ValueError`` where that was not asked for."""
+        """True where the run has checkpoints; ``ValueError`` if it has and ``--resume`` is not given."""
         begun = bool(stored(folder))
         if begun and not self.resume:
             raise ValueError(
@@ -50,7 +50,7 @@ class NamedRun:
         return begun
 
     def seed(self, folder: Path, seed: int) -> int:
-        """That of the run, where it has begun."""
+        """The seed of the run where it has begun, else ``seed``."""
         if not self.is_begun(folder):
             return seed
         before = int(_read(folder)["seed"])
@@ -76,7 +76,7 @@ class NamedRun:
             )
 
     def checkpoints(self, folder: Path) -> Checkpoints:
-        """Those of the run."""
+        """The checkpoints of the run."""
         return Checkpoints(folder, every=self.every)
 
 
@@ -126,7 +126,7 @@ def _length(folder: Path) -> int:
 
 
 def learn(model: PPOX, n_timesteps: int, callbacks: list[Any], log_interval: int, checkpoints: Checkpoints) -> None:
-    """As rl_zoo3's ``learn``; a run that is finished already calls no callback."""
+    """Trains as rl_zoo3's ``learn`` does. A finished run calls no callback."""
     interval = 1 if log_interval == -1 else log_interval if log_interval > -1 else None
     try:
         model.learn(n_timesteps, callbacks or None, interval, checkpoint=checkpoints)

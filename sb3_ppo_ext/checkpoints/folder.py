@@ -35,17 +35,17 @@ def write_checkpoint(run: Path, step: int, files: Mapping[str, Writer], about: M
     """
     folder = run / FOLDER
     target = _free_name(folder, step)
-    part = folder / part_name(target.name)
+    hidden = folder / part_name(target.name)
     try:
-        part.mkdir(parents=True)
-        entries = {name: _written(part / name, write) for name, write in files.items()}
+        hidden.mkdir(parents=True)
+        entries = {name: _written(hidden / name, write) for name, write in files.items()}
         manifest = {"format": FORMAT, "step": step, "files": entries, **about}
         text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=1)
-        _written(part / MANIFEST, lambda file: file.write(text.encode()))
-        sync_folder(part)
-        os.rename(part, target)
+        _written(hidden / MANIFEST, lambda file: file.write(text.encode()))
+        sync_folder(hidden)
+        os.rename(hidden, target)
     except BaseException:
-        remove(part)
+        remove(hidden)
         raise
     sync_folder(folder)
     return target
@@ -68,7 +68,7 @@ def _written(path: Path, write: Callable[[Any], object]) -> list[Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of the contents of a file, read anew."""
+    """The SHA-256 of a file's contents, read from the disk."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -81,7 +81,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def stored(run: Path) -> list[Path]:
-    """All checkpoints of a run, the newest first, valid or not; by their names, whatever a clock said."""
+    """All checkpoints of a run, the newest first, valid or not. Their order is that of their names, not of a clock."""
     folder = run / FOLDER
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=_order, reverse=True)

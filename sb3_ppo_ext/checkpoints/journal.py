@@ -19,7 +19,7 @@ Entry = dict[str, Any]
 
 
 def record(path: Path, run: Path) -> Entry | None:
-    """How long the file is now, with a copy of it; None where there is no file."""
+    """Copies the file into the run's folder and returns its path, length and copy; None where there is no file."""
     if not path.is_file():
         return None
     copy = run / FOLDER / _name_of_copy(path)
@@ -30,7 +30,7 @@ def record(path: Path, run: Path) -> Entry | None:
 
 
 def relative(path: Path, run: Path) -> str:
-    """From the folder of the run where it is in there, so that the folder may be moved."""
+    """A path inside the run's folder is returned relative to it, so that the folder may be moved."""
     path = path.absolute()
     return str(path.relative_to(run)) if path.is_relative_to(run) else str(path)
 
@@ -62,7 +62,7 @@ def _bring_up_to(copy: Path, path: Path, size: int) -> None:
 
 
 def bring_back(entry: Entry, run: Path) -> Path | None:
-    """Makes the file what it was, in place, for somebody may have it open; None where that cannot be done."""
+    """Writes the file's earlier contents in place, for a monitor may have it open; None where the copy is not there."""
     path, copy = run / str(entry["path"]), run / FOLDER / str(entry["copy"])
     size = int(entry["size"])
     if not copy.is_file() or copy.stat().st_size < size:

@@ -19,7 +19,7 @@ from sb3_ppo_ext.checkpoints.partial_rollout import can_be_saved
 from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
 from sb3_ppo_ext.checkpoints.resumption import Resumed
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
-from sb3_ppo_ext.checkpoints.signals import StopRequest
+from sb3_ppo_ext.checkpoints.signals import StopRequest, outliving
 from sb3_ppo_ext.checkpoints.state import LearnCall, restore_state, save_state
 from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
 
@@ -27,7 +27,7 @@ OVERDUE = 2.0  # intervals after which a rollout is saved before it is complete
 
 
 class RunCheckpoints:
-    """Goes with one model; without ``learn(checkpoint=...)`` it does nothing."""
+    """The checkpoints of one model. Without ``learn(checkpoint=...)`` it does nothing."""
 
     def __init__(self) -> None:
         self.resumed: Resumed | None = None  # until its run has gone on
@@ -38,7 +38,7 @@ class RunCheckpoints:
         self._callback: BaseCallback | None = None
         self._rollouts: int | None = None  # that the learn() that runs has trained on; None before the first
         self._skipped = 0  # iterations of the run that the learn() that runs has not made itself
-        self._log_interval: int | None = None  # of a resumed run, whose iterations are counted on
+        self._log_interval: int | None = None  # set in a resumed run, which counts its iterations on
         self._pace = Pace()
         self._said: list[str] = []  # of what is not restored exactly
 
@@ -48,8 +48,8 @@ class RunCheckpoints:
         if self.resumed is None:
             self._call = call
             self._writes = settings is not None
-            if settings is not None and (self.writer is None or self.writer.settings != settings):
-                self.writer = CheckpointWriter(settings)
+            if settings is not None:
+                self._write_by(settings)
             return call
         self._call = self.resumed.whole(call)
         self.writer, self._writes = self.resumed.writer(settings), True
@@ -59,6 +59,12 @@ class RunCheckpoints:
             self.resumed = None
         return rest
 
+    def _write_by(self, settings: Checkpoints) -> None:
+        """A further ``learn()`` into the same folder continues its run."""
+        if self.writer is None or self.writer.run != settings.run:
+            self.writer = CheckpointWriter(settings)
+        self.writer.settings = settings
+
     @contextmanager
     def learning(self, model: Any) -> Iterator[None]:
         """Around ``learn()``: the folder is locked, signals are noticed, and the end is saved."""
@@ -67,7 +73,9 @@ class RunCheckpoints:
             return
         writer, call = self.writer, self._call
         assert writer is not None and call is not None
-        with locked(writer.run), self._stop.noticed(writer.settings.signals):
+        settings = writer.settings
+        outliving_workers = outliving(model.env, settings.signals, settings.notice)
+        with locked(writer.run), self._stop.noticed(settings.signals), outliving_workers:
             self._check_folder(writer, call)
             writer.begin()
             self._warn_of_environments(prepare_environments(model.env))
@@ -129,7 +137,7 @@ class RunCheckpoints:
         return started
 
     def step_hook(self, model: Any) -> Callable[[int], None] | None:
-        """What is called after each stored step of a rollout; None where nothing is to be."""
+        """The function to call after each stored step of a rollout, or None."""
         return functools.partial(self._after_step, model) if self._writes and can_be_saved(model) else None
 
     def _after_step(self, model: Any, n_steps: int) -> None:
@@ -195,7 +203,7 @@ class RunCheckpoints:
 
 
 class Pace:
-    """How long a rollout and its update take."""
+    """Measures how long a rollout and its update take."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -210,6 +218,6 @@ class Pace:
         self._began = now
 
     def seconds_to_boundary(self, fraction: float) -> float:
-        """What is left when so much of the rollout is collected."""
+        """The expected seconds to the end of the update, when a ``fraction`` of the rollout is collected."""
         passed = 0.0 if self._began is None else time.monotonic() - self._began
         return max(self._usual, passed / max(fraction, 1e-9)) - passed

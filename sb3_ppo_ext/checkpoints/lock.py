@@ -47,7 +47,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Whether the lock is this process's now. Not ``flock``, which workers that are forked from it would hold too."""
+    """Takes the lock if it is free. Workers that are forked from the process would hold a lock of ``flock`` too."""
     if sys.platform == "win32":
         return True
     import fcntl

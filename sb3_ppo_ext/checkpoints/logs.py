@@ -1,7 +1,7 @@
 """The logger of a resumed run: the same files, continued, and the values that were recorded and not yet written.
 
-TensorBoard gets a new file in the same folder, with a purge step: it leaves out what the stopped run wrote after the
-checkpoint. Tables and texts are cut off where they were and appended to.
+TensorBoard's events are written to a new file in the same folder, with a purge step: TensorBoard leaves out what the
+stopped run wrote after the checkpoint. Tables and texts are cut off where they were and appended to.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ContinuedText(HumanOutputFormat):
 
 
 def save_logger(logger: Logger, run: Path) -> State:
-    """What is recorded and not written, and where the outputs write."""
+    """Returns the values that are recorded and not written, and the files of the outputs."""
     outputs = [saved for output in logger.output_formats if (saved := _save_output(output, run)) is not None]
     names = [name for name in unwritten(logger) if is_plain(logger.name_to_value[name])]
     return {
@@ -101,7 +101,7 @@ def _save_output(output: Any, run: Path) -> State | None:
 
 
 def continued_logger(state: State, run: Path, num_timesteps: int) -> Logger:
-    """A logger that goes on writing where the saved one was."""
+    """Returns a logger that appends to the files of the saved one."""
     outputs = [output for saved in state["outputs"] if (output := _continued(saved, run, num_timesteps)) is not None]
     folder = None if state["folder"] is None else str(run / state["folder"])
     logger = Logger(folder, outputs)
@@ -125,7 +125,7 @@ def _continued(saved: State, run: Path, num_timesteps: int) -> KVWriter | None:
 
 
 def restore_pending(logger: Logger, state: State) -> None:
-    """What was recorded and not written, and nothing else."""
+    """Replaces the recorded values by the saved ones."""
     for target, source in (
         (logger.name_to_value, state["values"]),
         (logger.name_to_count, state["counts"]),

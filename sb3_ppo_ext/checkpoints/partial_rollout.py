@@ -15,7 +15,7 @@ State = dict[str, Any]
 
 
 def can_be_saved(model: Any) -> bool:
-    """Whether nothing is drawn ahead or kept elsewhere: rollouts on the device have noise for many steps."""
+    """True where the buffer holds all of the rollout: on a device, noise is drawn for many steps ahead."""
     return isinstance(model.rollout_buffer, RolloutBuffer) and not model._engines.keeps_rollouts_on_device(model._run())
 
 
@@ -57,8 +57,8 @@ def restore_partial_rollout(model: Any, state: State) -> int:
     model.policy.set_training_mode(False)
     if state["noise"] is not None:
         for name, value in state["noise"].items():
-            here = value.to(model.device) if isinstance(value, torch.Tensor) else value
-            setattr(model.policy.action_dist, name, here)
+            moved = value.to(model.device) if isinstance(value, torch.Tensor) else value
+            setattr(model.policy.action_dist, name, moved)
     return int(buffer.pos)
 
 

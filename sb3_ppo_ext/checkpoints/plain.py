@@ -1,4 +1,4 @@
-"""Which values are saved as they are: those that are the same in whatever process they are read."""
+"""Values are plain, and saved as they are, if they mean the same in any process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a number, a text, an array, a generator, or a container of such."""
+    """True for a number, a text, an array, a generator, or a container of such values."""
     if isinstance(value, np.ndarray):
         return bool(value.dtype != object)
     if type(value) in MAPPINGS:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a folder is resumed: the newest that is complete and undamaged; others are named and skipped."""
+"""A run is resumed from the newest checkpoint that is complete and undamaged; others are named and skipped."""
 
 from __future__ import annotations
 

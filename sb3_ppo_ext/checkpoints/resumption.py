@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=BaseAlgorithm)
 
 @dataclass
 class Resumed:
-    """What the next ``learn()`` puts back."""
+    """A run that the next ``learn()`` of its model continues."""
 
     folder: Path  # of the run
     newest: list[Path]  # its checkpoint
@@ -61,7 +61,7 @@ class Resumed:
         )
 
     def rest(self, model: Any, whole: LearnCall) -> LearnCall | None:
-        """What is left to do; None where the run is finished."""
+        """The arguments for the rest of the run; None where it is finished."""
         loop = self.state["loop"]
         last = loop["last_timestep"]
         if self.total_timesteps is not None:
@@ -79,9 +79,9 @@ class Resumed:
         return whole._replace(total_timesteps=left, log_interval=interval, reset_num_timesteps=False)
 
     def writer(self, settings: Checkpoints | None) -> CheckpointWriter:
-        """Goes on writing in the folder, or in another that ``settings`` name."""
-        own = dataclasses.replace(self.state["settings"], folder=self.folder)
-        return CheckpointWriter(settings or own, self.manifest["run"])
+        """Writes into the folder of the run, or into another that ``settings`` name."""
+        settings = settings or dataclasses.replace(self.state["settings"], folder=self.folder)
+        return CheckpointWriter(settings, self.manifest["run"])
 
 
 def resume(

@@ -1,4 +1,4 @@
-"""What the user chooses: where checkpoints go, how often, and how many stay."""
+"""The user's choice of the folder of checkpoints, of their interval and number."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Checkpoints:
             raise ValueError(f"signals={self.signals!r}: True or False is needed")
 
     def exist(self) -> bool:
-        """Whether the folder has checkpoints: then ``PPOX.resume`` goes on with the run, and no other begins there."""
+        """True where the folder has checkpoints. ``PPOX.resume`` continues that run, and no other begins there."""
         return bool(stored(self.run))
 
     @property
     def run(self) -> Path:
-        """The folder of the run, wherever the process goes later."""
+        """The absolute path of the run's folder."""
         return Path(self.folder).expanduser().absolute()
 
     @property

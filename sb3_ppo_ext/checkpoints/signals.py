@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_ext.checkpoints.environments.workers import workers_of
 
 NAMES = ("SIGTERM", "SIGUSR1")  # what schedulers send: SLURM, Kubernetes, systemd, torchrun
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
+def numbers() -> list[int]:
+    """The numbers of those signals that the system has."""
+    return [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+
+
+@contextmanager
+def outliving(vec_env: VecEnv, wanted: bool, seconds: float) -> Iterator[None]:
+    """Schedulers signal worker processes too: a worker ends so many seconds later, so that its state can be saved."""
+    below = workers_of(vec_env.unwrapped) if wanted and os.name == "posix" else None
+    if below is None:
+        yield
+        return
+    below.call(functools.partial(end_later, seconds=seconds))
+    try:
+        yield
+    finally:
+        with suppress(OSError, EOFError):  # of workers that have ended
+            below.call(end_at_once)
+
+
+def end_later(env: Any, seconds: float) -> None:
+    """In a worker: the first signal starts a clock, the second ends the process."""
+
+    def start_clock(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1.0))
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in numbers():
+        signal.signal(number, start_clock)
+
+
+def end_at_once(env: Any) -> None:
+    """In a worker: signals end the process, as the parent expects when it exits itself."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in numbers():
+        signal.signal(number, signal.SIG_DFL)
+
+
 class StopRequest:
-    """Whether, and since when, the process has been asked to end."""
+    """The first signal to stop that the process has received, and its time."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -27,12 +70,12 @@ class StopRequest:
 
     @property
     def name(self) -> str:
-        """Of the signal."""
+        """The name of the signal."""
         return "" if self.number is None else signal.Signals(self.number).name
 
     @property
     def seconds_ago(self) -> float:
-        """Since the first of them."""
+        """The seconds that have passed since that signal."""
         return time.monotonic() - self.at
 
     @contextmanager
@@ -41,9 +84,8 @@ class StopRequest:
         if not wanted or threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
         self.number, self._process = None, os.getpid()
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        self._before = {number: signal.signal(number, self._note) for number in numbers()}
         try:
             yield
         finally:

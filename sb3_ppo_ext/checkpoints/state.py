@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides the model's own file: all else that the rest of the run depends on."""
+"""The state of a run besides the model's own file: all else that the rest of the run depends on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = dict[str, Any]
 class LearnCall(NamedTuple):
     """The arguments of ``learn()``."""
 
-    total_timesteps: Any  # a number, or None where a resumed run says it
+    total_timesteps: Any  # a number; None in a resumed run, which has one
     callback: MaybeCallback
     log_interval: Any  # None switches logging off, which is not in the annotation of PPO.learn
     tb_log_name: str
@@ -63,7 +63,7 @@ def save_state(
 
 
 def machine() -> dict[str, Any]:
-    """What the last bits of the numbers depend on."""
+    """The properties of a machine that the last bits of results depend on."""
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

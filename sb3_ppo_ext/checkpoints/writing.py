@@ -35,12 +35,12 @@ class CheckpointWriter:
         self._size = 0
 
     def begin(self) -> None:
-        """At the start of ``learn()``, with the folder locked."""
+        """Prepares for a ``learn()`` that has locked the folder."""
         clean(self.run)
         self.last_try = time.monotonic()
 
     def due(self, intervals: float = 1.0) -> bool:
-        """Whether so many intervals have passed since the last try; after failures, they are longer."""
+        """True when so many intervals have passed since the last try. Failures make the intervals longer."""
         wait = self.settings.interval * min(2.0**self._failures, LONGEST_WAIT)
         return time.monotonic() - self.last_try >= intervals * wait
 
@@ -86,7 +86,7 @@ class CheckpointWriter:
 
 
 def versions() -> dict[str, str]:
-    """Of what a checkpoint depends on, for whoever reads the manifest."""
+    """Versions of the libraries that a checkpoint depends on, as the manifest names them."""
     return {"stable_baselines3": stable_baselines3.__version__, "torch": torch.__version__}
 
 

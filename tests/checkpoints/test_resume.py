@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
+from sb3_ppo_ext.checkpoints.reading import required
 from sb3_ppo_ext.engines.rows import RowFamily
 from sb3_ppo_ext.saving import random_state, restore_random_state
 from tests.checkpoints.runs import SETTINGS, Noisy, Steps, StopAt, Stopped, assert_same, every_update, trained
@@ -177,3 +178,5 @@ def test_a_learn_after_the_first_is_resumed_as_well(tmp_path: Path) -> None:
     unbroken, broken = run(10**9, tmp_path / "a"), run(70, tmp_path / "b")
     assert broken.num_timesteps == 96
     assert_same(broken, unbroken)
+    broken.learn(16, [StopAt(10**9)], reset_num_timesteps=False, checkpoint=every_update(tmp_path / "b"))
+    assert required(tmp_path / "b").manifest["step"] == 112

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_ppo_ext import PPOX, Checkpoints
 from sb3_ppo_ext.checkpoints.reading import required
@@ -94,6 +95,36 @@ def test_without_it_the_rollout_is_saved_as_far_as_it_is(case: str, timestep: in
     resumed = PPOX.resume(tmp_path, env(), CallbackList([mine, Signalled()]), device="cpu").learn()
     assert_same(resumed, unbroken)
     assert mine.rewards == steps.rewards
+
+
+class SignalledWithWorkers(Signalled):
+    """The scheduler signals every process of the job."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.timestep:
+            env: Any = self.training_env
+            for process in env.processes:
+                os.kill(process.pid, self.number)
+        return super()._on_step()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("grace", ["1h", "0s"])
+def test_worker_processes_that_are_signalled_too_live_until_they_are_saved(grace: str, tmp_path: Path) -> None:
+    def env() -> SubprocVecEnv:
+        return SubprocVecEnv([walk, walk], "fork")
+
+    unbroken = made(env=env).learn(TOTAL)
+    model = made(env=env)
+    assert stopped(model, tmp_path, SignalledWithWorkers(20), grace=grace) == 143
+    vec_env: Any = model.env
+    assert all(process.is_alive() for process in vec_env.processes)
+    callbacks = CallbackList([Steps(), SignalledWithWorkers()])
+    resumed = PPOX.resume(tmp_path, env(), callbacks, device="cpu").learn()
+    assert_same(resumed, unbroken)
+    for each in (unbroken, model, resumed):
+        assert each.env is not None
+        each.env.close()
 
 
 def test_a_handler_of_the_program_is_called_too_and_comes_back(tmp_path: Path) -> None:
