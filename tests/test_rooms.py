@@ -30,7 +30,7 @@ LANGUAGE = [
     {"policies"},
     {"training"},
     {"monitoring"},
-    {"engines"},
+    {"engines", "evaluation"},
     {"__init__"},
 ]
 

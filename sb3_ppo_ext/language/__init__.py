@@ -14,6 +14,7 @@ from sb3_ppo_ext.language.envs.prompt_env import PromptEnv  # noqa: E402
 from sb3_ppo_ext.language.envs.prompt_vec_env import PromptVecEnv  # noqa: E402
 from sb3_ppo_ext.language.envs.spaces import ResponseSpace, prompt_space  # noqa: E402
 from sb3_ppo_ext.language.envs.text_observation import TextObservation  # noqa: E402
+from sb3_ppo_ext.language.evaluation.callback import PromptEvalCallback  # noqa: E402
 from sb3_ppo_ext.language.monitoring.samples import SampleTable  # noqa: E402
 from sb3_ppo_ext.language.monitoring.trl_names import TRLNames  # noqa: E402
 from sb3_ppo_ext.language.policies.candidates import CandidatePolicy  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "ClassifierReward",
     "LanguageModelPolicy",
     "PromptEnv",
+    "PromptEvalCallback",
     "PromptVecEnv",
     "RatioError",
     "ResponseSpace",
@@ -37,7 +39,16 @@ __all__ = [
 ]
 
 for _public in (
-    *(CandidatePolicy, ClassifierReward, LanguageModelPolicy, PromptEnv, PromptVecEnv, RatioError, ResponseSpace),
+    *(
+        CandidatePolicy,
+        ClassifierReward,
+        LanguageModelPolicy,
+        PromptEnv,
+        PromptEvalCallback,
+        PromptVecEnv,
+        RatioError,
+        ResponseSpace,
+    ),
     *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, prompt_space),
 ):
     _public.__module__ = __name__  # what saved models name

@@ -83,9 +83,15 @@ class PromptTask:
         self.scoring_seconds = 0.0  # that the reward functions took since ``take_scoring_seconds``
         self.reward_sums: dict[str, list[float]] = {}  # by function: the sum of its scores, and how many they are
 
-    def with_prompts(self, prompts: Any, columns: Mapping[str, Iterable[Any]] | None = None) -> PromptTask:
-        """The same task with other prompts, as long as this one's at most: its observations have the same shape."""
-        return PromptTask(prompts, columns=columns, **{**self.arguments, "max_prompt_length": self.source.length})
+    def with_prompts(
+        self, prompts: Any, columns: Mapping[str, Iterable[Any]] | None = None, **changes: Any
+    ) -> PromptTask:
+        """The same task with other prompts, as long as this one's at most: its observations have the same shape.
+
+        ``changes`` are arguments that differ from this task's.
+        """
+        arguments = {**self.arguments, "max_prompt_length": self.source.length, **changes}
+        return PromptTask(prompts, columns=columns, **arguments)
 
     def observe(self, rows: np.ndarray) -> Observation:
         """The prompts of these rows as ids and mask, [N, P] each."""

@@ -56,6 +56,10 @@ class PromptSource:
             self.ids[row, self.length - len(end) :] = end
             self.mask[row, self.length - len(end) :] = 1
 
+    def prompt_ids(self) -> list[tuple[int, ...]]:
+        """The ids of every prompt, without padding."""
+        return [tuple(ids[mask > 0].tolist()) for ids, mask in zip(self.ids, self.mask, strict=True)]
+
     def _count_too_long(self, ids: list[list[int]], long_prompts: str) -> int:
         too_long = [row for row, tokens in enumerate(ids) if len(tokens) > self.length]
         if too_long and long_prompts == "refuse":

@@ -115,10 +115,10 @@ def as_text(rows: list[tuple[str, ...]], width: int) -> str:
     return "\n".join(" | ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)) for row in cells)
 
 
-def as_markdown(rows: list[tuple[str, ...]]) -> str:
+def as_markdown(rows: list[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> str:
     """A table as TensorBoard's text tab shows it."""
-    lines = [" | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) for row in (HEADER, *rows)]
-    return "\n".join(f"| {line} |" for line in (lines[0], " | ".join(["---"] * len(HEADER)), *lines[1:]))
+    lines = [" | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) for row in (header, *rows)]
+    return "\n".join(f"| {line} |" for line in (lines[0], " | ".join(["---"] * len(header)), *lines[1:]))
 
 
 def _one_line(text: str, width: int, *, end: bool) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.arguments import check_options
+from sb3_ppo_ext.language.envs.prompt_env import RewardSource
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_prompt_length, require_spaces
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
 from sb3_ppo_ext.language.model.critics import SharedCritic, build_critic
@@ -31,6 +32,7 @@ from sb3_ppo_ext.language.model.nan_origin import require_finite
 from sb3_ppo_ext.language.model.progress import RolloutProgress
 from sb3_ppo_ext.language.model.reference import WithReference
 from sb3_ppo_ext.language.policies.causal_lm_policy import CausalLMPolicy
+from sb3_ppo_ext.language.policies.sampling import BestOfN, best_of_n
 from sb3_ppo_ext.update.optimizers import RATIO
 
 
@@ -178,6 +180,10 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """Raises ``TypeError``: a response is drawn token by token, and has no distribution at hand."""
         raise TypeError("a language model has no distribution of whole responses; see evaluate_tokens()")
+
+    def best_of_n(self, prompts: Any, n: int, scorer: RewardSource | None = None, **options: Any) -> BestOfN:
+        """The best of n responses to each prompt by ``scorer``, or by the critic; ``options`` as of ``best_of_n``."""
+        return best_of_n(self, prompts, n, scorer, **options)
 
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy (nats) and value (reward units) of every token [B, L]; 0 where there is none."""
