@@ -96,6 +96,14 @@ OF_TOKENS: dict[str, Settings] = {
         **of_policy(temperature=0.7, value_warmup=1),
         **in_buffer(ref_kl="both", ref_kl_estimator="k2", loss_mean="response", micro_batch_tokens=24),
     },
+    "critic corrected by the group, dynamic sampling, overlong penalty": {
+        **{"advantage_scope": "rollout", "group_size": 2},
+        **in_buffer(group_advantage="leave_one_out", dynamic_sampling="mask", overlong_penalty=1.0, overlong_buffer=3),
+    },
+    "groups, overlong filter, mean by response, micro-batches": {
+        **{"group_size": 2, **of_policy(lora={"r": 2}, value="branch")},
+        **in_buffer(overlong_filter=True, loss_mean="response", micro_batch_tokens=24),
+    },
     "RLOO, KL in the reward": {"ref_kl_coef": 0.1, **without_critic("rloo")},
     "GRPO, KL in the loss, GSPO": {
         **{"ref_kl_coef": 0.1, "surrogate": "gspo"},

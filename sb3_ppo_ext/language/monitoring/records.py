@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sb3_ppo_ext.language.training.groups import Episodes, groups_of
+
 if TYPE_CHECKING:
+    from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
     from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 
 
@@ -33,8 +37,32 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
             "lm/rlhf_reward": (buffer.rewards - rollout.ref_kl_coef * k1).mean(),
         }
     records |= {f"lm/reward/{name}": mean for name, mean in rollout.reward_means.items()}
+    if buffer.settings.has_length_penalty:
+        records["lm/length_penalty"] = buffer.length_penalties().mean()
+    records |= group_records(buffer)
     records |= speeds(int(lengths.sum()), rollout.seconds())
     return {key: float(value) for key, value in records.items()}
+
+
+def group_records(buffer: SequenceRolloutBuffer) -> dict[str, float]:
+    """Key -> value: how often the responses to a prompt differ in score; empty where a prompt has one response.
+
+    Scores are the environment's, and a response is right from a score of ``success_score`` on.
+    """
+    episodes = Episodes.of(buffer.episode_starts, buffer.ended)
+    if (buffer.group_ids < 0).any() or (groups := groups_of(buffer.group_ids, episodes)).counts.max() < 2:
+        return {}
+    score = episodes.sum(buffer.rewards)
+    right = np.bincount(groups.index, weights=score >= buffer.settings.success_score) / groups.counts
+    records = {
+        "groups/informative_fraction": float((groups.spread(score) > 0).mean()),
+        "groups/all_right": float((right == 1).mean()),
+        "groups/all_wrong": float((right == 0).mean()),
+        "groups/reward_std": float(groups.std(score).mean()) if groups.counts.min() > 1 else math.nan,
+    }
+    if (chosen := buffer.in_policy_loss()) is not None:
+        records["groups/generated_per_kept"] = chosen.size / max(int(chosen.sum()), 1)
+    return records
 
 
 def speeds(tokens: int, seconds: Mapping[str, float]) -> dict[str, float]:

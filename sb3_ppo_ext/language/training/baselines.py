@@ -16,14 +16,15 @@ def check_groups(model: Any) -> None:
     default = inspect.signature(model.policy_class.__init__).parameters.get("value")
     if "value" in policy or default is not None:
         check_baseline(policy.get("value", default and default.default), buffer.get("group_advantage"))
-    if buffer.get("group_advantage") is None:
+    using = [option for option in ("group_advantage", "dynamic_sampling") if buffer.get(option) is not None]
+    if not using:
         return
-    name = f"group_advantage={buffer['group_advantage']!r}"
+    name = f"{using[0]}={buffer[using[0]]!r}"
     if model.env is not None:
         sizes = model.env.get_attr("group_size") if model.env.has_attr("group_size") else []
         if any(size < 2 for size in sizes) or group_ids_of(model.env) is None:
             raise ValueError(f"{name}: the environment has no groups; pass PromptVecEnv(..., group_size=n), n > 1")
-    if buffer["group_advantage"] not in GROUP_ADVANTAGES:
+    if buffer.get("group_advantage") not in GROUP_ADVANTAGES:
         return
     if is_on(model.ref_kl_coef) and buffer.get("ref_kl") == "both":
         raise ValueError(f'ref_kl="both" with {name}: the KL would count twice; pass ref_kl="reward" or "loss"')

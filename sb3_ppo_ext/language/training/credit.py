@@ -36,6 +36,15 @@ def token_rewards(score: Array, mask: Array, *, kl: Array | None = None, ref_kl_
     return np.where(mask, reward, 0.0).astype(np.float32)
 
 
+def overlong_penalties(length: Array, *, longest: int, buffer: int, factor: float) -> Array:
+    """What a response of ``length`` tokens loses: nothing but in the last ``buffer``, rising there to ``factor``.
+
+    Yu et al. 2025 (DAPO), eq. 13, where ``longest`` tokens lose the whole ``factor``.
+    """
+    into_buffer: Array = (length - (longest - buffer)) / buffer
+    return factor * into_buffer.clip(0.0, 1.0)
+
+
 def whitened(values: Array, mask: Array, *, shift_mean: bool) -> Array:
     """Values of unit standard deviation over the mask, with their mean or (``shift_mean``) without; 0 elsewhere.
 

@@ -43,9 +43,15 @@ class Groups:
         return spread
 
 
+def mean_of_others(values: Array, groups: Groups) -> Array:
+    """The mean of ``values`` [M] over the other members of each member's group, [M]."""
+    others: Array = (groups.count * groups.mean(values) - values) / (groups.count - 1)
+    return others
+
+
 def leave_one_out(score: Array, groups: Groups) -> Array:
     """RLOO: the score minus the mean of the group's other scores (Kool et al. 2019; Ahmadian et al. 2024)."""
-    advantage: Array = groups.count / (groups.count - 1) * (score - groups.mean(score))
+    advantage: Array = score - mean_of_others(score, groups)
     return advantage
 
 
@@ -75,6 +81,7 @@ GROUP_ADVANTAGES: dict[str, GroupAdvantage] = {
     "dr_grpo": group_centred,
     "batch": batch_scaled,
 }
+WITH_CRITIC = "leave_one_out"  # the name of GAE with ``critic_corrections``
 
 
 def group_advantage(name: str, score: Array, groups: Groups) -> Array:
@@ -148,6 +155,29 @@ def episode_advantages(name: str, reward: Array, mask: Array, ids: Array, starts
     require_comparable(score, groups)
     advantage = group_advantage(name, score, groups)[episodes.number]
     return np.where(mask, advantage[..., None], 0.0).astype(np.float32)
+
+
+def critic_corrections(residual: Array, ids: Array, starts: Array, ended: Array) -> Array:
+    """What is taken off the advantages of each step's tokens [T, N]: the critic's mean error at the group's others.
+
+    ``residual`` [T, N] is each response's return minus the value before its first token. Of an episode that of its
+    first step counts: R - V(prompt). The mean over the others does not depend on the actions of the episode itself, so
+    the policy gradient stays unbiased.
+    """
+    episodes = Episodes.of(starts, ended)
+    groups = groups_of(ids, episodes)
+    errors = episodes.at_first(residual).astype(np.float64)
+    require_comparable(errors, groups)
+    corrections: Array = mean_of_others(errors, groups)[episodes.number]
+    return corrections
+
+
+def informative(score: Array, ids: Array, starts: Array, ended: Array) -> Array:
+    """True for the steps [T, N] whose group has scores that differ; ``score`` [T, N] is as the environment gave it."""
+    episodes = Episodes.of(starts, ended)
+    groups = groups_of(ids, episodes)
+    differs: Array = (groups.spread(episodes.sum(score)) > 0)[groups.index][episodes.number]
+    return differs
 
 
 def groups_of(ids: Array, episodes: Episodes) -> Groups:

@@ -58,6 +58,17 @@ def micro_batches(minibatch: Minibatch, settings: TokenSettings) -> Iterator[Mic
     return split(minibatch, row_groups(counts, settings.micro_batch_tokens), without_padding, settings.loss_mean)
 
 
+def rescaled(rows: Tensor, mask: Tensor, loss_mean: str) -> Tensor:
+    """A factor [B] for each row: 0 but for the chosen ``rows``, and such that the mean over all is that over these.
+
+    ``rows`` [B] are True or False, ``mask`` [B, L] as in the minibatch. Without a chosen row all factors are 0.
+    """
+    weights = mask.sum(-1).to(torch.float32) if loss_mean == "token" else torch.ones(len(mask), device=mask.device)
+    chosen = weights * rows
+    factor: Tensor = rows * (weights.sum() / chosen.sum().clamp(min=1.0))
+    return factor
+
+
 def lengths_of(minibatch: Minibatch) -> np.ndarray:
     """``lengths``, counted here where the minibatch comes without them; that waits for the device."""
     if minibatch.lengths is not None:

@@ -12,8 +12,8 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import require_spaces
-from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
-from sb3_ppo_ext.language.training.groups import episode_advantages
+from sb3_ppo_ext.language.training.credit import overlong_penalties, token_advantages, token_kl, token_rewards, whitened
+from sb3_ppo_ext.language.training.groups import critic_corrections, episode_advantages, informative
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
@@ -43,7 +43,15 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
     :param group_advantage: with ``value="none"``, the baseline among the responses to one prompt: "rloo", "grpo",
         "dr_grpo", "batch", or your own (``training.groups.GROUP_ADVANTAGES``). A response's score, a KL in the reward
         included, is then credited to all of its tokens; ``gamma``, ``gae_lambda`` and the normalisation of minibatches
-        do not apply. ``advantage_scope="rollout"`` does, and makes of "dr_grpo" REINFORCE++'s baseline
+        do not apply. ``advantage_scope="rollout"`` does, and makes of "dr_grpo" REINFORCE++'s baseline. With a critic,
+        "leave_one_out" takes off GAE the mean error of the values at the prompt, over the group's other responses
+    :param dynamic_sampling: "mask" leaves groups whose scores are all equal out of the policy's loss, and its mean; the
+        value function learns from them all the same. Scores are the environment's, without penalties (DAPO)
+    :param overlong_penalty: what the longest response loses; in the last ``overlong_buffer`` tokens before that (None:
+        a fifth of the longest response) the loss rises to it from 0 (DAPO)
+    :param overlong_filter: leaves responses that were cut off out of the policy's loss, and its mean (DAPO). One of the
+        rules on length is enough
+    :param success_score: from this score on, as the environment gives it, a response is right
     """
 
     def __init__(
@@ -60,6 +68,9 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         refuse_unknown(type(self).__name__, settings, named_arguments(SequenceRolloutBuffer.__init__, TokenSettings))
         self.settings = TokenSettings(**settings)
         _, self.response_space = require_spaces(observation_space, action_space)
+        longest, room = self.response_space.max_new_tokens, self.settings.overlong_buffer
+        if room is not None and room > longest:
+            raise ValueError(f"overlong_buffer={room}: the longest response has {longest} tokens; pass fewer")
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
@@ -129,27 +140,56 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         """True for the responses [T, N] that reached the last slot without ending."""
         return self.response_space.cut_off(self.actions, self.masks)
 
+    def length_penalties(self) -> np.ndarray:
+        """What each response [T, N] loses by the rules on length, in units of the score."""
+        settings, penalties = self.settings, np.zeros(self.rewards.shape, np.float32)
+        if settings.missing_eos_penalty is not None:
+            penalties += np.float32(settings.missing_eos_penalty) * self.cut_off()
+        if settings.overlong_penalty is not None:
+            longest = self.response_space.max_new_tokens
+            buffer = settings.overlong_buffer or max(longest // 5, 1)
+            lengths = self.masks.sum(-1)
+            penalties += overlong_penalties(lengths, longest=longest, buffer=buffer, factor=settings.overlong_penalty)
+        return penalties
+
+    def informative(self) -> np.ndarray:
+        """True for the responses [T, N] whose group has scores that differ."""
+        return informative(self.rewards, self.group_ids, self.episode_starts, self.ended)
+
+    def in_policy_loss(self) -> np.ndarray | None:
+        """True for the responses [T, N] that count in the policy's loss; None where all of them do."""
+        settings, chosen = self.settings, None
+        if settings.dynamic_sampling is not None:
+            chosen = self.informative()
+        if settings.overlong_filter:
+            chosen = ~self.cut_off() if chosen is None else chosen & ~self.cut_off()
+        return chosen
+
     def _compute_advantages(self, kl: np.ndarray | None, ref_kl_coef: float) -> None:
-        score = self.rewards
-        if self.settings.missing_eos_penalty is not None:
-            score = score - self.settings.missing_eos_penalty * self.cut_off()
-        reward = token_rewards(score, self.masks, kl=kl, ref_kl_coef=ref_kl_coef)
+        reward = token_rewards(self.rewards - self.length_penalties(), self.masks, kl=kl, ref_kl_coef=ref_kl_coef)
         if self.settings.whiten_rewards:
             reward = whitened(reward, self.masks, shift_mean=False)
         self.token_rewards = reward
         if self.settings.without_critic:
             self.advantages = self._relative_to_groups(reward)
             return
-        self.advantages = token_advantages(
-            reward,
+        self.advantages = self._gae(self.gae_lambda)
+        self.returns = self.advantages + self.values
+        if self.settings.group_advantage is not None:
+            errors = self._gae(1.0)[..., 0]  # every response has a first token
+            corrections = critic_corrections(errors, self.group_ids, self.episode_starts, self.ended)
+            self.advantages -= np.where(self.masks, corrections[..., None], 0.0).astype(np.float32)
+
+    def _gae(self, gae_lambda: float) -> np.ndarray:
+        return token_advantages(
+            self.token_rewards,
             self.values,
             self.masks,
             last_value=self.last_values,
             ended=self.ended,
             gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
+            gae_lambda=gae_lambda,
         )
-        self.returns = self.advantages + self.values
 
     def _relative_to_groups(self, reward: np.ndarray) -> np.ndarray:
         name = self.settings.group_advantage

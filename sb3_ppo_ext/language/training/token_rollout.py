@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from stable_baselines3.common.utils import explained_variance
+from torch import Tensor
 
 from sb3_ppo_ext.language.envs.prompt_vec_env import take_reward_means, take_scoring_seconds
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.training.baselines import check_baseline
-from sb3_ppo_ext.language.training.micro_batches import on_device, row_groups, rows_of
+from sb3_ppo_ext.language.training.micro_batches import on_device, rescaled, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
 from sb3_ppo_ext.objective.batch import Minibatch
@@ -62,12 +63,14 @@ class TokenRollout(Rollout):
         buffer = self.buffer
         flat = buffer.flat
         advantage, mask = flat(buffer.advantages), flat(buffer.masks)
+        chosen = buffer.in_policy_loss()
+        self.in_policy_loss = None if chosen is None else flat(chosen)
         self.rows = Minibatch(
             {name: flat(array) for name, array in buffer.observations.items()},
             flat(buffer.actions),
             flat(buffer.log_probs),
             flat(buffer.values),
-            normalized(advantage, mask) if self.normalize_advantage else advantage,
+            normalized(advantage, self._chosen(mask)) if self.normalize_advantage else advantage,
             flat(buffer.returns),
             mask=mask,
             ref_log_prob=None if buffer.ref_log_probs is None else flat(buffer.ref_log_probs),
@@ -83,10 +86,24 @@ class TokenRollout(Rollout):
         on_buffer_device = on_device(order, self.buffer.device)
         for start in range(0, self.size, batch_size):
             rows = slice(start, start + batch_size)
-            minibatch = rows_of(self.rows, on_buffer_device[rows])._replace(lengths=self.lengths[order[rows]])
-            if self.normalize_minibatch:
-                minibatch = minibatch._replace(advantage=normalized(minibatch.advantage, minibatch.mask))
-            yield minibatch
+            index = on_buffer_device[rows]
+            minibatch = rows_of(self.rows, index)._replace(lengths=self.lengths[order[rows]])
+            yield minibatch._replace(advantage=self._advantage(minibatch, index))
+
+    def _advantage(self, minibatch: Minibatch, index: Tensor) -> Tensor:
+        """The advantages [B, L] of the rows ``index`` as the loss takes them: normalised, 0 for what is left out."""
+        advantage, mask = minibatch.advantage, minibatch.mask
+        assert mask is not None
+        if self.normalize_minibatch:
+            advantage = normalized(advantage, self._chosen(mask, index))
+        if self.in_policy_loss is not None:
+            factor = rescaled(self.in_policy_loss[index], mask, self.settings.loss_mean)
+            advantage = advantage * factor.to(advantage.dtype)[:, None]
+        return advantage
+
+    def _chosen(self, mask: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
+        """The mask [B, L] without the responses that are left out of the policy's loss."""
+        return mask if self.in_policy_loss is None else mask & self.in_policy_loss[index, None]
 
     @property
     def controller_inputs(self) -> dict[str, float]:

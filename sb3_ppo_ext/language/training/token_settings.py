@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 from sb3_ppo_ext.language.inputs import at_least, number_of, one_of
-from sb3_ppo_ext.language.training.groups import GROUP_ADVANTAGES
+from sb3_ppo_ext.language.training.groups import GROUP_ADVANTAGES, WITH_CRITIC
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 
@@ -29,22 +30,47 @@ class TokenSettings:
     loss_mean: str = "token"
     micro_batch_tokens: int | None = None
     group_advantage: str | None = None
+    dynamic_sampling: str | None = None
+    overlong_penalty: float | None = None
+    overlong_buffer: int | None = None
+    overlong_filter: bool = False
+    success_score: float = 1.0
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             one_of(choices, name, getattr(self, name))
         if self.group_advantage is not None:
-            one_of(tuple(GROUP_ADVANTAGES), "group_advantage", self.group_advantage)
+            one_of((*GROUP_ADVANTAGES, WITH_CRITIC), "group_advantage", self.group_advantage)
+        if self.dynamic_sampling is not None:
+            one_of(("mask",), "dynamic_sampling", self.dynamic_sampling)
         KL_ESTIMATORS.require(self.ref_kl_estimator, "ref_kl_estimator", besides=("full",))
         self._check_gradient()
-        if self.missing_eos_penalty is not None:
-            penalty = number_of(self.missing_eos_penalty)
-            if penalty is None or not penalty >= 0:
-                raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty!r}: at least 0, or None, is needed")
-            object.__setattr__(self, "missing_eos_penalty", penalty)
-        if self.micro_batch_tokens is not None:
-            limit = at_least(1, "micro_batch_tokens", self.micro_batch_tokens)
-            object.__setattr__(self, "micro_batch_tokens", limit)
+        for name in ("missing_eos_penalty", "overlong_penalty"):
+            if (value := getattr(self, name)) is not None:
+                penalty = number_of(value)
+                if penalty is None or not penalty >= 0:
+                    raise ValueError(f"{name}={value!r}: at least 0, or None, is needed")
+                object.__setattr__(self, name, penalty)
+        for name in ("micro_batch_tokens", "overlong_buffer"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, at_least(1, name, value))
+        if (score := number_of(self.success_score)) is None or not math.isfinite(score):
+            raise ValueError(f"success_score={self.success_score!r}: a finite number is needed")
+        self._check_length_rules()
+
+    def _check_length_rules(self) -> None:
+        """Warns of two rules on length at once, and refuses a buffer without its penalty."""
+        if self.overlong_buffer is not None and self.overlong_penalty is None:
+            raise ValueError(f"overlong_buffer={self.overlong_buffer}: only with overlong_penalty; pass that too")
+        rules = ("missing_eos_penalty", "overlong_penalty", "overlong_filter")
+        active = [name for name in rules if getattr(self, name)]
+        if len(active) > 1:
+            warnings.warn(
+                f"{' and '.join(active)} are rules for the same: a response that is too long pays twice, or pays and "
+                "is left out; keep one of them",
+                TrainingWarning,
+                stacklevel=5,
+            )
 
     def _check_gradient(self) -> None:
         """Refuses an estimator that has no gradient in the loss, and warns of one that has none in the reward."""
@@ -62,6 +88,11 @@ class TokenSettings:
                 TrainingWarning,
                 stacklevel=5,
             )
+
+    @property
+    def has_length_penalty(self) -> bool:
+        """True where a response may lose something for its length."""
+        return self.missing_eos_penalty is not None or self.overlong_penalty is not None
 
     @property
     def without_critic(self) -> bool:
