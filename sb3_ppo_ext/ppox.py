@@ -164,7 +164,7 @@ class PPOX(PPO):
         tb_log_name: str = "PPOX",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-        checkpoint: Checkpoints | None = None,
+        checkpoint: Checkpoints | str | Path | None = None,
     ) -> Self:
         """As :meth:`PPO.learn`; the last update is logged too.
 

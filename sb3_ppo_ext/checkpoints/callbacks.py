@@ -155,5 +155,7 @@ def advance_progress_bars(callback: BaseCallback, *, total: int, done: int) -> N
     """Progress bars show the whole run, not the rest of it."""
     for child in with_children(callback):
         if isinstance(child, ProgressBarCallback):
-            child.pbar.reset(total=total)
-            child.pbar.update(done)
+            bar: Any = child.pbar  # tqdm.rich, whose own reset() fails
+            bar.total = total
+            bar._prog.update(bar._task_id, total=total)
+            bar.update(done)

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,7 +19,7 @@ from sb3_ppo_ext.checkpoints.lock import locked
 from sb3_ppo_ext.checkpoints.partial_rollout import can_be_saved
 from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
 from sb3_ppo_ext.checkpoints.resumption import Resumed
-from sb3_ppo_ext.checkpoints.settings import Checkpoints
+from sb3_ppo_ext.checkpoints.settings import Checkpoints, settings_of
 from sb3_ppo_ext.checkpoints.signals import StopRequest, outliving
 from sb3_ppo_ext.checkpoints.state import LearnCall, restore_state, save_state
 from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
@@ -42,8 +43,9 @@ class RunCheckpoints:
         self._pace = Pace()
         self._said: list[str] = []  # of what is not restored exactly
 
-    def arranged(self, model: Any, call: LearnCall, settings: Checkpoints | None) -> LearnCall | None:
+    def arranged(self, model: Any, call: LearnCall, checkpoint: Checkpoints | str | Path | None) -> LearnCall | None:
         """The arguments for Stable-Baselines3's ``learn()``; None for a resumed run that is finished."""
+        settings = settings_of(checkpoint)
         self._rollouts, self._skipped, self._log_interval = None, 0, None
         if self.resumed is None:
             self._call = call

@@ -63,6 +63,15 @@ class Checkpoints:
         return seconds("grace", self.grace)
 
 
+def settings_of(checkpoint: Checkpoints | str | Path | None) -> Checkpoints | None:
+    """The argument of ``learn()``: a folder alone has the default settings."""
+    if checkpoint is None or isinstance(checkpoint, Checkpoints):
+        return checkpoint
+    if isinstance(checkpoint, (str, Path)):
+        return Checkpoints(checkpoint)
+    raise ValueError(f"checkpoint={checkpoint!r}: a Checkpoints(folder, ...), or the path of a folder, is needed")
+
+
 def seconds(name: str, value: object) -> float:
     """A duration given as text or as a number of seconds; ``ValueError`` for what is neither."""
     number = math.nan

@@ -102,8 +102,8 @@ def restore_state(model: Any, callback: BaseCallback, state: State) -> tuple[int
     model._num_timesteps_at_start = loop["first_timestep"]
     model._monitor.described = state["watch"]["described"]
     lines = restore_callbacks(callback, state["callbacks"])
-    total, first = loop["last_timestep"] - loop["first_timestep"], loop["first_timestep"]
-    advance_progress_bars(callback, total=total, done=model.num_timesteps - first)
+    first = loop["first_timestep"]
+    advance_progress_bars(callback, total=model._total_timesteps - first, done=model.num_timesteps - first)
     restore_pending(model.logger, state["logger"])
     started = 0 if state["partial"] is None else restore_partial_rollout(model, state["partial"])
     here = machine()

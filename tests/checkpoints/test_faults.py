@@ -159,6 +159,7 @@ def test_a_folder_that_has_a_run_is_not_given_to_another(tmp_path: Path) -> None
 
 def test_a_run_resumed_twice_goes_on_once(tmp_path: Path) -> None:
     made().learn(32, checkpoint=Checkpoints(tmp_path))
+    assert required(tmp_path).manifest["finished"]
     first, second = (PPOX.resume(tmp_path, walk(), total_timesteps=64, device="cpu") for _ in range(2))
     first.learn()
     with pytest.raises(ValueError, match="has gone on since it was resumed here"):
@@ -199,6 +200,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: PPOX.resume(path, walk(), total_timesteps=16, device="cpu").learn(),
         "the run has 32 timesteps already",
     ),
+    "no settings": (lambda path: made().learn(32, checkpoint=3), "checkpoint=3: a Checkpoints"),  # type: ignore[arg-type]
     "no length": (lambda path: made().learn(), "total_timesteps=None"),
     "folder": (lambda path: made().learn(32, checkpoint=Checkpoints(path / "file" / "run")), "name another folder"),
 }

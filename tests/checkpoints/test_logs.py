@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from stable_baselines3.common.callbacks import (
     CallbackList,
     EvalCallback,
     EveryNTimesteps,
+    ProgressBarCallback,
     StopTrainingOnNoModelImprovement,
 )
 from stable_baselines3.common.logger import configure
@@ -22,6 +24,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_ppo_ext import PPOX
+from sb3_ppo_ext.checkpoints.callbacks import advance_progress_bars
 from tests.checkpoints.runs import (
     SETTINGS,
     TIMES,
@@ -168,22 +171,13 @@ def test_a_worse_evaluation_of_a_resumed_run_leaves_the_best_model(tmp_path: Pat
     assert (tmp_path / "best_model.zip").read_bytes() == b"the best"
 
 
-def test_a_progress_bar_shows_the_whole_run(tmp_path: Path) -> None:
-    class Bar:
-        total, done = 0, 0
-
-        def reset(self, total: int) -> None:
-            self.total, self.done = total, 0
-
-        def update(self, steps: int) -> None:
-            self.done += steps
-
-    from stable_baselines3.common.callbacks import ProgressBarCallback
-
-    from sb3_ppo_ext.checkpoints.callbacks import advance_progress_bars
-
-    callback = ProgressBarCallback.__new__(ProgressBarCallback)
-    bar: Any = Bar()
-    callback.pbar = bar
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_a_progress_bar_shows_the_whole_run() -> None:
+    pytest.importorskip("rich")
+    callback = ProgressBarCallback()
+    callback.locals, callback.model = {"total_timesteps": 96}, SimpleNamespace(num_timesteps=48)  # type: ignore[assignment]
+    callback._on_training_start()
     advance_progress_bars(callback, total=96, done=48)
-    assert (bar.total, bar.done) == (96, 48)
+    bar: Any = callback.pbar
+    assert (bar.n, bar.total, bar._prog.tasks[0].total) == (48, 96, 96)
+    callback._on_training_end()
