@@ -199,8 +199,8 @@ class RunCheckpoints:
             return
         assert self.writer is not None
         model._monitor.leaves_pending = True  # the checkpoint has it, and the resumed run writes it
-        where = "nowhere, for there was no update yet" if self.writer.last is None else str(self.writer.last)
-        print(f"{self._stop.name}: the run is saved ({where}) and ends; PPOX.resume goes on with it", flush=True)
+        last = "none yet" if self.writer.last is None else str(self.writer.last)
+        print(f"{self._stop.name}: training ends here (last checkpoint: {last}); PPOX.resume continues it", flush=True)
         raise SystemExit(128 + self._stop.number)
 
 

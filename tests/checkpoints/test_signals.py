@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_ppo_ext import PPOX, Checkpoints
+from sb3_ppo_ext.checkpoints import folder
 from sb3_ppo_ext.checkpoints.reading import required
 from tests.checkpoints.runs import SETTINGS, Noisy, Steps, assert_same
 from tests.environments import walk
@@ -62,6 +63,40 @@ def test_with_time_left_the_update_is_finished_first(number: int, status: int, t
     assert required(tmp_path / "a").manifest["step"] == 32
     resumed = PPOX.resume(tmp_path / "a", walk(), CallbackList([Steps(), Signalled()]), device="cpu").learn()
     assert_same(resumed, whole_run(tmp_path / "b"))
+
+
+def in_update(patch: pytest.MonkeyPatch) -> None:
+    train = PPOX.train
+
+    def signalled(self: PPOX) -> None:
+        if self.num_timesteps == 32:
+            os.kill(os.getpid(), signal.SIGTERM)
+        train(self)
+
+    patch.setattr(PPOX, "train", signalled)
+
+
+def in_save(patch: pytest.MonkeyPatch) -> None:
+    written = folder._written
+
+    def signalled(path: Path, write: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return written(path, write)
+
+    patch.setattr(folder, "_written", signalled)
+
+
+@pytest.mark.parametrize(("moment", "step"), [(in_update, 32), (in_save, 16)])
+def test_an_update_or_a_checkpoint_in_which_the_signal_comes_is_completed(
+    moment: Callable[[pytest.MonkeyPatch], None], step: int, tmp_path: Path
+) -> None:
+    unbroken = made().learn(TOTAL)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="143"):
+        moment(patch)
+        made().learn(TOTAL, checkpoint=Checkpoints(tmp_path, every=0, grace=0))
+    assert all(path.name.startswith("step_") for path in (tmp_path / "checkpoints").iterdir())
+    assert required(tmp_path).manifest["step"] == step
+    assert_same(PPOX.resume(tmp_path, walk(), device="cpu").learn(), unbroken)
 
 
 def boxes() -> Noisy:
