@@ -104,6 +104,7 @@ OF_TOKENS: dict[str, Settings] = {
         **{"group_size": 2, **of_policy(lora={"r": 2}, value="branch")},
         **in_buffer(overlong_filter=True, loss_mean="response", micro_batch_tokens=24),
     },
+    "lambdas of VAPO": in_buffer(value_lambda=1.0, lambda_alpha=2.0),
     "RLOO, KL in the reward": {"ref_kl_coef": 0.1, **without_critic("rloo")},
     "GRPO, KL in the loss, GSPO": {
         **{"ref_kl_coef": 0.1, "surrogate": "gspo"},

@@ -57,6 +57,29 @@ def whitened(values: Array, mask: Array, *, shift_mean: bool) -> Array:
     return np.where(mask, scaled if shift_mean else scaled + chosen.mean(), 0.0).astype(values.dtype)
 
 
+def length_lambdas(length: Array, *, alpha: float | None = None, share: float | None = None) -> Array:
+    """lambda of the tokens of a response of ``length`` tokens, so that long ones are not cut off from their score.
+
+    With ``alpha`` 1 - 1 / (alpha * length), at least 0 (Yue et al. 2025, VAPO, where alpha = 0.05 is for thousands of
+    tokens). With ``share`` share^(1 / (length - 1)): this share of the last token's error reaches the first one.
+    """
+    if alpha is not None:
+        lambdas: Array = 1.0 - 1.0 / (alpha * np.maximum(length, 1))
+        return lambdas.clip(0.0, 1.0)
+    assert share is not None
+    lambdas = share ** (1.0 / np.maximum(length - 1, 1))
+    return lambdas
+
+
+def turn_lambdas(mask: Array, turn_lambda: float) -> Array:
+    """lambda of each token [..., L]: 1, and ``turn_lambda`` from a response's last token to the next response.
+
+    Credit fades from turn to turn then, however many tokens they have.
+    """
+    slots = np.arange(mask.shape[-1])
+    return np.where(slots == mask.sum(-1)[..., None] - 1, turn_lambda, 1.0)
+
+
 def token_advantages(
     reward: Array,
     value: Array,
@@ -65,14 +88,15 @@ def token_advantages(
     last_value: Array,
     ended: Array,
     gamma: float,
-    gae_lambda: float,
+    gae_lambda: float | Array,
 ) -> Array:
     """GAE over tokens [T, N, L], in which the next token of a response's last one is the next response's first.
 
     ``ended`` [T, N] is True where the episode ended with the response: nothing follows then. ``last_value`` [N] is that
-    of the observation after the last step. gamma and lambda are per token. Observations in between take no time.
-    Schulman et al. 2016, eq. 16.
+    of the observation after the last step. gamma and lambda are per token; lambda may be of each token [T, N, L], from
+    it to the next one. Observations in between take no time. Schulman et al. 2016, eq. 16.
     """
+    decay = np.broadcast_to((gamma * np.asarray(gae_lambda, np.float64)).astype(np.float32), reward.shape)
     advantage = np.zeros(reward.shape, np.float32)
     next_value, next_advantage = last_value.astype(np.float32), np.zeros(reward.shape[1], np.float32)
     for step in range(len(reward) - 1, -1, -1):
@@ -81,7 +105,7 @@ def token_advantages(
         for slot in range(reward.shape[2] - 1, -1, -1):
             token = mask[step, :, slot]
             delta = reward[step, :, slot] + gamma * next_value - value[step, :, slot]
-            current = delta + gamma * gae_lambda * next_advantage
+            current = delta + decay[step, :, slot] * next_advantage
             advantage[step, :, slot] = np.where(token, current, 0.0)
             next_advantage = np.where(token, current, next_advantage)
             next_value = np.where(token, value[step, :, slot], next_value)

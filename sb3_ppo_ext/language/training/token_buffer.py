@@ -12,7 +12,15 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import require_spaces
-from sb3_ppo_ext.language.training.credit import overlong_penalties, token_advantages, token_kl, token_rewards, whitened
+from sb3_ppo_ext.language.training.credit import (
+    length_lambdas,
+    overlong_penalties,
+    token_advantages,
+    token_kl,
+    token_rewards,
+    turn_lambdas,
+    whitened,
+)
 from sb3_ppo_ext.language.training.groups import critic_corrections, episode_advantages, informative
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
@@ -51,6 +59,11 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         a fifth of the longest response) the loss rises to it from 0 (DAPO)
     :param overlong_filter: leaves responses that were cut off out of the policy's loss, and its mean (DAPO). One of the
         rules on length is enough
+    :param value_lambda: lambda of the value function's targets, 1 in VC-PPO and VAPO; None: that of the advantages
+    :param lambda_alpha: lambda of the advantages by the response's length l, 1 - 1 / (alpha * l): 0.05 in VAPO, for
+        thousands of tokens; 1 to 5 for short responses. It takes the place of ``gae_lambda``, as the next two do
+    :param lambda_share: the same as share^(1 / (l - 1)): this share of the score's error reaches the first token
+    :param turn_lambda: lambda from the end of a response to the next one of its episode; within a response it is 1
     :param success_score: from this score on, as the environment gives it, a response is right
     """
 
@@ -173,14 +186,25 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         if self.settings.without_critic:
             self.advantages = self._relative_to_groups(reward)
             return
-        self.advantages = self._gae(self.gae_lambda)
-        self.returns = self.advantages + self.values
+        self.advantages = self._gae(self._policy_lambda())
+        value_lambda = self.settings.value_lambda
+        self.returns = (self.advantages if value_lambda is None else self._gae(value_lambda)) + self.values
         if self.settings.group_advantage is not None:
             errors = self._gae(1.0)[..., 0]  # every response has a first token
             corrections = critic_corrections(errors, self.group_ids, self.episode_starts, self.ended)
             self.advantages -= np.where(self.masks, corrections[..., None], 0.0).astype(np.float32)
 
-    def _gae(self, gae_lambda: float) -> np.ndarray:
+    def _policy_lambda(self) -> float | np.ndarray:
+        """lambda of the policy's advantages, for all tokens or for each of them [T, N, L]."""
+        settings = self.settings
+        if settings.turn_lambda is not None:
+            return turn_lambdas(self.masks, settings.turn_lambda)
+        if settings.lambda_alpha is None and settings.lambda_share is None:
+            return self.gae_lambda
+        lambdas = length_lambdas(self.masks.sum(-1), alpha=settings.lambda_alpha, share=settings.lambda_share)
+        return np.broadcast_to(lambdas[..., None], self.masks.shape)
+
+    def _gae(self, gae_lambda: float | np.ndarray) -> np.ndarray:
         return token_advantages(
             self.token_rewards,
             self.values,

@@ -17,6 +17,8 @@ CHOICES = {
     "loss_mean": ("token", "response", "length"),
 }
 
+LAMBDAS = {"value_lambda": 1.0, "lambda_alpha": math.inf, "lambda_share": 1.0, "turn_lambda": 1.0}  # name -> highest
+
 
 @dataclass(frozen=True)
 class TokenSettings:
@@ -35,6 +37,10 @@ class TokenSettings:
     overlong_buffer: int | None = None
     overlong_filter: bool = False
     success_score: float = 1.0
+    value_lambda: float | None = None
+    lambda_alpha: float | None = None
+    lambda_share: float | None = None
+    turn_lambda: float | None = None
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -57,6 +63,24 @@ class TokenSettings:
         if (score := number_of(self.success_score)) is None or not math.isfinite(score):
             raise ValueError(f"success_score={self.success_score!r}: a finite number is needed")
         self._check_length_rules()
+        self._check_lambdas()
+
+    def _check_lambdas(self) -> None:
+        """Makes the settings of lambda numbers; refuses those outside their range, and several rules at once."""
+        for name, highest in LAMBDAS.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if self.without_critic:
+                raise ValueError(f"{name}={value!r} with group_advantage={self.group_advantage!r}: it is for a critic")
+            number = number_of(value)
+            if number is None or not 0 <= number <= highest or (number == 0 and name == "lambda_alpha"):
+                limits = "above 0" if name == "lambda_alpha" else "from 0 to 1"
+                raise ValueError(f"{name}={value!r}: a number {limits}, or None, is needed")
+            object.__setattr__(self, name, number)
+        rules = [name for name in LAMBDAS if name != "value_lambda" and getattr(self, name) is not None]
+        if len(rules) > 1:
+            raise ValueError(f"{' and '.join(rules)} are rules for the same lambda; keep one of them")
 
     def _check_length_rules(self) -> None:
         """Warns of two rules on length at once, and refuses a buffer without its penalty."""
