@@ -24,6 +24,7 @@ class Minibatch(NamedTuple):
     distribution: ActionDistribution | None = None  # of the policy that collected the rollout
     mask: Tensor | None = None  # [B, L]: which slots hold tokens, or how much each counts
     ref_log_prob: Tensor | None = None  # of the actions under the frozen reference
+    nll_weight: Tensor | None = None  # of each action's negative log-likelihood in the loss, coefficient included
     lengths: np.ndarray | None = None  # [B, 2], on the host: how many tokens prompt and response have
 
 

@@ -104,6 +104,7 @@ class Terms(NamedTuple):
     entropy: Tensor  # -E[H]
     kl: Tensor | None  # None: no penalty in the loss
     ref_kl: Tensor | None = None  # None: no reference policy
+    nll: Tensor | None = None  # of actions to be imitated, weighted by the minibatch already
 
     def weighted(self, knobs: KnobValues) -> Terms:
         """Every term times its weight. The only place where weights meet terms."""
@@ -113,11 +114,12 @@ class Terms(NamedTuple):
             knobs.ent_coef * self.entropy,
             None if self.kl is None else knobs.kl_coef * self.kl,
             None if self.ref_kl is None else knobs.ref_kl_coef * self.ref_kl,
+            self.nll,
         )
 
     def total(self) -> Tensor:
         """Their sum, in Stable-Baselines3's order of summation."""
-        return objective.sum_of(self.policy + self.entropy + self.value, self.kl, self.ref_kl)
+        return objective.sum_of(self.policy + self.entropy + self.value, self.kl, self.ref_kl, self.nll)
 
 
 def ppo_terms(
@@ -144,6 +146,7 @@ def ppo_terms(
         objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
         kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.adds_penalty else None,
         None if new.ref_log_prob is None and new.ref_kl is None else reference_kl(new, choices, reduce),
+        None if minibatch.nll_weight is None else reduce(-new.log_prob * minibatch.nll_weight, mask),
     )
 
 

@@ -104,6 +104,14 @@ OF_TOKENS: dict[str, Settings] = {
         **{"group_size": 2, **of_policy(lora={"r": 2}, value="branch")},
         **in_buffer(overlong_filter=True, loss_mean="response", micro_batch_tokens=24),
     },
+    "imitation of right responses, mean by response, micro-batches": {
+        **of_policy(value="branch"),
+        **in_buffer(positive_nll_coef=0.1, success_score=3.0, loss_mean="response", micro_batch_tokens=24),
+    },
+    "imitation, separate critic": {
+        **of_policy(value="separate"),
+        **in_buffer(positive_nll_coef=0.1, success_score=3.0),
+    },
     "lambdas of VAPO": in_buffer(value_lambda=1.0, lambda_alpha=2.0),
     "RLOO, KL in the reward": {"ref_kl_coef": 0.1, **without_critic("rloo")},
     "GRPO, KL in the loss, GSPO": {

@@ -20,6 +20,7 @@ def evaluated(mask: Tensor | None) -> tuple[Evaluation, Minibatch]:
     torch.manual_seed(0)
     one, two, three, four, five, six = torch.randn(6, 4)
     rows = Minibatch(torch.zeros(4, 1), torch.zeros(4), one, two, three, four, Bernoulli(torch.randn(4, 2)))
+    rows = rows._replace(nll_weight=three.abs())
     return Evaluation(one + 0.3 * five, six.abs(), two + five, Bernoulli(torch.randn(4, 2)), mask, six), rows
 
 
@@ -63,10 +64,10 @@ def test_reference_kl_grows_with_the_distance_and_is_zero_at_it() -> None:
 
 
 def test_every_weight_meets_its_own_term() -> None:
-    terms = Terms(*(torch.tensor(float(10**power)) for power in range(5)))
+    terms = Terms(*(torch.tensor(float(10**power)) for power in range(6)))
     knobs = KnobValues(0.2, vf_coef=2, ent_coef=3, kl_coef=4, ref_kl_coef=5)
-    assert [float(term) for term in terms.weighted(knobs) if term is not None] == [1, 20, 300, 4000, 50000]
-    assert terms.weighted(knobs).total() == 54321
+    assert [float(term) for term in terms.weighted(knobs) if term is not None] == [1, 20, 300, 4000, 50000, 100000]
+    assert terms.weighted(knobs).total() == 154321
 
 
 def test_effective_sample_size() -> None:

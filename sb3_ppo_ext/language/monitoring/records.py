@@ -39,6 +39,8 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
     records |= {f"lm/reward/{name}": mean for name, mean in rollout.reward_means.items()}
     if buffer.settings.has_length_penalty:
         records["lm/length_penalty"] = buffer.length_penalties().mean()
+    if buffer.settings.positive_nll_coef > 0:
+        records["lm/right_fraction"] = buffer.right().mean()
     records |= group_records(buffer)
     records |= speeds(int(lengths.sum()), rollout.seconds())
     return {key: float(value) for key, value in records.items()}

@@ -41,6 +41,7 @@ def mapped(minibatch: Minibatch, of_prompt: Mapped, of_token: Mapped) -> Minibat
         of_token(minibatch.value_target),
         mask=of_token(minibatch.mask),
         ref_log_prob=None if minibatch.ref_log_prob is None else of_token(minibatch.ref_log_prob),
+        nll_weight=None if minibatch.nll_weight is None else of_token(minibatch.nll_weight),
     )
 
 

@@ -21,7 +21,7 @@ from sb3_ppo_ext.language.training.credit import (
     turn_lambdas,
     whitened,
 )
-from sb3_ppo_ext.language.training.groups import critic_corrections, episode_advantages, informative
+from sb3_ppo_ext.language.training.groups import Episodes, critic_corrections, episode_advantages, informative
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
@@ -64,6 +64,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         thousands of tokens; 1 to 5 for short responses. It takes the place of ``gae_lambda``, as the next two do
     :param lambda_share: the same as share^(1 / (l - 1)): this share of the score's error reaches the first token
     :param turn_lambda: lambda from the end of a response to the next one of its episode; within a response it is 1
+    :param positive_nll_coef: weight of the negative log-likelihood of right responses in the loss (0.1 in VAPO); its
+        mean, by ``loss_mean``, is over those of the whole optimizer step
     :param success_score: from this score on, as the environment gives it, a response is right
     """
 
@@ -168,6 +170,12 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
     def informative(self) -> np.ndarray:
         """True for the responses [T, N] whose group has scores that differ."""
         return informative(self.rewards, self.group_ids, self.episode_starts, self.ended)
+
+    def right(self) -> np.ndarray:
+        """True for the responses [T, N] of episodes whose score, as the environment gave it, is a success."""
+        episodes = Episodes.of(self.episode_starts, self.ended)
+        right: np.ndarray = (episodes.sum(self.rewards) >= self.settings.success_score)[episodes.number]
+        return right
 
     def in_policy_loss(self) -> np.ndarray | None:
         """True for the responses [T, N] that count in the policy's loss; None where all of them do."""

@@ -75,6 +75,9 @@ class TokenRollout(Rollout):
             mask=mask,
             ref_log_prob=None if buffer.ref_log_probs is None else flat(buffer.ref_log_probs),
         )
+        if self.settings.positive_nll_coef > 0:
+            self.right = flat(buffer.right())
+            self.rows = self.rows._replace(nll_weight=self._nll_weight(mask, self.right))
         masks = buffer.observations[ATTENTION_MASK] > 0, buffer.masks
         self.lengths = np.stack([mask.sum(-1).reshape(-1) for mask in masks], axis=-1)
         self.advantage, self.value_target = self.rows.advantage, self.rows.value_target
@@ -88,6 +91,8 @@ class TokenRollout(Rollout):
             rows = slice(start, start + batch_size)
             index = on_buffer_device[rows]
             minibatch = rows_of(self.rows, index)._replace(lengths=self.lengths[order[rows]])
+            if minibatch.nll_weight is not None and minibatch.mask is not None:
+                minibatch = minibatch._replace(nll_weight=self._nll_weight(minibatch.mask, self.right[index]))
             yield minibatch._replace(advantage=self._advantage(minibatch, index))
 
     def _advantage(self, minibatch: Minibatch, index: Tensor) -> Tensor:
@@ -100,6 +105,10 @@ class TokenRollout(Rollout):
             factor = rescaled(self.in_policy_loss[index], mask, self.settings.loss_mean)
             advantage = advantage * factor.to(advantage.dtype)[:, None]
         return advantage
+
+    def _nll_weight(self, mask: Tensor, right: Tensor) -> Tensor:
+        """The weights [B, L] of an optimizer step under which the loss has the mean over its right responses."""
+        return self.settings.positive_nll_coef * rescaled(right, mask, self.settings.loss_mean)[:, None] * mask
 
     def _chosen(self, mask: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         """The mask [B, L] without the responses that are left out of the policy's loss."""

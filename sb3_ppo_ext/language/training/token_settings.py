@@ -41,6 +41,7 @@ class TokenSettings:
     lambda_alpha: float | None = None
     lambda_share: float | None = None
     turn_lambda: float | None = None
+    positive_nll_coef: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -57,6 +58,8 @@ class TokenSettings:
                 if penalty is None or not penalty >= 0:
                     raise ValueError(f"{name}={value!r}: at least 0, or None, is needed")
                 object.__setattr__(self, name, penalty)
+        if (coefficient := number_of(self.positive_nll_coef)) is None or not 0 <= coefficient < math.inf:
+            raise ValueError(f"positive_nll_coef={self.positive_nll_coef!r}: a number of at least 0 is needed")
         for name in ("micro_batch_tokens", "overlong_buffer"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, at_least(1, name, value))
