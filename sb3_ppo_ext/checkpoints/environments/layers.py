@@ -88,8 +88,9 @@ def has_state_dict(layer: Any) -> bool:
 
 
 def path_of_class(layer: Any) -> str:
-    """Module and name of its class."""
-    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+    """Module and name of its class; of one that rl_zoo3, when imported, puts in Gymnasium's place, Gymnasium's."""
+    kind = next(base for base in type(layer).__mro__ if base.__module__ != "rl_zoo3.gym_patches")
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def name_of(env: Any) -> str:

@@ -7,13 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_ppo_ext.checkpoints.environments import restore_environments, save_environments
+from sb3_ppo_ext.checkpoints.environments.layers import path_of_class
 from tests.checkpoints.environments import kinds
 from tests.checkpoints.environments.continuing import continued, goes_on_exactly, interrupted
 
@@ -128,3 +131,9 @@ def test_an_object_too_deep_to_be_pickled_does_not_end_the_training() -> None:
         nested = nested[0]
     lines = save_environments(env)["lines"]
     assert len(lines) == 1 and "Counting.nested cannot be saved" in lines[0]
+
+
+def test_a_time_limit_is_the_same_whether_rl_zoo3_is_imported_or_not() -> None:
+    patched = type("PatchedTimeLimit", (TimeLimit,), {"__module__": "rl_zoo3.gym_patches"})
+    env = gym.make("CartPole-v1").unwrapped
+    assert path_of_class(patched(env, 5)) == path_of_class(TimeLimit(env, 5)) == "gymnasium.wrappers.common.TimeLimit"
