@@ -12,6 +12,7 @@ if _missing:
 from sb3_ppo_ext.language.envs.classifier import ClassifierReward  # noqa: E402
 from sb3_ppo_ext.language.envs.prompt_env import PromptEnv  # noqa: E402
 from sb3_ppo_ext.language.envs.prompt_vec_env import PromptVecEnv  # noqa: E402
+from sb3_ppo_ext.language.envs.reasoning import reasoning_prompts  # noqa: E402
 from sb3_ppo_ext.language.envs.spaces import ResponseSpace, prompt_space  # noqa: E402
 from sb3_ppo_ext.language.envs.text_observation import TextObservation  # noqa: E402
 from sb3_ppo_ext.language.evaluation.callback import PromptEvalCallback  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "TRLNames",
     "TextObservation",
     "prompt_space",
+    "reasoning_prompts",
 ]
 
 for _public in (
@@ -49,6 +51,6 @@ for _public in (
         RatioError,
         ResponseSpace,
     ),
-    *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, prompt_space),
+    *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, prompt_space, reasoning_prompts),
 ):
     _public.__module__ = __name__  # what saved models name

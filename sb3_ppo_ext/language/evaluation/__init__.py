@@ -1,1 +1,1 @@
-"""Evaluation on held-out prompts, and tasks to evaluate on."""
+"""Evaluation of language models on held-out prompts."""

@@ -1,0 +1,85 @@
+"""The answer in a response: how it is found, and graded by the rule of the question's own data set."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sb3_ppo_ext.language.inputs import one_of
+
+REWARDS = ("success", "score")
+HINTS = {
+    "tag": "Give the final answer between <answer> and </answer>.",
+    "number": "Answer with the number only.",
+    "text": "Answer with nothing but the answer.",
+}
+TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+Row = dict[str, Any]
+Answer = Callable[[str], str | None]
+
+
+@dataclass
+class Grader:
+    """Scores responses by the data sets' own rules, 0 to 1; as ``reward`` either that, or 1 for a full score, else 0.
+
+    Partial scores reward enumerating and copying: many tasks give some for any text. A rule that fails on a response
+    gives 0, is counted in ``n_errors``, and is warned of once.
+    """
+
+    datasets: dict[str, Any]
+    answer_of: Answer
+    reward: str
+    n_errors: int = field(default=0, init=False)
+
+    def __call__(self, prompts: list[str], responses: list[str], task: list[str], entry: list[Row]) -> list[float]:
+        """One number per response."""
+        return [self._reward(*graded) for graded in zip(responses, task, entry, strict=True)]
+
+    def _reward(self, response: str, task: str, entry: Row) -> float:
+        answer = self.answer_of(response)
+        score = 0.0 if answer is None else self._score(answer, task, entry)
+        return score if self.reward == "score" else float(score >= 1.0)
+
+    def _score(self, answer: str, task: str, entry: Row) -> float:
+        try:
+            return float(self.datasets[task].score_answer(answer, entry))
+        except Exception as error:  # whatever a task's parser makes of junk
+            self.n_errors += 1
+            if self.n_errors == 1:
+                warnings.warn(
+                    f"the grader of {task!r} failed on the answer {answer[:60]!r} ({type(error).__name__}: {error}): "
+                    "the response scores 0, as do others on which it fails; n_errors of the reward function counts "
+                    "them",
+                    stacklevel=2,
+                )
+            return 0.0
+
+
+def extractor(answer: str | Answer) -> Answer:
+    """The function that finds the answer in a response."""
+    if callable(answer):
+        return answer
+    one_of(tuple(HINTS), "answer", answer)
+    return {"tag": last_tag, "number": last_number, "text": stripped}[answer]
+
+
+def last_tag(response: str) -> str | None:
+    """What stands between the last <answer> and </answer>."""
+    found = TAG.findall(response)
+    return found[-1].strip() if found else None
+
+
+def last_number(response: str) -> str | None:
+    """The last number, without commas: in "7 + 8 = 15" the first is not the answer."""
+    found = NUMBER.findall(response)
+    return found[-1].replace(",", "") if found else None
+
+
+def stripped(response: str) -> str | None:
+    """The text without space around it; None where nothing is left."""
+    return response.strip() or None
