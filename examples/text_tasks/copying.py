@@ -72,6 +72,7 @@ def task(split: str) -> PromptTask:
         max_new_tokens=6,
         max_prompt_length=9,
         columns={"word": chosen},
+        success=1.0,
     )
 
 

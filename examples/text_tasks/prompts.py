@@ -12,10 +12,7 @@ from sb3_ppo_ext.language.envs.prompts import PromptOrder
 
 
 class SharedTaskEnv(PromptEnv):
-    """A ``PromptEnv`` over a shared task, whose prompts are tokenized once.
-
-    ``is_success`` in the info is true where the score is the highest, 1.
-    """
+    """A ``PromptEnv`` over a shared task, whose prompts are tokenized once."""
 
     metadata = {"render_modes": ["human", "ansi"], "render_fps": 10}  # noqa: RUF012  # gymnasium's convention
 
@@ -30,7 +27,7 @@ class SharedTaskEnv(PromptEnv):
         """Scores the response [L] and ends the episode."""
         observation, score, terminated, truncated, info = super().step(action)
         self.last = f"{info['prompt']}{info['response']}   {score:.2f}"
-        return observation, score, terminated, truncated, {**info, "is_success": score >= 1.0}
+        return observation, score, terminated, truncated, info
 
     def render(self) -> str | None:
         """The last prompt, the response to it and its score; printed in mode "human"."""

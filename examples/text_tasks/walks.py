@@ -121,6 +121,7 @@ def task() -> PromptTask:
         MODEL.tokenizer(),
         max_new_tokens=LONGEST,
         columns={"start": starts},
+        success=1.0,
     )
 
 

@@ -69,7 +69,7 @@ def extractor(answer: str | Answer) -> Answer:
 
 
 def last_tag(response: str) -> str | None:
-    """What stands between the last <answer> and </answer>."""
+    """The text between the last <answer> and </answer>; None where there is none."""
     found = TAG.findall(response)
     return found[-1].strip() if found else None
 

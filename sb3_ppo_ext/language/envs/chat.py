@@ -39,8 +39,8 @@ def messages_of(messages: Sequence[Any], row: int) -> list[dict[str, Any]]:
 
 
 def _joined(content: Any) -> Any:
-    parts = isinstance(content, list) and all(isinstance(entry, Mapping) and "text" in entry for entry in content)
-    return "".join(entry["text"] for entry in content) if parts else content
+    all_text = isinstance(content, list) and all(isinstance(entry, Mapping) and "text" in entry for entry in content)
+    return "".join(entry["text"] for entry in content) if all_text else content
 
 
 def tools_of(tools: Any, row: int) -> list[Any] | None:

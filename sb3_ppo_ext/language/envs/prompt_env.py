@@ -24,7 +24,7 @@ RewardSource = OneReward | Sequence[OneReward] | Mapping[str, OneReward]
 
 
 class Scored(NamedTuple):
-    """N responses with what the task says of them."""
+    """N responses and their scores."""
 
     prompts: list[Any]
     texts: list[Any]
@@ -150,7 +150,7 @@ class PromptEnvironment:
         return seconds
 
     def take_reward_sums(self) -> dict[str, list[float]]:
-        """Of each of several reward functions, the sum of its scores since the last call of this, and their number."""
+        """The sum and the number of scores since the last call, for each of several reward functions."""
         sums, self.task.reward_sums = self.task.reward_sums, {}
         return sums
 

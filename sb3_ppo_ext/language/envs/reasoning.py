@@ -188,11 +188,12 @@ def configurations(tasks: Any) -> dict[str, tuple[float, dict[str, Any]]]:
 
 
 def shared(count: int, weights: np.ndarray) -> list[int]:
-    """``count`` in whole parts proportional to the ``weights``; what is left over goes to the largest remainders."""
+    """``count`` as whole numbers proportional to the ``weights``; the largest remainders are rounded up."""
     exact = count * weights / weights.sum()
-    parts = np.floor(exact).astype(int)
-    parts[np.argsort(parts - exact, kind="stable")[: count - parts.sum()]] += 1
-    return [int(part) for part in parts]
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: count - counts.sum()]] += 1
+    whole: list[int] = counts.tolist()
+    return whole
 
 
 def prompt_of(question: str, hint: str, *, chat: bool, system: str | None) -> str | list[dict[str, str]]:

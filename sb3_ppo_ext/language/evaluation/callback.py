@@ -53,7 +53,7 @@ class PromptEvalCallback(BaseCallback):
         "score" where the task has no rule of success
     :param folder: where the tables ``step_N.jsonl`` of all responses and ``best_model.zip`` are written; None: nowhere
     :param by: a column, by whose values ``metric`` is reported as well
-    :param answer_of: what of a response is its answer, for the majority; None stands for no answer
+    :param answer_of: the answer in a response, for the majority; it returns None where there is none
     :param batch_size: responses at a time; None: as many as training environments
     :param table_rows: responses that TensorBoard shows
     :param seed: of the samples
@@ -208,7 +208,7 @@ class PromptEvalCallback(BaseCallback):
             print(f"step {step}: " + ", ".join(f"{name} {value:.3g}" for name, value in self.results.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the first evaluation, the best, and when the last one was."""
+        """The first evaluation, the best, and the time of the last one, for a run that is resumed."""
         return {"first": self.first, "evaluated_at": self.evaluated_at, "best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What n samples per prompt say of k of them: pass@k, the majority of k, the best of k; and how sure a mean is.
+"""Estimates from n samples per prompt: pass@k, the majority of k, the best of k; and the error of their means.
 
 P prompts, n samples of each. Every estimate is one number per prompt [P]; the samples of a prompt are alike, so that
 the prompts, not the samples, are the independent observations of a mean.

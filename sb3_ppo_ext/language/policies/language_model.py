@@ -17,7 +17,7 @@ from sb3_ppo_ext.language.arguments import check_options
 from sb3_ppo_ext.language.envs.prompt_env import RewardSource
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_prompt_length, require_spaces
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
-from sb3_ppo_ext.language.model.critics import SharedCritic, build_critic
+from sb3_ppo_ext.language.model.critics import NoCritic, SharedCritic, build_critic
 from sb3_ppo_ext.language.model.generation import Decoder, Response, generate
 from sb3_ppo_ext.language.model.loading import (
     Lora,
@@ -182,7 +182,11 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         raise TypeError("a language model has no distribution of whole responses; see evaluate_tokens()")
 
     def best_of_n(self, prompts: Any, n: int, scorer: RewardSource | None = None, **options: Any) -> BestOfN:
-        """The best of n responses to each prompt by ``scorer``, or by the critic; ``options`` as of ``best_of_n``."""
+        """The best of n responses to each prompt by ``scorer``, or by the critic; ``sampling.best_of_n`` says more."""
+        if scorer is None and isinstance(self.critic, NoCritic):
+            raise ValueError(
+                'best_of_n ranks by the critic where scorer=None, and value="none" has none: pass a scorer'
+            )
         return best_of_n(self, prompts, n, scorer, **options)
 
     def evaluate_tokens(self, tokens: Tokens, *, entropy_grad: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -17,6 +18,7 @@ from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import PromptEnv, PromptEvalCallback
 from sb3_ppo_ext.language.envs.prompt_env import PromptTask
 from sb3_ppo_ext.language.evaluation.evaluate import undisturbed
+from tests.checkpoints import runs
 from tests.language import setups, tiny
 
 HELD_OUT = [[4, 3], [6, 5], [12, 11, 10]]
@@ -121,6 +123,24 @@ def test_a_resumed_callback_goes_on_from_the_first_evaluation_and_the_best() -> 
     setups.ppox().learn(16, callback=callback)
     again.load_state_dict(json.loads(json.dumps(callback.state_dict())))
     assert again.first == callback.first and again.best == callback.best and again.evaluated_at == 16
+
+
+def test_a_run_stopped_and_resumed_has_the_evaluations_of_an_unbroken_one(tmp_path: Path) -> None:
+    def make() -> PPOX:
+        return setups.ppox(environment=setups.env(success=2.0))
+
+    found = {}
+    for name, stops in {"unbroken": [], "broken": [17, 40, 70]}.items():
+        folder = tmp_path / name
+
+        def callbacks(folder: Path = folder) -> list[BaseCallback]:
+            return [callback_of(folder=folder, every=2)]
+
+        _, run = runs.trained(make, lambda: setups.env(success=2.0), folder, total=96, stops=stops, callbacks=callbacks)
+        tables = {path.name: path.read_text() for path in folder.glob("*.jsonl")}
+        found[name] = tables, run.callbacks[0].state_dict(), run.callbacks[0].results  # type: ignore[attr-defined]  # ours
+    assert found["broken"] == found["unbroken"]
+    assert set(found["broken"][0]) == {f"step_{step}.jsonl" for step in (0, 32, 64, 96)}
 
 
 def answers(prompts: list[Any], responses: list[Any], kind: list[str]) -> list[float]:

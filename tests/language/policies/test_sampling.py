@@ -53,3 +53,10 @@ def test_bad_numbers_are_refused() -> None:
     policy: Any = setups.policy(pad=tiny.PAD)
     with pytest.raises(ValueError, match="n=0"):
         policy.best_of_n([[3]], 0, setups.low_ids)
+
+
+def test_a_policy_without_a_critic_needs_a_scorer() -> None:
+    policy = setups.policy(value="none")
+    assert len(policy.best_of_n([[3]], 2, setups.low_ids).responses) == 1
+    with pytest.raises(ValueError, match='value="none" has none: pass a scorer'):
+        policy.best_of_n([[3]], 2)
