@@ -21,7 +21,8 @@ from sb3_ppo_ext.language.monitoring.trl_names import TRLNames  # noqa: E402
 from sb3_ppo_ext.language.policies.candidates import CandidatePolicy  # noqa: E402
 from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy  # noqa: E402
 from sb3_ppo_ext.language.training.ratio_check import RatioError  # noqa: E402
-from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer  # noqa: E402  # after the check for extras
+from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer  # noqa: E402
+from sb3_ppo_ext.language.training.value_pretraining import ValuePretraining  # noqa: E402  # after the check for extras
 
 __all__ = [
     "CandidatePolicy",
@@ -36,6 +37,7 @@ __all__ = [
     "SequenceRolloutBuffer",
     "TRLNames",
     "TextObservation",
+    "ValuePretraining",
     "prompt_space",
     "reasoning_prompts",
 ]
@@ -51,6 +53,7 @@ for _public in (
         RatioError,
         ResponseSpace,
     ),
-    *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, prompt_space, reasoning_prompts),
+    *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, ValuePretraining),
+    *(prompt_space, reasoning_prompts),
 ):
     _public.__module__ = __name__  # what saved models name

@@ -112,6 +112,10 @@ OF_TOKENS: dict[str, Settings] = {
         **of_policy(value="separate"),
         **in_buffer(positive_nll_coef=0.1, success_score=3.0),
     },
+    "critic epochs, target_kl, micro-batches": {
+        **{"target_kl": 5e-3, "clip_range_vf": 0.2, **of_policy(value="separate")},
+        **in_buffer(critic_epochs=4, micro_batch_tokens=24),
+    },
     "lambdas of VAPO": in_buffer(value_lambda=1.0, lambda_alpha=2.0),
     "RLOO, KL in the reward": {"ref_kl_coef": 0.1, **without_critic("rloo")},
     "GRPO, KL in the loss, GSPO": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,6 +17,7 @@ from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradi
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
 from sb3_ppo_ext.language.engines.separate_critic import ConcurrentGradients
 from sb3_ppo_ext.language.model.critics import SeparateCritic
+from sb3_ppo_ext.language.training.critic import CriticTraining
 from sb3_ppo_ext.language.training.ratio_check import RatioCheck
 from sb3_ppo_ext.language.training.token_update import (
     EagerGradients,
@@ -30,6 +32,7 @@ from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.eager import EagerRunner
 from sb3_ppo_ext.update.epochs import Runner, Update
+from sb3_ppo_ext.update.step import EpochStatistics
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
@@ -94,7 +97,24 @@ class CompiledTokenEngine:
         return token_runner(run, rollout, update, gradients)
 
 
+class TokenRunner(EagerRunner):
+    """The eager loop over minibatches, after which the value function may go on alone (``critic_epochs``)."""
+
+    update: TokenUpdate
+
+    def epochs(self) -> Iterator[EpochStatistics]:
+        """Yields the statistics of each epoch of the whole loss, until ``target_kl`` stops them."""
+        yield from super().epochs()
+        update, settings = self.update, self.run.settings
+        training = CriticTraining(
+            update.adapter.policy, update.objective, update.settings, max_grad_norm=settings.max_grad_norm
+        )
+        for _ in range((update.settings.critic_epochs or 0) - settings.n_epochs):
+            with self.steps(update.optimizer, update.parameters) as step:
+                training.epoch(self.rollout.minibatches(settings.batch_size), self.run.knobs.values, step)
+
+
 def token_runner(run: Run, rollout: Rollout, update: TokenUpdate, micro_batches: MicroBatchGradients) -> Runner:
     """The eager loop over minibatches, with gradients by ``micro_batches``."""
     gradients = TokenGradients(update, micro_batches, RatioCheck(update.adapter.policy))
-    return EagerRunner(run, rollout, update, gradients, token_steps)
+    return TokenRunner(run, rollout, update, gradients, token_steps)

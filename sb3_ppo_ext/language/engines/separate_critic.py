@@ -54,8 +54,7 @@ class ValueGradient(TokenGradient):
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs["parameters"].items()}
         with torch.enable_grad(), traceable(policy, {**leaves, **inputs["constants"]}, inputs["prepared"]):
             tokens = policy.tokens(rows.observation, rows.action, rows.mask > 0)
-            value = policy.critic.values(policy.lm, *tokens.joined(), tokens.first_scored)
-            value = tokens.response_states(value).masked_fill(~tokens.mask, 0.0)
+            value = policy.values(tokens)
             unweighted = value_term(value, rows, self.objective, knobs, mask=rows.mask)
             loss = knobs.vf_coef * unweighted * inputs["share"]
             gradients = gradients_of(loss, leaves)

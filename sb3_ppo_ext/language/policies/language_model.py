@@ -154,13 +154,15 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         value = response.value
         tokens = self.tokens(obs, response.token, response.mask).trimmed()
         if not isinstance(self.critic, SharedCritic):
-            value[:, : tokens.mask.shape[1]] = self._values(tokens).masked_fill(~tokens.mask, 0.0)
+            with torch.no_grad():
+                value[:, : tokens.mask.shape[1]] = self.values(tokens)
         require_finite(self.lm, tokens, log_prob=response.log_prob, value=value)
         return response.token, value, response.log_prob
 
-    def _values(self, tokens: Tokens) -> Tensor:
-        with torch.no_grad():
-            return tokens.response_states(self.critic.values(self.lm, *tokens.joined(), tokens.first_scored))
+    def values(self, tokens: Tokens) -> Tensor:
+        """The values [B, L] before every token of the responses, in reward units; 0 where there is none."""
+        value = self.critic.values(self.lm, *tokens.joined(), tokens.first_scored)
+        return tokens.response_states(value).masked_fill(~tokens.mask, 0.0)
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
         """Prompts as tensors, and whether they are a batch; ``ValueError`` for prompts of another length."""

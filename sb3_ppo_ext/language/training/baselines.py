@@ -14,6 +14,12 @@ def check_groups(model: Any) -> None:
     """Refuses settings of PPOX, read as its attributes, with which responses cannot be compared in groups."""
     policy, buffer = model.policy_kwargs, model.rollout_buffer_kwargs
     default = inspect.signature(model.policy_class.__init__).parameters.get("value")
+    epochs = buffer.get("critic_epochs")
+    if epochs is not None and epochs < model.n_epochs:
+        raise ValueError(
+            f"critic_epochs={epochs!r} with n_epochs={model.n_epochs}: the value function is trained in each of those; "
+            "pass at least as many"
+        )
     if "value" in policy or default is not None:
         check_baseline(policy.get("value", default and default.default), buffer.get("group_advantage"))
     using = [option for option in ("group_advantage", "dynamic_sampling") if buffer.get(option) is not None]

@@ -66,6 +66,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
     :param turn_lambda: lambda from the end of a response to the next one of its episode; within a response it is 1
     :param positive_nll_coef: weight of the negative log-likelihood of right responses in the loss (0.1 in VAPO); its
         mean, by ``loss_mean``, is over those of the whole optimizer step
+    :param critic_epochs: epochs of the value function, which goes on alone after ``n_epochs``; None: as many as these
     :param success_score: from this score on, as the environment gives it, a response is right
     """
 
@@ -201,6 +202,11 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             errors = self._gae(1.0)[..., 0]  # every response has a first token
             corrections = critic_corrections(errors, self.group_ids, self.episode_starts, self.ended)
             self.advantages -= np.where(self.masks, corrections[..., None], 0.0).astype(np.float32)
+
+    def monte_carlo_returns(self) -> np.ndarray:
+        """What each token's episode still earned [T, N, L]; the last value where the rollout cuts it."""
+        returns: np.ndarray = self._gae(1.0) + self.values
+        return returns
 
     def _policy_lambda(self) -> float | np.ndarray:
         """lambda of the policy's advantages, for all tokens or for each of them [T, N, L]."""

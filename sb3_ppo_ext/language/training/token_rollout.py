@@ -61,22 +61,15 @@ class TokenRollout(Rollout):
 
     def _make_rows(self) -> None:
         buffer = self.buffer
-        flat = buffer.flat
-        advantage, mask = flat(buffer.advantages), flat(buffer.masks)
+        self.rows = collected_responses(buffer)
+        mask = self.rows.mask
+        assert mask is not None
         chosen = buffer.in_policy_loss()
-        self.in_policy_loss = None if chosen is None else flat(chosen)
-        self.rows = Minibatch(
-            {name: flat(array) for name, array in buffer.observations.items()},
-            flat(buffer.actions),
-            flat(buffer.log_probs),
-            flat(buffer.values),
-            normalized(advantage, self._chosen(mask)) if self.normalize_advantage else advantage,
-            flat(buffer.returns),
-            mask=mask,
-            ref_log_prob=None if buffer.ref_log_probs is None else flat(buffer.ref_log_probs),
-        )
+        self.in_policy_loss = None if chosen is None else buffer.flat(chosen)
+        if self.normalize_advantage:
+            self.rows = self.rows._replace(advantage=normalized(self.rows.advantage, self._chosen(mask)))
         if self.settings.positive_nll_coef > 0:
-            self.right = flat(buffer.right())
+            self.right = buffer.flat(buffer.right())
             self.rows = self.rows._replace(nll_weight=self._nll_weight(mask, self.right))
         masks = buffer.observations[ATTENTION_MASK] > 0, buffer.masks
         self.lengths = np.stack([mask.sum(-1).reshape(-1) for mask in masks], axis=-1)
@@ -137,6 +130,21 @@ class TokenRollout(Rollout):
         """``1 - Var(returns - values) / Var(returns)`` over the tokens."""
         mask = self.buffer.masks
         return float(explained_variance(self.buffer.values[mask], self.buffer.returns[mask]))
+
+
+def collected_responses(buffer: SequenceRolloutBuffer) -> Minibatch:
+    """The responses of a full buffer, step after step; advantages as they were computed."""
+    flat = buffer.flat
+    return Minibatch(
+        {name: flat(array) for name, array in buffer.observations.items()},
+        flat(buffer.actions),
+        flat(buffer.log_probs),
+        flat(buffer.values),
+        flat(buffer.advantages),
+        flat(buffer.returns),
+        mask=flat(buffer.masks),
+        ref_log_prob=None if buffer.ref_log_probs is None else flat(buffer.ref_log_probs),
+    )
 
 
 @torch.no_grad()

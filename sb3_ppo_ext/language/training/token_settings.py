@@ -42,6 +42,7 @@ class TokenSettings:
     lambda_share: float | None = None
     turn_lambda: float | None = None
     positive_nll_coef: float = 0.0
+    critic_epochs: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -60,7 +61,7 @@ class TokenSettings:
                 object.__setattr__(self, name, penalty)
         if (coefficient := number_of(self.positive_nll_coef)) is None or not 0 <= coefficient < math.inf:
             raise ValueError(f"positive_nll_coef={self.positive_nll_coef!r}: a number of at least 0 is needed")
-        for name in ("micro_batch_tokens", "overlong_buffer"):
+        for name in ("micro_batch_tokens", "overlong_buffer", "critic_epochs"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, at_least(1, name, value))
         if (score := number_of(self.success_score)) is None or not math.isfinite(score):
@@ -70,6 +71,8 @@ class TokenSettings:
 
     def _check_lambdas(self) -> None:
         """Makes the settings of lambda numbers; refuses those outside their range, and several rules at once."""
+        if self.without_critic and self.critic_epochs is not None:
+            raise ValueError(f"critic_epochs={self.critic_epochs} with group_advantage={self.group_advantage!r}: none")
         for name, highest in LAMBDAS.items():
             value = getattr(self, name)
             if value is None:
