@@ -18,6 +18,7 @@ HINTS = {
 }
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+UNFINISHED = re.compile(r"-?\d[\d,.]*$")  # a number at the end of a response that was cut off may lack digits
 
 Row = dict[str, Any]
 Answer = Callable[[str], str | None]
@@ -36,8 +37,14 @@ class Grader:
     reward: str
     n_errors: int = field(default=0, init=False)
 
-    def __call__(self, prompts: list[str], responses: list[str], task: list[str], entry: list[Row]) -> list[float]:
-        """One number per response."""
+    def __call__(
+        self, prompts: list[str], responses: list[str], task: list[str], entry: list[Row], cut_off: list[bool]
+    ) -> list[float]:
+        """One number per response; a number that the cut of a response may have shortened is not its answer."""
+        if self.answer_of is last_number:
+            responses = [
+                UNFINISHED.sub("", text) if cut else text for text, cut in zip(responses, cut_off, strict=True)
+            ]
         return [self._reward(*graded) for graded in zip(responses, task, entry, strict=True)]
 
     def _reward(self, response: str, task: str, entry: Row) -> float:

@@ -12,7 +12,15 @@ from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.envs.classifier import as_reward_function
 from sb3_ppo_ext.language.envs.prompts import TOOLS, PromptOrder, PromptSource
-from sb3_ppo_ext.language.envs.rewards import RewardFunction, Rewards, Scores, Success, named_functions, require_taken
+from sb3_ppo_ext.language.envs.rewards import (
+    CUT_OFF,
+    RewardFunction,
+    Rewards,
+    Scores,
+    Success,
+    named_functions,
+    require_taken,
+)
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, ResponseSpace, prompt_space
 from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
 from sb3_ppo_ext.language.model.end_tokens import EndTokens
@@ -102,12 +110,14 @@ class PromptTask:
         masks = self.action_space.mask_of(responses)
         prompts = [self.source.texts[row] for row in rows]
         texts = [self.vocabulary.text_of(response[mask]) for response, mask in zip(responses, masks, strict=True)]
+        cut_off = self.action_space.cut_off(responses, masks)
         columns = {name: [column[row] for row in rows] for name, column in self.source.columns.items()}
+        columns = {CUT_OFF: cut_off.tolist(), **columns}
         started = time.perf_counter()
         scores = self.rewards(prompts, texts, columns)
         success = self.rewards.successes(scores, prompts, texts, columns)
         self.scoring_seconds += time.perf_counter() - started
-        return Scored(prompts, texts, masks.sum(-1), self.action_space.cut_off(responses, masks), scores, success)
+        return Scored(prompts, texts, masks.sum(-1), cut_off, scores, success)
 
     def score(self, rows: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Scores [N] of the responses [N, L] to the prompts of ``rows``, and the info of each response."""

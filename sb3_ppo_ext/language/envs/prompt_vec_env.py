@@ -33,9 +33,10 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         table of them with their columns: a ``datasets.Dataset``, a DataFrame, a list of rows, or the path of a JSONL
         file
     :param reward_fn: ``reward_fn(prompts, responses, **columns)`` gives one number per response; prompts and responses
-        are texts without special tokens, or lists of ids where there is no tokenizer, and of the columns it gets those
-        it has parameters for; or a classifier of transformers (see ``ClassifierReward``). A list or a mapping by name
-        of several is summed; None from one of them adds nothing: it does not apply to that response
+        are texts without special tokens, or lists of ids where there is no tokenizer; it gets the columns that it has
+        parameters for, among them ``cut_off``, True for a response that did not end by itself. Or a classifier of
+        transformers (see ``ClassifierReward``). A list or a mapping by name of several is summed; None from one of
+        them adds nothing: it does not apply to that response
     :param tokenizer: of transformers; None where prompts are ids, which takes ``vocab_size`` and ``eos_token_id``
     :param n_envs: prompts per step
     :param max_new_tokens: the longest response

@@ -16,6 +16,8 @@ RewardFunction = Callable[..., Any]  # (prompts, responses, **columns) -> one nu
 Success = float | Mapping[str, float] | Callable[..., Any]
 Columns = dict[str, list[Any]]
 
+CUT_OFF = "cut_off"  # a column that every function may take: True where a response did not end by itself
+
 
 class Scores(NamedTuple):
     """The scores of N responses."""

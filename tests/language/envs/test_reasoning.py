@@ -97,14 +97,22 @@ def test_success_is_the_reward_and_partial_credit_a_choice(stand_in: None, rewar
     right = found.train[0]["entry"]["answer"]
     responses = [f"it is {right}", "it is 0", "nothing"]
     columns = {name: [row[name] for row in found.train] for name in ("task", "entry")}
-    assert found.scoring["reward_fn"]([], responses, **columns) == expected
+    assert found.scoring["reward_fn"]([], responses, **columns, cut_off=[False] * 3) == expected
 
 
 def test_a_grader_that_fails_gives_0_is_counted_and_named_once(stand_in: None) -> None:
     grader = Grader({"sums": Sums(0, 1)}, stripped, "score")
     with pytest.warns(UserWarning, match="grader of 'sums' failed on the answer 'junk'.*ValueError") as caught:
-        scores = grader([], ["junk", "3", "more junk"], ["sums"] * 3, [{"answer": "3"}] * 3)
+        scores = grader([], ["junk", "3", "more junk"], ["sums"] * 3, [{"answer": "3"}] * 3, [False] * 3)
     assert scores == [0.0, 1.0, 0.0] and grader.n_errors == 2 and len(caught) == 1
+
+
+def test_a_number_that_was_cut_off_is_no_answer() -> None:
+    """It may have been 1, or the beginning of 15; the number before it is whole."""
+    grader = Grader({"sums": Sums(0, 1)}, last_number, "success")
+    texts = ["it is 1", "it is 1.", "it is 1, not", "1 or 15"]
+    for cut, expected in ((False, [1, 1, 1, 0]), (True, [0, 0, 1, 1])):
+        assert grader([], texts, ["sums"] * 4, [{"answer": "1"}] * 4, [cut] * 4) == expected
 
 
 def test_the_rows_are_prompts_of_an_environment(stand_in: None) -> None:
@@ -157,7 +165,7 @@ def test_the_package_itself_is_as_assumed() -> None:
         assert not questions(found.train) & questions(found.held_out)
         columns = {name: [row[name] for row in found.train] for name in ("task", "entry")}
         right = [f"so it is {row['entry']['answer']}" for row in found.train]
-        assert set(found.scoring["reward_fn"]([], right, **columns)) == {1.0}
-        assert set(found.scoring["reward_fn"]([], ["-1"] * 40, **columns)) == {0.0}
+        assert set(found.scoring["reward_fn"]([], right, **columns, cut_off=[False] * 40)) == {1.0}
+        assert set(found.scoring["reward_fn"]([], ["-1"] * 40, **columns, cut_off=[False] * 40)) == {0.0}
         with pytest.warns(UserWarning, match="coin_flip: .* the task has few of them"):
             reasoning_prompts("coin_flip", 400)

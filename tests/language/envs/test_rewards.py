@@ -48,6 +48,11 @@ def ends(prompts: Any, responses: list[list[int]], answer: Any) -> list[bool]:
     return [len(response) < 3 for response in responses]
 
 
+def test_a_function_may_take_which_responses_were_cut_off() -> None:
+    _, rewards, infos = stepped(lambda prompts, responses, answer, cut_off: cut_off)
+    assert rewards == [0, 1, 0, 0] == [info["cut_off"] for info in infos]
+
+
 SUCCESS: list[tuple[Any, list[bool]]] = [
     (1.0, [True, False, True, True]),  # of the sum 1, 0, 1, 1.5
     ({"right": 0.5}, [True, False, True, True]),
