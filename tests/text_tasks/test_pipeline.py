@@ -52,7 +52,7 @@ def test_train_follows_the_entry_of_ppox_yml(trained: Path) -> None:
     assert model.policy_kwargs == {"pretraining_steps": 2}
     coefficient = model.knobs.knobs["ref_kl_coef"]
     assert isinstance(coefficient, AdaptiveKL) and coefficient.law == Proportional(1000)
-    assert model.rollout_buffer.missing_eos_penalty == 0.5  # type: ignore[attr-defined]  # a SequenceRolloutBuffer
+    assert model.rollout_buffer.settings.missing_eos_penalty == 0.5  # type: ignore[attr-defined]  # of tokens
     assert np.load(f"{FIRST}/evaluations.npz")["results"].shape == (2, 4)
     assert list((trained / "tb").rglob("events.out*"))
 
