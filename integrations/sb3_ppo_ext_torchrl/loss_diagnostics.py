@@ -20,11 +20,12 @@ def diagnostics(loss: Any, read: Read, found: Statistics, knobs: KnobValues) -> 
     """Everything but the losses; no name begins with "loss", for trainers sum and minimise what does."""
     new, rows, mask = read.new, read.minibatch, read.new.mask
     ratio = fill_masked(read.behaviour, mask).exp()
+    measured = mask is None and read.behaviour is new.log_prob  # in the statistics, where masked slots count as 1
     result: dict[str, Any] = {
         "clip_fraction": found.clip_fraction_low + found.clip_fraction_high,
         "kl_approx": found.approx_kl,
         "ESS": effective_sample_size(read.behaviour, mask),
-        "max_ratio": fill_masked(ratio, mask).max(),
+        "max_ratio": found.ratio_max if measured else fill_masked(ratio, mask).max(),
         "mean_ratio": masked_mean(ratio, mask),
     }
     if read.entropy is not None:

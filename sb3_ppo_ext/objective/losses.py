@@ -135,6 +135,11 @@ def kl_k2(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked
     return reduce(fill_masked(log_ratio, mask) ** 2 / 2, mask)
 
 
+def k3_of_slots(log_ratio: Tensor, ratio: Tensor) -> Tensor:
+    """``(r - 1) - log r`` of every slot, in Stable-Baselines3's order of operations."""
+    return (ratio - 1) - log_ratio
+
+
 @kl_estimator("k3")
 def kl_k3(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked_mean) -> Tensor:
     """``E_old[(r - 1) - log r]``, unbiased and never negative: Stable-Baselines3's ``approx_kl``.
@@ -142,7 +147,7 @@ def kl_k3(log_ratio: Tensor, mask: Tensor | None = None, reduce: Reduce = masked
     The three estimators: Schulman 2020, "Approximating KL divergence".
     """
     log_ratio = fill_masked(log_ratio, mask)
-    return reduce((torch.exp(log_ratio) - 1) - log_ratio, mask)
+    return reduce(k3_of_slots(log_ratio, torch.exp(log_ratio)), mask)
 
 
 # The error of a value, slot by slot, under TorchRL's names. Stable-Baselines3's is "l2" (no factor 1/2).

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.losses import fill_masked, kl_k2, kl_k3, masked_mean
+from sb3_ppo_ext.objective.losses import fill_masked, k3_of_slots, kl_k2, masked_mean
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, kl_divergence
 
@@ -115,7 +115,7 @@ def _of_ratio(
 ) -> tuple[Tensor, ...]:
     """The statistics from ``approx_kl`` to ``ratio_max``, in their order."""
     ratio = log_ratio.exp()
-    k3 = kl_k3(log_ratio, mask)
+    k3 = masked_mean(k3_of_slots(log_ratio, ratio), mask)  # masked slots hold 0 already
     by_estimator = {"exact": exact, "k3": k3}.get(choices.kl_estimator)
     if by_estimator is None:
         by_estimator = KL_ESTIMATORS[choices.kl_estimator](log_ratio, mask=mask, reduce=masked_mean)
