@@ -12,6 +12,7 @@ from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS
 from sb3_ppo_ext.language.training.micro_batches import micro_batches, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.objective.batch import Minibatch
+from sb3_ppo_ext.objective.registry import SURROGATES
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
 from tests.language import setups, tiny
 from tests.language.token_updates import KNOBS, gradients_of, minibatch, updater
@@ -46,6 +47,34 @@ def test_the_first_minibatch_has_the_gradient_of_reinforce(double: LanguageModel
     (-gain / batch.mask.sum()).backward()
     for parameter, gradient in zip(double.model_parameters(), mine, strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+OF_TOKENS = [name for name in SURROGATES if not SURROGATES[name].measures_kl]
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "response", "length"])
+@pytest.mark.parametrize("surrogate", OF_TOKENS)
+def test_every_objective_begins_with_the_gradient_of_reinforce(
+    double: LanguageModelPolicy, surrogate: str, loss_mean: str
+) -> None:
+    """With an advantage that is constant over each response: GSPO has one ratio for all of its tokens."""
+    batch = minibatch(double, drift=0.0)
+    assert batch.mask is not None
+    advantage = batch.advantage[:, :1].expand_as(batch.advantage)
+    batch = batch._replace(advantage=advantage)
+    update = updater(
+        double, Objective(surrogate=surrogate, kl_estimator="k3", normalize_advantage=False), loss_mean=loss_mean
+    )
+    gradients_of(update).evaluate(batch, KnobValues(clip_range=0.2, vf_coef=0.0, divergence_limit=0.1))
+    mine = [parameter.grad.clone() for parameter in double.model_parameters()]  # type: ignore[union-attr]  # all have one
+    double.zero_grad()
+    tokens = double.tokens(batch.observation, batch.action, batch.mask)
+    log_prob = double.evaluate_tokens(tokens, entropy_grad=False)[0]
+    gain, mask = (log_prob * advantage).masked_fill(~batch.mask, 0.0), batch.mask
+    means = {"token": gain.sum() / mask.sum(), "length": gain.sum() / mask.numel()}
+    (-means.get(loss_mean, (gain.sum(-1) / mask.sum(-1)).mean())).backward()
+    for parameter, gradient in zip(double.model_parameters(), mine, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "response", "length"])
