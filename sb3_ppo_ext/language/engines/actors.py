@@ -14,7 +14,7 @@ from torch import Tensor
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines.compiled import DECODING, CompiledDecoder
 from sb3_ppo_ext.language.engines.traced_tokens import require_traceable
-from sb3_ppo_ext.language.envs.prompt_vec_env import group_ids_of
+from sb3_ppo_ext.language.envs.prompt_vec_env import group_ids_of, successes_of
 from sb3_ppo_ext.language.model.generation import Decoder
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.objective.batch import Observation
@@ -32,6 +32,7 @@ class EagerTokenActor:
         self.policy = policy
         self.run = run
         self.buffer = cast(SequenceRolloutBuffer, run.buffer)
+        self.buffer.last_successes = None if run.env is None else partial(successes_of, run.env)
         self.decoder_of: Callable[..., Decoder] = Decoder
 
     def act(self, observation: Observation) -> Acted:

@@ -86,6 +86,7 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         self.rows = np.zeros(n_envs, np.int64)
         self.group_ids = np.zeros(n_envs, np.int64)  # different for every draw of a prompt
         self.n_groups = 0  # begun so far
+        self.successes = np.full(n_envs, -1, np.int8)  # of the last step: 1 or 0; -1 without a rule of success
         self.started = time.time()
         super().__init__(n_envs, self.task.observation_space, self.task.action_space)
 
@@ -129,6 +130,7 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
             # Not a time limit: a response that is cut off at max_new_tokens has its score, and nothing follows.
             info["TimeLimit.truncated"] = False
             info["group_id"] = int(self.group_ids[index])
+            self.successes[index] = info.get("is_success", -1)
             info["terminal_observation"] = {name: array[index] for name, array in before.items()}
         return self._next(), scores, np.ones(self.num_envs, bool), infos
 
@@ -187,6 +189,11 @@ def group_ids_of(env: VecEnv | None) -> np.ndarray | None:
     if env.has_attr("group_ids"):
         return np.asarray(env.get_attr("group_ids", 0)[0])
     return np.array(env.get_attr("group_id"), np.int64) if env.has_attr("group_id") else None
+
+
+def successes_of(env: VecEnv) -> np.ndarray | None:
+    """Whether each response [N] of the last step was a success, 1 or 0, or -1; None for environments without a rule."""
+    return np.array(env.get_attr("successes", 0)[0]) if env.has_attr("successes") else None
 
 
 def take_scoring_seconds(env: VecEnv | None) -> float | None:

@@ -49,13 +49,13 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
 def group_records(buffer: SequenceRolloutBuffer) -> dict[str, float]:
     """Key -> value: how often the responses to a prompt differ in score; empty where a prompt has one response.
 
-    Scores are the environment's, and a response is right from a score of ``success_score`` on.
+    Scores are the environment's, and so is the rule by which a response is right; else ``success_score`` is.
     """
     episodes = Episodes.of(buffer.episode_starts, buffer.ended)
     if (buffer.group_ids < 0).any() or (groups := groups_of(buffer.group_ids, episodes)).counts.max() < 2:
         return {}
     score = episodes.sum(buffer.rewards)
-    right = np.bincount(groups.index, weights=score >= buffer.settings.success_score) / groups.counts
+    right = np.bincount(groups.index, weights=episodes.at_first(buffer.right())) / groups.counts
     records = {
         "groups/informative_fraction": float((groups.spread(score) > 0).mean()),
         "groups/all_right": float((right == 1).mean()),

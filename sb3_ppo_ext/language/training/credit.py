@@ -37,7 +37,7 @@ def token_rewards(score: Array, mask: Array, *, kl: Array | None = None, ref_kl_
 
 
 def overlong_penalties(length: Array, *, longest: int, buffer: int, factor: float) -> Array:
-    """What a response of ``length`` tokens loses: nothing but in the last ``buffer``, rising there to ``factor``.
+    """The amount that a response of ``length`` tokens loses: it rises from 0 to ``factor`` over the last ``buffer``.
 
     Yu et al. 2025 (DAPO), eq. 13, where ``longest`` tokens lose the whole ``factor``.
     """

@@ -158,7 +158,7 @@ def episode_advantages(name: str, reward: Array, mask: Array, ids: Array, starts
 
 
 def critic_corrections(residual: Array, ids: Array, starts: Array, ended: Array) -> Array:
-    """What is taken off the advantages of each step's tokens [T, N]: the critic's mean error at the group's others.
+    """The critic's mean error at the group's other episodes [T, N], to be taken off the advantages of a step's tokens.
 
     ``residual`` [T, N] is each response's return minus the value before its first token. Of an episode that of its
     first step counts: R - V(prompt). The mean over the others does not depend on the actions of the episode itself, so

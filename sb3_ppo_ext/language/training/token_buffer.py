@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
     :param positive_nll_coef: weight of the negative log-likelihood of right responses in the loss (0.1 in VAPO); its
         mean, by ``loss_mean``, is over those of the whole optimizer step
     :param critic_epochs: epochs of the value function, which goes on alone after ``n_epochs``; None: as many as these
-    :param success_score: from this score on, as the environment gives it, a response is right
+    :param success_score: from this score on, as the environment gives it, a response is right; an environment's own
+        rule (``PromptVecEnv(..., success=...)``) comes first
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         n_envs: int = 1,
         **settings: Any,
     ) -> None:
+        self.last_successes: Callable[[], np.ndarray | None] | None = None  # of the environments' last step
         refuse_unknown(type(self).__name__, settings, named_arguments(SequenceRolloutBuffer.__init__, TokenSettings))
         self.settings = TokenSettings(**settings)
         _, self.response_space = require_spaces(observation_space, action_space)
@@ -97,6 +99,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             setattr(self, name, np.zeros(shape, np.float32))
         self.masks = np.zeros(shape, bool)
         self.ended = np.zeros(shape[:2], bool)
+        self.successes = np.full(shape[:2], -1, np.int8)  # 1 or 0 where the environments have a rule of success
         self.group_ids = np.full(shape[:2], -1, np.int64)  # written by the actor where the environments have groups
         self.ref_log_probs = None
         self.full_kl: np.ndarray | None = None
@@ -125,6 +128,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.masks[self.pos] = mask
         self.values[self.pos] = np.where(mask, value.cpu().numpy(), 0.0)
         self.log_probs[self.pos] = np.where(mask, log_prob.cpu().numpy(), 0.0)
+        if self.last_successes is not None and (successes := self.last_successes()) is not None:
+            self.successes[self.pos] = successes
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
@@ -157,7 +162,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         return self.response_space.cut_off(self.actions, self.masks)
 
     def length_penalties(self) -> np.ndarray:
-        """What each response [T, N] loses by the rules on length, in units of the score."""
+        """The amount that each response [T, N] loses by the rules on length, in units of the score."""
         settings, penalties = self.settings, np.zeros(self.rewards.shape, np.float32)
         if settings.missing_eos_penalty is not None:
             penalties += np.float32(settings.missing_eos_penalty) * self.cut_off()
@@ -173,9 +178,10 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         return informative(self.rewards, self.group_ids, self.episode_starts, self.ended)
 
     def right(self) -> np.ndarray:
-        """True for the responses [T, N] of episodes whose score, as the environment gave it, is a success."""
+        """True for the responses [T, N] that are a success by the environments' rule, or else by ``success_score``."""
         episodes = Episodes.of(self.episode_starts, self.ended)
-        right: np.ndarray = (episodes.sum(self.rewards) >= self.settings.success_score)[episodes.number]
+        by_score = (episodes.sum(self.rewards) >= self.settings.success_score)[episodes.number]
+        right: np.ndarray = np.where(self.successes < 0, by_score, self.successes == 1)
         return right
 
     def in_policy_loss(self) -> np.ndarray | None:
@@ -204,7 +210,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             self.advantages -= np.where(self.masks, corrections[..., None], 0.0).astype(np.float32)
 
     def monte_carlo_returns(self) -> np.ndarray:
-        """What each token's episode still earned [T, N, L]; the last value where the rollout cuts it."""
+        """The sum of the rewards to come [T, N, L] of every token, and of the last value where the episode goes on."""
         returns: np.ndarray = self._gae(1.0) + self.values
         return returns
 

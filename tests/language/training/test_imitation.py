@@ -13,7 +13,7 @@ from sb3_ppo_ext.language import LanguageModelPolicy, SequenceRolloutBuffer
 from sb3_ppo_ext.language.training.micro_batches import rescaled
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
-from tests.language import setups
+from tests.language import setups, tiny
 from tests.language.token_updates import gradients_of, minibatch, updater
 
 RIGHT = torch.tensor([False, True, False, False, True, True])
@@ -79,6 +79,21 @@ def test_right_is_what_the_environment_scores_so_without_penalties() -> None:
     assert isinstance(buffer, SequenceRolloutBuffer)
     np.testing.assert_array_equal(buffer.right(), buffer.rewards >= 3)
     assert model.logger.name_to_value["lm/right_fraction"] == pytest.approx((buffer.rewards >= 3).mean())
+
+
+def begins_low(prompts: list[list[int]], responses: list[list[int]]) -> list[bool]:
+    return [bool(response) and response[0] < 12 for response in responses]
+
+
+def test_the_environments_rule_of_success_comes_first() -> None:
+    environment = setups.env_of(setups.low_ids, 8, success=begins_low)
+    model = setups.ppox(environment=environment, rollout_buffer_kwargs={"positive_nll_coef": 0.1})
+    model.learn(32)
+    buffer = model.rollout_buffer
+    assert isinstance(buffer, SequenceRolloutBuffer)
+    first = buffer.actions[..., 0]
+    np.testing.assert_array_equal(buffer.right(), (first < 12) & (first != tiny.EOS))
+    assert buffer.right().any() and not buffer.right().all()
 
 
 def test_a_negative_weight_is_refused() -> None:

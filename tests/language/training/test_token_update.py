@@ -59,7 +59,6 @@ def test_every_objective_begins_with_the_gradient_of_reinforce(
 ) -> None:
     """With an advantage that is constant over each response: GSPO has one ratio for all of its tokens."""
     batch = minibatch(double, drift=0.0)
-    assert batch.mask is not None
     advantage = batch.advantage[:, :1].expand_as(batch.advantage)
     batch = batch._replace(advantage=advantage)
     update = updater(
@@ -68,9 +67,10 @@ def test_every_objective_begins_with_the_gradient_of_reinforce(
     gradients_of(update).evaluate(batch, KnobValues(clip_range=0.2, vf_coef=0.0, divergence_limit=0.1))
     mine = [parameter.grad.clone() for parameter in double.model_parameters()]  # type: ignore[union-attr]  # all have one
     double.zero_grad()
-    tokens = double.tokens(batch.observation, batch.action, batch.mask)
-    log_prob = double.evaluate_tokens(tokens, entropy_grad=False)[0]
-    gain, mask = (log_prob * advantage).masked_fill(~batch.mask, 0.0), batch.mask
+    mask = batch.mask
+    assert mask is not None
+    log_prob = double.evaluate_tokens(double.tokens(batch.observation, batch.action, mask), entropy_grad=False)[0]
+    gain = (log_prob * advantage).masked_fill(~mask, 0.0)
     means = {"token": gain.sum() / mask.sum(), "length": gain.sum() / mask.numel()}
     (-means.get(loss_mean, (gain.sum(-1) / mask.sum(-1)).mean())).backward()
     for parameter, gradient in zip(double.model_parameters(), mine, strict=True):
