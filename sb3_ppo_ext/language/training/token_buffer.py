@@ -12,15 +12,7 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import require_spaces
-from sb3_ppo_ext.language.training.credit import (
-    length_lambdas,
-    overlong_penalties,
-    token_advantages,
-    token_kl,
-    token_rewards,
-    turn_lambdas,
-    whitened,
-)
+from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.language.training.groups import Episodes, critic_corrections, episode_advantages, informative
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
@@ -163,15 +155,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
 
     def length_penalties(self) -> np.ndarray:
         """The amount that each response [T, N] loses by the rules on length, in units of the score."""
-        settings, penalties = self.settings, np.zeros(self.rewards.shape, np.float32)
-        if settings.missing_eos_penalty is not None:
-            penalties += np.float32(settings.missing_eos_penalty) * self.cut_off()
-        if settings.overlong_penalty is not None:
-            longest = self.response_space.max_new_tokens
-            buffer = settings.overlong_buffer or max(longest // 5, 1)
-            lengths = self.masks.sum(-1)
-            penalties += overlong_penalties(lengths, longest=longest, buffer=buffer, factor=settings.overlong_penalty)
-        return penalties
+        longest = self.response_space.max_new_tokens
+        return self.settings.length_penalties(self.masks.sum(-1), self.cut_off(), longest)
 
     def informative(self) -> np.ndarray:
         """True for the responses [T, N] whose group has scores that differ."""
@@ -201,7 +186,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         if self.settings.without_critic:
             self.advantages = self._relative_to_groups(reward)
             return
-        self.advantages = self._gae(self._policy_lambda())
+        self.advantages = self._gae(self.settings.policy_lambda(self.masks, self.gae_lambda))
         value_lambda = self.settings.value_lambda
         self.returns = (self.advantages if value_lambda is None else self._gae(value_lambda)) + self.values
         if self.settings.group_advantage is not None:
@@ -213,16 +198,6 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         """The sum of the rewards to come [T, N, L] of every token, and of the last value where the episode goes on."""
         returns: np.ndarray = self._gae(1.0) + self.values
         return returns
-
-    def _policy_lambda(self) -> float | np.ndarray:
-        """lambda of the policy's advantages, for all tokens or for each of them [T, N, L]."""
-        settings = self.settings
-        if settings.turn_lambda is not None:
-            return turn_lambdas(self.masks, settings.turn_lambda)
-        if settings.lambda_alpha is None and settings.lambda_share is None:
-            return self.gae_lambda
-        lambdas = length_lambdas(self.masks.sum(-1), alpha=settings.lambda_alpha, share=settings.lambda_share)
-        return np.broadcast_to(lambdas[..., None], self.masks.shape)
 
     def _gae(self, gae_lambda: float | np.ndarray) -> np.ndarray:
         return token_advantages(

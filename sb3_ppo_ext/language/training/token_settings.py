@@ -6,7 +6,10 @@ import math
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
+
 from sb3_ppo_ext.language.inputs import at_least, number_of, one_of
+from sb3_ppo_ext.language.training.credit import length_lambdas, overlong_penalties, turn_lambdas
 from sb3_ppo_ext.language.training.groups import GROUP_ADVANTAGES, WITH_CRITIC
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
@@ -118,6 +121,25 @@ class TokenSettings:
                 TrainingWarning,
                 stacklevel=5,
             )
+
+    def length_penalties(self, length: np.ndarray, cut_off: np.ndarray, longest: int) -> np.ndarray:
+        """The amount that each response of ``length`` tokens loses, in units of the score; the most are ``longest``."""
+        penalties = np.zeros(length.shape, np.float32)
+        if self.missing_eos_penalty is not None:
+            penalties += np.float32(self.missing_eos_penalty) * cut_off
+        if self.overlong_penalty is not None:
+            buffer = self.overlong_buffer or max(longest // 5, 1)
+            penalties += overlong_penalties(length, longest=longest, buffer=buffer, factor=self.overlong_penalty)
+        return penalties
+
+    def policy_lambda(self, mask: np.ndarray, gae_lambda: float) -> float | np.ndarray:
+        """lambda of the policy's advantages, for all tokens or for each of them [T, N, L]."""
+        if self.turn_lambda is not None:
+            return turn_lambdas(mask, self.turn_lambda)
+        if self.lambda_alpha is None and self.lambda_share is None:
+            return gae_lambda
+        lambdas = length_lambdas(mask.sum(-1), alpha=self.lambda_alpha, share=self.lambda_share)
+        return np.broadcast_to(lambdas[..., None], mask.shape)
 
     @property
     def has_length_penalty(self) -> bool:
