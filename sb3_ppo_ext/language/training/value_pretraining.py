@@ -30,7 +30,7 @@ class ValuePretraining(BaseCallback):
     Given to ``model.learn(..., callback=ValuePretraining(512))``. The model, its optimizer and the schedules stay; the
     responses count as timesteps. A fifth of the responses is held out: training ends when their squared error has not
     fallen for ``patience`` epochs, and the best values are restored. Yuan et al. 2025 (VC-PPO), section 3.3. A model
-    that has been trained already is left as it is.
+    that has been trained already is left as it is; a run that is resumed before its first update begins this anew.
 
     :param responses: how many are drawn, rounded up to whole rollouts
     :param epochs: the most passes over them
