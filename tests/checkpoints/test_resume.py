@@ -109,7 +109,8 @@ def test_an_unseeded_run_does_too(tmp_path: Path) -> None:
     assert rewards(mine) == rewards(theirs)
 
 
-def test_a_compiled_run_does_too(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("uncompiled")
+def test_a_run_by_graphs_does_too(tmp_path: Path) -> None:
     def make() -> PPOX:
         return PPOX("MlpPolicy", walk(), seed=1, **{**SETTINGS, "compile": True})
 
