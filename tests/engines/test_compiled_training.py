@@ -70,8 +70,7 @@ def test_the_first_rollout_is_the_eager_one(name: str) -> None:
         np.testing.assert_array_equal(compiled["actions"], eager["actions"])
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("uncompiled")
 def test_a_nan_in_the_parameters_is_caught_before_the_environment_sees_it() -> None:
     errors = []
     for compile in (False, True):
