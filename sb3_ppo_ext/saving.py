@@ -45,16 +45,21 @@ def save_atomically(path: File, write: Callable[[io.BufferedIOBase], None]) -> N
     remove_stale_parts(target.parent, target.name)
     temporary = target.parent / part_name(target.name)
     try:
-        # Not by tempfile, whose files are private: to learn the process's umask is to change it, for all threads.
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_to_disk(temporary, write)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def write_to_disk(path: pathlib.Path, write: Callable[[Any], object]) -> None:
+    """Calls ``write`` on a new file and returns when its contents are on the disk."""
+    # Not by tempfile, whose files are private: to learn the process's umask is to change it, for all threads.
+    with path.open("xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def part_name(name: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sb3_ppo_ext.saving import part_name, remove, remove_stale_parts, sync_folder
+from sb3_ppo_ext.saving import part_name, remove, remove_stale_parts, sync_folder, write_to_disk
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -60,10 +60,7 @@ def _free_name(folder: Path, step: int) -> Path:
 
 def _written(path: Path, write: Callable[[Any], object]) -> list[Any]:
     """Size and SHA-256 of a file that is on disk."""
-    with path.open("xb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_to_disk(path, write)
     return [path.stat().st_size, sha256(path)]
 
 
