@@ -14,7 +14,7 @@ from gymnasium import spaces
 from sb3_ppo_ext.knobs.parsing import number_in
 from sb3_ppo_ext.knobs.schedules import endpoints
 from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
-from sb3_ppo_ext.objective.registry import SURROGATES
+from sb3_ppo_ext.objective.registry import SURROGATES, require_fitting
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import has_known_kl
 from sb3_ppo_ext.rollout.minibatches import indexable
@@ -45,17 +45,8 @@ def check_compilable(model: Any, compilable: bool) -> None:
 
 def _check_objective(model: Any) -> None:
     surrogate = SURROGATES[model.surrogate]
-    for name in ("clip_range_high", "divergence_limit"):
-        if getattr(model, name) is not None and name not in surrogate.uses:
-            raise ValueError(
-                f"{name}={getattr(model, name)!r}: only surrogate={SURROGATES.users_of(name)} has a use for it, "
-                f'not "{model.surrogate}"; pass {name}=None'
-            )
-    if surrogate.weighs_kl and not is_on(model.kl_coef):
-        raise ValueError(
-            f'kl_coef={model.kl_coef!r}: surrogate="{model.surrogate}" draws back by a penalty of this weight; '
-            'pass one above 0, as in kl_coef={"adaptive_kl": {"start": 1.0, "target": 0.03, "law": "lagrangian"}}'
-        )
+    optional = {name: getattr(model, name) for name in ("clip_range_high", "divergence_limit")}
+    require_fitting(model.surrogate, optional, kl_coef=model.kl_coef, penalized=is_on(model.kl_coef))
     if surrogate.needs_probabilities and isinstance(model.action_space, spaces.Box):
         raise ValueError(
             f'surrogate="{model.surrogate}": actions of a {type(model.action_space).__name__} have densities, not '

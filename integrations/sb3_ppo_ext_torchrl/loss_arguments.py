@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.arguments import checked_dual_clip
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
-from sb3_ppo_ext.objective.registry import SURROGATES, VALUE_ERRORS
+from sb3_ppo_ext.objective.registry import SURROGATES, VALUE_ERRORS, require_fitting
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.unknown_arguments import refuse_unknown
 from sb3_ppo_ext_torchrl.coefficients import ADDED_COEFFICIENTS
@@ -70,6 +70,8 @@ def checked_objective(
         normalize_advantage=False,  # done before, where TorchRL's own ways to do it are at hand
         value_error=options.get("loss_critic_type", "smooth_l1"),
     )
+    optional = {"divergence_limit": coefficients["divergence_limit"]}
+    require_fitting(surrogate, optional, kl_coef=coefficients["kl_coef"], penalized=objective.penalized)
     clip = options["clip_epsilon"]
     if isinstance(clip, tuple) and "clip_range_high" not in SURROGATES[surrogate].uses:
         users = SURROGATES.users_of("clip_range_high")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -150,6 +150,23 @@ SURROGATES: Registry[Surrogate] = Registry("surrogate")
 KL_ESTIMATORS: Registry[Registered] = Registry("kl_estimator", besides=("exact",))
 VALUE_ERRORS: Registry[ErrorOfValue] = Registry("value_error")
 VALUE_CLIPS: Registry[Registered] = Registry("value_clip")
+
+
+def require_fitting(surrogate: str, optional: Mapping[str, Any], *, kl_coef: Any, penalized: bool) -> None:
+    """``ValueError`` for one of the ``optional`` arguments that the surrogate has no use for, and for one that weighs
+    the KL without a weight; ``penalized`` says whether ``kl_coef`` has any effect.
+    """
+    for name, value in optional.items():
+        if value is not None and name not in SURROGATES[surrogate].uses:
+            raise ValueError(
+                f"{name}={value!r}: only surrogate={SURROGATES.users_of(name)} has a use for it, "
+                f'not "{surrogate}"; pass {name}=None'
+            )
+    if SURROGATES[surrogate].weighs_kl and not penalized:
+        raise ValueError(
+            f'kl_coef={kl_coef!r}: surrogate="{surrogate}" draws back by a penalty of this weight; '
+            'pass one above 0, as in kl_coef={"adaptive_kl": {"start": 1.0, "target": 0.03, "law": "lagrangian"}}'
+        )
 
 
 def place_of(function: Callable[..., Tensor]) -> str:

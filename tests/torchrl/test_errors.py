@@ -162,3 +162,16 @@ def test_a_value_error_that_is_assigned_later_is_the_one_minimised() -> None:
     mine.loss_critic_type = theirs.loss_critic_type = "l1"
     assert mine(batch)["loss_critic"] != PPOXLoss(*modules)(batch)["loss_critic"]
     torch.testing.assert_close(mine(batch)["loss_critic"], theirs(batch)["loss_critic"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"divergence_limit": 0.1}, r'divergence_limit=0.1: only surrogate="dppo_kl" or .* not "clip"'),
+        ({"surrogate": "kl_bound"}, 'kl_coef=None: surrogate="kl_bound" draws back by a penalty of this weight'),
+    ],
+)
+def test_what_does_not_go_with_the_surrogate_is_refused_as_by_ppox(arguments: dict[str, Any], message: str) -> None:
+    policy = collected().policy
+    with pytest.raises(ValueError, match=message):
+        PPOXLoss(actor_module(policy), critic_module(policy), **arguments)
