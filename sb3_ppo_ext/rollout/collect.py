@@ -21,11 +21,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from sb3_ppo_ext.host.sb3 import adds_as_sb3, counts_episodes_as_sb3
+from sb3_ppo_ext.host.sb3 import counts_episodes_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
-from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
+from sb3_ppo_ext.rollout.storing import store
 from sb3_ppo_ext.rollout.vec_env_step import step_of
 from sb3_ppo_ext.vec_env.infos import Infos
 
@@ -143,46 +143,3 @@ def cut_by_time_limit(
         last: list[Any] = [infos[index]["terminal_observation"] for index in cut]
         observations: list[Observation] = [policy.obs_to_tensor(observation)[0] for observation in last]
         yield from zip(cut, observations, actor.terminal_values(observations), strict=True)
-
-
-def store(
-    buffer: RolloutBuffer,
-    obs: Any,
-    action: np.ndarray,
-    reward: np.ndarray,
-    episode_start: Any,
-    value: Tensor,
-    log_prob: Tensor,
-    *,
-    on_device: tuple[Observation, Tensor],
-) -> None:
-    """Calls ``buffer.add``, or does the same with one copy of each number for Stable-Baselines3's buffers.
-
-    ``on_device`` has the observation and the action as tensors of the policy's device, for buffers that lie there.
-    """
-    if isinstance(buffer, DeviceRollouts):
-        buffer.add(*on_device, reward, episode_start, value, log_prob)
-        return
-    if not adds_as_sb3(buffer) or log_prob.dim() == 0:
-        buffer.add(obs, action, reward, episode_start, value, log_prob)
-        return
-    step = buffer.pos
-    observations: Any = buffer.observations
-    if isinstance(buffer.observation_space, spaces.Dict):
-        for key, array in observations.items():
-            array[step] = fitted(obs[key], buffer.observation_space[key], array)
-    else:
-        observations[step] = fitted(obs, buffer.observation_space, observations)
-    buffer.actions[step] = action.reshape(buffer.actions.shape[1:])
-    buffer.rewards[step] = reward
-    buffer.episode_starts[step] = episode_start
-    buffer.values[step] = value.cpu().numpy().reshape(-1)
-    buffer.log_probs[step] = log_prob.cpu().numpy()
-    buffer.pos += 1
-    if buffer.pos == buffer.buffer_size:
-        buffer.full = True
-
-
-def fitted(obs: np.ndarray, space: spaces.Space[Any], array: np.ndarray) -> np.ndarray:
-    """Observations [N, ...] for a row of ``array``, which stores Discrete ones, [N], as [N, 1]."""
-    return obs.reshape(array.shape[1:]) if isinstance(space, spaces.Discrete) else obs

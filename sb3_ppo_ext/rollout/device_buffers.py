@@ -13,6 +13,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
+from sb3_ppo_ext.objective.batch import Observation
+from sb3_ppo_ext.rollout.storing import store
+
 PENDING = 64  # steps whose tensors are collected before they are copied into the arrays together
 
 
@@ -127,6 +130,21 @@ class DeviceRollouts(RolloutBuffer):
     def flat(self, array: Tensor) -> Tensor:
         """The array [T, N, ...] as [N * T, ...], in the order of ``swap_and_flatten``."""
         return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
+
+
+@store.register
+def _store_on_device(
+    buffer: DeviceRollouts,
+    obs: Any,
+    action: np.ndarray,
+    reward: np.ndarray,
+    episode_start: Any,
+    value: Tensor,
+    log_prob: Tensor,
+    *,
+    on_device: tuple[Observation, Tensor],
+) -> None:
+    buffer.add(*on_device, reward, episode_start, value, log_prob)
 
 
 # The attributes that ``exchange_buffer`` drops when it moves a buffer to or from the device.

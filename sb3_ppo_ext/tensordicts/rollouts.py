@@ -35,10 +35,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
+from sb3_ppo_ext.tensordicts.layouts import add_content, copied, further_attributes
 from sb3_ppo_ext.tensordicts.reading import TIME, Key, array_of, numbers_of, steps_first
-
-MASK, REFERENCE = "mask", "ref_log_prob"
 
 # One number for each step: key -> array of the buffer, and whether TorchRL gives it a trailing dimension of one.
 NUMBERS: dict[Key, tuple[str, bool]] = {
@@ -70,14 +68,13 @@ def rollout_to_tensordict(
     _require_steps(buffer)
     device = buffer.device if device is None else torch.device(device)
     content: dict[Key, Any] = {"observation": _observation(buffer, device)}
-    actions = _copied(buffer.actions, device).to(torch.from_numpy(np.zeros(0, _action_dtype(buffer))).dtype)
+    actions = copied(buffer.actions, device).to(torch.from_numpy(np.zeros(0, _action_dtype(buffer))).dtype)
     content["action"] = actions.reshape(*buffer.actions.shape[:2], *_action_shape(buffer))
     for key, (name, trailing) in NUMBERS.items():
-        numbers = _copied(getattr(buffer, name), device)
+        numbers = copied(getattr(buffer, name), device)
         content[key] = numbers.unsqueeze(-1) if trailing else numbers
     content["is_init"] = torch.from_numpy(buffer.episode_starts).to(device).bool().unsqueeze(-1)
-    if isinstance(buffer, TokenRolloutBuffer):
-        last_values, dones = _tokens(buffer, content, last_values, dones)
+    last_values, dones = add_content(buffer, content, last_values, dones)
     if (last_values is None) != (dones is None):
         raise ValueError("last_values and dones describe the end of the rollout together: give both or neither")
     if last_values is not None and dones is not None:
@@ -99,18 +96,6 @@ def _add_next(content: dict[Key, Any], buffer: RolloutBuffer, last_values: Tenso
     content[("next", "terminated")] = content[("next", "done")].clone()
 
 
-def _tokens(
-    buffer: TokenRolloutBuffer, content: dict[Key, Any], last_values: Tensor | None, dones: np.ndarray | None
-) -> tuple[Tensor, np.ndarray]:
-    """Adds what only a buffer of tokens has; returns the end of the rollout, which it keeps."""
-    if last_values is not None or dones is not None:
-        raise ValueError(f"{type(buffer).__name__} keeps last_values and dones itself; give neither")
-    content[MASK] = _copied(buffer.masks, content["state_value"].device)
-    if buffer.ref_log_probs is not None:
-        content[REFERENCE] = _copied(buffer.ref_log_probs, content["state_value"].device)
-    return torch.from_numpy(buffer.last_values), buffer.ended[-1]
-
-
 def _of_states(values: Tensor) -> Tensor:
     """[T, N, 1]: of tokens [T, N, L, 1] the first one's, which is that of the prompt."""
     return values if values.dim() == 3 else values[:, :, 0]
@@ -130,20 +115,18 @@ def tensordict_to_rollout(tensordict: TensorDictBase, buffer: RolloutBuffer) -> 
             f"the tensordict has (steps, environments) {tuple(rows.batch_size)}, the buffer {size}; "
             "make the buffer with buffer_size and n_envs of the tensordict"
         )
-    if rows.get(MASK, None) is not None and not isinstance(buffer, TokenRolloutBuffer):
-        raise ValueError(f"{type(buffer).__name__} has no place for the key {MASK!r}; exclude it first")
     arrays = {
         name: numbers_of(rows, key, trailing, shape=getattr(buffer, name).shape[2:])
         for key, (name, trailing) in NUMBERS.items()
     }
-    of_tokens = _tokens_back(rows, buffer) if isinstance(buffer, TokenRolloutBuffer) else {}
+    attributes = further_attributes(buffer, rows)
     arrays["episode_starts"] = numbers_of(rows, "is_init", True, torch.bool)
     actions = array_of(rows, "action", _action_shape(buffer), _action_dtype(buffer)).reshape(buffer.actions.shape)
     observations = _observations_back(rows, buffer)
     buffer.reset()
     for name, array in arrays.items():
         _fill(getattr(buffer, name), array)
-    for name, array in of_tokens.items():
+    for name, array in attributes.items():
         setattr(buffer, name, np.array(array))
     _fill(buffer.actions, actions)
     for key, array in observations.items():
@@ -169,14 +152,10 @@ def _fill(column: np.ndarray | Tensor, array: np.ndarray) -> None:
         column[:] = array
 
 
-def _copied(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    return torch.as_tensor(array).to(device, copy=True)
-
-
 def _observation(buffer: RolloutBuffer, device: torch.device) -> Tensor | dict[str, Tensor]:
     if isinstance(buffer, DictRolloutBuffer):
-        return {key: _copied(array, device) for key, array in buffer.observations.items()}
-    return _copied(buffer.observations, device)
+        return {key: copied(array, device) for key, array in buffer.observations.items()}
+    return copied(buffer.observations, device)
 
 
 def _dtype(array: np.ndarray | Tensor) -> np.dtype[Any]:
@@ -199,16 +178,6 @@ def _per_env(name: str, tensor: Tensor, buffer: RolloutBuffer) -> Tensor:
     if tensor.numel() != buffer.n_envs or tensor.shape[0] != buffer.n_envs:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; one number for each of {buffer.n_envs} environments")
     return tensor.reshape(1, -1, 1)
-
-
-def _tokens_back(rows: TensorDictBase, buffer: TokenRolloutBuffer) -> dict[str, np.ndarray]:
-    length = buffer.masks.shape[2:]
-    ends = numbers_of(rows, ("next", "done"), True, torch.bool)
-    arrays = {"masks": numbers_of(rows, MASK, False, torch.bool, length), "ended": ends}
-    arrays["last_values"] = numbers_of(rows, ("next", "state_value"), True)[-1]
-    if rows.get(REFERENCE, None) is not None:
-        arrays["ref_log_probs"] = numbers_of(rows, REFERENCE, False, shape=length)
-    return arrays
 
 
 def _observations_back(rows: TensorDictBase, buffer: RolloutBuffer) -> dict[str, np.ndarray]:
