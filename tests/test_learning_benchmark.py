@@ -72,13 +72,24 @@ def test_a_run_is_its_settings_and_not_the_name_of_its_arm() -> None:
 
 def test_every_arm_builds_on_every_task() -> None:
     for name, arm in ARMS.items():
-        if arm.algorithm == "SBX":  # in an interpreter of its own
+        if arm.algorithm == "SBX" or not arm.everywhere:  # in an interpreter of its own; in the zoo's tests
             continue
         for task in SUITE[:1] if not arm.tasks else SUITE:
             settings = arm.settings(task)
             env = runs.environments("Pendulum-v1", 0, **settings["environment"])
             model = runs.model_of(settings["algorithm"], env, 0, {**settings["arguments"], "seed": None})
             assert model.n_steps * model.n_envs <= 4096, name
+
+
+def test_an_entry_of_the_zoo_becomes_an_arm_in_plain_data() -> None:
+    settings = ARMS["ppox.yml"].settings("Hopper-v5")
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings["environment"] == {"n_envs": 1, "normalize": {"norm_obs": True, "norm_reward": True}}
+    assert settings["arguments"]["policy_kwargs"]["activation_fn"] == "ReLU"
+    assert settings["arguments"]["gamma"] == 0.999
+    assert settings["steps"] == 1_000_000
+    with pytest.raises(ValueError, match="'Pusher-v5': the arm has settings for CartPole-v1"):
+        ARMS["ppox.yml"].settings("Pusher-v5")
 
 
 def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""The screen: candidates for a recipe, and one change at a time from the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.benchmarks.learning.arm import EIGHT, OBSERVATIONS, Arm
+
+# Two candidates: fresh advantages for every epoch, less noise at the start, a rate that falls or that the KL steers.
+FALLING: dict[str, Any] = {
+    **{"n_steps": 256, "learning_rate": "linear:3e-4:0", "vf_coef": 0.25, "recompute_advantage": True},
+    "policy_kwargs": {"log_std_init": -0.5},
+}
+STEERED = {
+    "adaptive_kl": {
+        **{"start": 3e-4, "target": 0.015, "bounds": [5e-5, 1e-3], "every": "epoch"},
+        "law": {"threshold": {"margin": 2.0, "factor": 1.5}},
+    }
+}
+
+SCREEN: dict[str, Arm] = {
+    "falling": Arm(environment=EIGHT, arguments=FALLING),
+    "steered": Arm(environment=EIGHT, arguments={**FALLING, "n_steps": 128, "learning_rate": STEERED}),
+}
+
+
+def changed(name: str, environment: Mapping[str, Any] | None = None, **arguments: Any) -> None:
+    """Adds an arm that differs from "falling" in what is named; ``policy_kwargs`` add to those of "falling"."""
+    policy = {**FALLING["policy_kwargs"], **arguments.pop("policy_kwargs", {})}
+    SCREEN[name] = Arm(
+        environment={**EIGHT, **(environment or {})}, arguments={**FALLING, **arguments, "policy_kwargs": policy}
+    )
+
+
+changed("rollout of 512", n_steps=64)
+changed("rollout of 1024", n_steps=128)
+changed("rollout of 4096", n_steps=512)
+changed("64 environments", environment={"n_envs": 64}, n_steps=32)
+changed("log_std 0", policy_kwargs={"log_std_init": 0.0})
+changed("log_std -1", policy_kwargs={"log_std_init": -1.0})
+changed("targets kept", recompute_advantage=False)
+changed("values normalised", environment={"normalize": OBSERVATIONS}, normalize_value=True)
+changed("advantages as they are", normalize_advantage=False)
+changed("advantages by rollout", advantage_scope="rollout")
+changed("lambda 0.9", gae_lambda=0.9)
+changed("lambda 0.98", gae_lambda=0.98)
+changed("batch 128", batch_size=128)
+changed("rate constant", learning_rate=3e-4)
+changed("rate to a tenth", learning_rate="linear:3e-4:3e-5")
+changed("rate by cosine", learning_rate="cosine:3e-4:0")
+changed("rate by KL", learning_rate=STEERED)
+changed("spo", surrogate="spo")
+changed("clip 0.1", clip_range=0.1)
+changed("clip 0.3", clip_range=0.3)
+changed("clip falls", clip_range="linear:0.3:0.1")
+changed("clip by KL", clip_range={"adaptive_kl": {"start": 0.2, "target": 0.015, "bounds": [0.05, 0.4]}})
+changed("clip and penalty", kl_coef={"adaptive_kl": {"start": 1.0, "target": 0.01}})
+changed("penalty alone", surrogate="none", kl_coef={"adaptive_kl": {"start": 1.0, "target": 0.01}})
+changed("betas 0.9, 0.99", policy_kwargs={"optimizer_kwargs": {"betas": [0.9, 0.99]}})
+changed("critic 128", policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [128, 128]}})
+changed("gradient norm 1", max_grad_norm=1.0)
