@@ -59,6 +59,7 @@ def _check_objective(model: Any) -> None:
             'let it end above 0, as in "linear:0.2:0.02"'
         )
     model.dual_clip = checked_dual_clip(model.dual_clip)
+    model.value_lambda = _checked_lambda(model.value_lambda)
     Objective(
         surrogate=model.surrogate,
         dual_clip=model.dual_clip,
@@ -73,6 +74,13 @@ def checked_dual_clip(value: object) -> float | None:
     number = None if value is None else number_in(value)
     if value is not None and (number is None or number <= 1):
         raise ValueError(f"dual_clip={value!r}: a number above 1 (Ye et al. 2020 use 3), or None, is needed")
+    return number
+
+
+def _checked_lambda(value: object) -> float | None:
+    number = None if value is None else number_in(value)
+    if value is not None and (number is None or not 0 <= number <= 1):
+        raise ValueError(f"value_lambda={value!r}: a number from 0 to 1, or None (that of gae_lambda), is needed")
     return number
 
 
@@ -99,12 +107,14 @@ def check_exact_kl(model: Any) -> None:
 
 
 def check_buffer(model: Any) -> None:
-    """``ValueError`` where advantages are to be recomputed and the rows of a minibatch cannot be identified."""
-    if model.recompute_advantage and not indexable(type(model.rollout_buffer)):
-        raise ValueError(
-            f"recompute_advantage=True: {type(model.rollout_buffer).__name__} draws its minibatches by a method of "
-            "its own; pass recompute_advantage=False"
-        )
+    """``ValueError`` where advantages or targets are computed again and a minibatch's rows cannot be identified."""
+    off = {"recompute_advantage": False, "value_lambda": None}
+    for name, default in off.items():
+        if getattr(model, name) is not default and not indexable(type(model.rollout_buffer)):
+            raise ValueError(
+                f"{name}={getattr(model, name)}: {type(model.rollout_buffer).__name__} draws its minibatches by a "
+                f"method of its own; pass {name}={default}"
+            )
 
 
 def check_learn(model: Any, total_timesteps: float | None) -> None:

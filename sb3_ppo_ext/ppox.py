@@ -55,6 +55,7 @@ class PPOX(PPO):
     :param value_clip: with ``clip_range_vf``: "sb3" (the clipped value only) or "max" (the larger of both errors)
     :param value_error: of the value loss: "l2" (the mean square), "l1" or "smooth_l1"
     :param advantage_scope: whether ``normalize_advantage`` is over each "minibatch" or the whole "rollout"
+    :param value_lambda: lambda of the value targets where it is not ``gae_lambda``, that of the advantages; or None
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
     :param compile: True: update and acting run as compiled graphs (on CUDA as CUDA graphs over a buffer of tensors),
@@ -85,6 +86,7 @@ class PPOX(PPO):
         value_clip: str = "sb3",
         value_error: str = "l2",
         advantage_scope: str = "minibatch",
+        value_lambda: float | None = None,
         recompute_advantage: bool = False,
         normalize_value: bool = False,
         compile: bool | str = "auto",
@@ -97,12 +99,9 @@ class PPOX(PPO):
         super().__init__(policy, env, *args, **kwargs)
         for name, knob in knobs.items():
             setattr(self, name, knob)
-        self.surrogate = surrogate
-        self.dual_clip = dual_clip
-        self.kl_estimator = kl_estimator
-        self.value_clip = value_clip
-        self.value_error = value_error
-        self.advantage_scope = advantage_scope
+        self.surrogate, self.dual_clip, self.kl_estimator = surrogate, dual_clip, kl_estimator
+        self.value_clip, self.value_error = value_clip, value_error
+        self.advantage_scope, self.value_lambda = advantage_scope, value_lambda
         self.recompute_advantage = recompute_advantage
         self.normalize_value = normalize_value
         self.compile = compile

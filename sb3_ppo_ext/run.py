@@ -36,6 +36,7 @@ class Settings:
     target_kl: float | None
     normalize_advantage: bool
     advantage_scope: str
+    value_lambda: float | None
     surrogate: str
     dual_clip: float | None
     kl_estimator: str

@@ -87,6 +87,7 @@ OF_PPOX: dict[str, Case] = {
             "kl_coef": AdaptiveKL(0.3, 0.001, every="epoch"),
             "normalize_value": True,
             "recompute_advantage": True,
+            "value_lambda": 0.5,
             "advantage_scope": "rollout",
             "target_kl": 0.02,
             "policy_kwargs": {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}},

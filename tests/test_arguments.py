@@ -41,6 +41,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"compile": "always"}, "compile='always'"),
     ({"recompute_advantage": 1}, "recompute_advantage=1"),
     ({"recompute_advantage": True, "rollout_buffer_class": Doubling}, "recompute_advantage=True: Doubling"),
+    ({"value_lambda": 1.5}, "value_lambda=1.5: a number from 0 to 1, or None"),
+    ({"value_lambda": 0.0, "rollout_buffer_class": Doubling}, "value_lambda=0.0: Doubling .* pass value_lambda=None"),
     ({"kl_coef": 0.1, "rollout_buffer_class": Doubling}, 'kl_coef.*Doubling.*kl_estimator="k3"'),
     ({"clip_range": AdaptiveKL(0.2, 0.01), "rollout_buffer_class": Doubling}, "clip_range.*Doubling"),
 ]
@@ -58,7 +60,8 @@ def test_negative_clip_range_vf_fails_as_on_ppo() -> None:
 
 
 def test_numbers_written_as_text_are_accepted() -> None:
-    model = model_with(learning_rate="1e-4", dual_clip="3", kl_coef="1e-2", clip_range_vf="0.2")
+    model = model_with(learning_rate="1e-4", dual_clip="3", kl_coef="1e-2", clip_range_vf="0.2", value_lambda="1")
+    assert model.value_lambda == 1.0
     assert (model.learning_rate, model.dual_clip, model.kl_coef) == (1e-4, 3.0, 0.01)
 
 

@@ -31,7 +31,7 @@ def test_the_signature_is_ppos_followed_by_our_own() -> None:
     assert own[len(host) :] == [
         *("clip_range_high", "kl_coef", "ref_kl_coef", "divergence_limit"),  # knobs
         *("surrogate", "dual_clip", "kl_estimator", "value_clip", "value_error", "advantage_scope"),
-        *("recompute_advantage", "normalize_value", "compile", "_init_setup_model"),
+        *("value_lambda", "recompute_advantage", "normalize_value", "compile", "_init_setup_model"),
     ]
 
 
@@ -53,6 +53,7 @@ def test_positional_arguments_are_ppos_and_typos_raise() -> None:
         {"clip_range_vf": 0.1, "value_clip": "max"},
         {"advantage_scope": "rollout"},
         {"recompute_advantage": True},
+        {"value_lambda": 0.5},
         {"normalize_value": True},
         {"learning_rate": Warmup(0.5, Cosine(1e-2, 0.0))},
         {"ent_coef": "0.05"},
@@ -226,3 +227,14 @@ def test_recomputed_advantages_come_from_the_new_values() -> None:
 
     assert torch.equal(after(1, True), after(1, False))
     assert not torch.equal(after(2, True), after(2, False))
+
+
+def test_value_targets_by_the_same_lambda_are_those_of_ppo() -> None:
+    def trained(value_lambda: float | None, **more: Any) -> torch.Tensor:
+        model = model_with(gae_lambda=0.9, value_lambda=value_lambda, **more).learn(64)
+        return torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+
+    for recompute in (False, True):
+        plain = trained(None, recompute_advantage=recompute)
+        assert torch.equal(trained(0.9, recompute_advantage=recompute), plain)
+        assert not torch.equal(trained(0.2, recompute_advantage=recompute), plain)

@@ -90,6 +90,7 @@ OWN: dict[str, Any] = {
     "value_clip": "max",
     "advantage_scope": "rollout",
     "recompute_advantage": True,
+    "value_lambda": 0.5,
     "normalize_value": True,
 }
 

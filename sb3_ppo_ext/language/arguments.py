@@ -63,6 +63,11 @@ def check_algorithm(model: Any, needed_buffer: type[RolloutBuffer]) -> None:
     name = model.policy_class.__name__
     if model.normalize_value:
         raise ValueError(f"normalize_value=True: {name} has no PopArt head; scale the score, or pass False")
+    if model.value_lambda is not None:
+        raise ValueError(
+            f"value_lambda={model.value_lambda}: the lambdas of tokens are options of {name}'s buffer; pass "
+            f'rollout_buffer_kwargs={{"value_lambda": {model.value_lambda}}}'
+        )
     buffer = model.rollout_buffer_class
     if buffer is not None and not issubclass(buffer, needed_buffer):
         needed = needed_buffer.__name__

@@ -46,7 +46,7 @@ SETTINGS = (
     *("surrogate", "kl_estimator", "value_clip", "value_error", "advantage_scope", "recompute_advantage"),
     *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
 )
-NUMBERS_OR_NONE = ("target_kl", "dual_clip", "seed")
+NUMBERS_OR_NONE = ("target_kl", "dual_clip", "value_lambda", "seed")
 NOT_LOGGED = {"kl_exact", "kl", "stepped", *OF_TOKENS}  # or NaN where they are not measured
 
 

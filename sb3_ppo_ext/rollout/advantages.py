@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
@@ -27,6 +29,18 @@ def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: Tensor, do
         out=buffer.advantages,
     )
     buffer.returns = buffer.advantages + buffer.values
+
+
+def value_targets(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray, value_lambda: float) -> np.ndarray:
+    """The value targets A + V [T, N] with ``value_lambda`` in the place of the buffer's, which stays as it is.
+
+    A low lambda keeps the noise out of the advantages; a high one keeps the bias out of what the critic learns. VAPO
+    (Yue et al. 2025, "decoupled GAE").
+    """
+    other = copy.copy(buffer)
+    other.gae_lambda, other.advantages = value_lambda, np.zeros_like(buffer.advantages)
+    compute_returns_and_advantage(other, last_values, dones)
+    return other.returns
 
 
 def generalized_advantages(

@@ -41,12 +41,16 @@ def require_rollout(model: Any) -> None:
             f"train(): the rollout buffer holds {buffer.pos} of its {buffer.buffer_size} steps; call learn(), or fill "
             "it by collect_rollouts(), or by rollout_buffer.add() and compute_returns_and_advantage()"
         )
-    if model.recompute_advantage and model.n_epochs > 1 and not _value_after_is_known(model):
+    uses = {
+        "recompute_advantage=True: advantages are": model.recompute_advantage and model.n_epochs > 1,
+        f"value_lambda={model.value_lambda}: value targets are": model.value_lambda is not None,
+    }
+    needed = next((text for text, applies in uses.items() if applies), None)
+    if needed is not None and not _value_after_is_known(model):
         raise ValueError(
-            "recompute_advantage=True: advantages are computed again from the value of the observation after the last "
-            "step, and model._last_obs is None. Set model._last_obs and model._last_episode_starts to the observations "
-            "and dones that the environment returned last, collect by model.collect_rollouts(), or pass "
-            "recompute_advantage=False"
+            f"{needed} computed again from the value of the observation after the last step, and model._last_obs is "
+            "None. Set model._last_obs and model._last_episode_starts to the observations and dones that the "
+            "environment returned last, collect by model.collect_rollouts(), or leave the argument out"
         )
 
 

@@ -112,13 +112,16 @@ class DeviceRollouts(RolloutBuffer):
         self.advantages = self.advantages_for(self.values, last_values, dones)
         self.returns = self.advantages + self.values
 
-    def advantages_for(self, values: Tensor, last_values: Tensor, dones: np.ndarray) -> Tensor:
-        """The advantages [T, N] of the steps under other values [T, N]."""
+    def advantages_for(
+        self, values: Tensor, last_values: Tensor, dones: np.ndarray, gae_lambda: float | None = None
+    ) -> Tensor:
+        """The advantages [T, N] of the steps under other values [T, N], and another lambda than the buffer's."""
+        gae_lambda = self.gae_lambda if gae_lambda is None else gae_lambda
         ended = np.concatenate((self.episode_starts[1:], dones.astype(np.float32).reshape(1, -1)))
         rewards, non_terminal = (torch.from_numpy(array).to(self.device) for array in (self.rewards, 1 - ended))
         next_values = torch.cat((values[1:], last_values.detach().reshape(1, -1)))
         delta = rewards + self.gamma * next_values * non_terminal - values
-        return discounted_sums(delta, self.gamma * self.gae_lambda * non_terminal)
+        return discounted_sums(delta, self.gamma * gae_lambda * non_terminal)
 
     def get(self, batch_size: int | None = None) -> Any:
         """Yields minibatches like ``RolloutBuffer.get``, in a permutation that is drawn on the device."""

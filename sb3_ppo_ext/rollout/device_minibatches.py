@@ -43,12 +43,19 @@ class DeviceRollout(Rollout):
         variance = returns.var(correction=0)
         return float((1 - residual.var(correction=0) / torch.where(variance == 0, torch.nan, variance)).item())
 
+    def _set_value_target(self, last_values: Tensor, dones: np.ndarray, values: Tensor | None = None) -> None:
+        buffer: Any = self.buffer
+        if self.value_lambda is not None:
+            values = buffer.values if values is None else values
+            buffer.returns = buffer.advantages_for(values, last_values, dones, self.value_lambda) + values
+        self.value_target = self._flat(buffer.returns).flatten()
+
     def refresh_advantage(self, values: Tensor, last_values: Tensor, dones: np.ndarray) -> None:
         """Computes advantages and value targets again from ``values`` [N * T]."""
         buffer: Any = self.buffer
         in_time = values.reshape(buffer.n_envs, buffer.buffer_size).T
         buffer.advantages = buffer.advantages_for(in_time, last_values, dones)
         buffer.returns = buffer.advantages + in_time
+        self._set_value_target(last_values, dones, in_time)
         self._set_advantage()
-        self.value_target = self._flat(buffer.returns).flatten()
         self.rows = self.rows._replace(advantage=self.advantage, value_target=self.value_target)

@@ -21,7 +21,7 @@ from sb3_ppo_ext.host.sb3 import samples_as_sb3
 from sb3_ppo_ext.objective.batch import Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution, concatenated
 from sb3_ppo_ext.objective.losses import normalized
-from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
+from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage, value_targets
 from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
 from sb3_ppo_ext.rollout.rows import gathered_rows, observation_rows
 
@@ -43,6 +43,7 @@ class Rollout:
         self.normalize_advantage = normalize_advantage  # over all rows of the rollout
         self.size = buffer.buffer_size * buffer.n_envs
         self.indexable = indexable(type(buffer))
+        self.value_lambda: float | None = None  # of the value targets, where they have one of their own
         self.order: tuple[Tensor, ...] = ()  # of the last epoch: the rows of each minibatch
         self.value_target = self._flat(buffer.returns).flatten()
         self.state_value = self._flat(buffer.values).flatten()
@@ -133,6 +134,17 @@ class Rollout:
             for rows in torch.split(torch.arange(self.size, device=self.buffer.device), chunk):
                 yield observation_rows(self.rows.observation, rows)
 
+    def use_value_lambda(self, value_lambda: float, last_values: Tensor, dones: np.ndarray) -> None:
+        """Takes the value targets by ``value_lambda``, from now on; advantages stay those of the buffer's lambda."""
+        self.value_lambda = value_lambda
+        self._set_value_target(last_values, dones)
+        self.rows = self.rows._replace(value_target=self.value_target)
+
+    def _set_value_target(self, last_values: Tensor, dones: np.ndarray) -> None:
+        if self.value_lambda is not None:
+            self.buffer.returns = value_targets(self.buffer, last_values, dones, self.value_lambda)
+        self.value_target = self._flat(self.buffer.returns).flatten()
+
     def refresh_advantage(self, values: Tensor, last_values: Tensor, dones: np.ndarray) -> None:
         """Computes advantages and value targets again from ``values`` [N * T], by the buffer's GAE.
 
@@ -142,7 +154,7 @@ class Rollout:
         collected = self.buffer.values
         self.buffer.values = values.cpu().numpy().reshape(self.buffer.n_envs, self.buffer.buffer_size).T
         compute_returns_and_advantage(self.buffer, last_values, dones)
+        self._set_value_target(last_values, dones)
         self.buffer.values = collected
         self._set_advantage()
-        self.value_target = self._flat(self.buffer.returns).flatten()
         self.rows = self.rows._replace(advantage=self.advantage, value_target=self.value_target)

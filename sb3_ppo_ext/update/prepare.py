@@ -11,14 +11,19 @@ from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
 from sb3_ppo_ext.run import Run
-from sb3_ppo_ext.update.epochs import Update
+from sb3_ppo_ext.update.epochs import Update, values_after
 from sb3_ppo_ext.update.optimizers import prefer_foreach
 
 
 def collected_rows(run: Run) -> Rollout:
     """The rollout of rows in ``run.buffer``, ready for epochs of minibatches."""
     rollout_class = DeviceRollout if type(run.buffer) in DEVICE_BUFFERS else Rollout
-    return rollout_class(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
+    rollout = rollout_class(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
+    if run.settings.value_lambda is not None:
+        policy = unwrapped(run.policy)
+        with evaluation_mode(policy), without_trace(policy):
+            rollout.use_value_lambda(run.settings.value_lambda, *values_after(run))
+    return rollout
 
 
 def row_update(run: Run, rollout: Rollout, acted: ActionDistribution | None = None) -> Update:

@@ -17,7 +17,7 @@ from tests.language import setups, tiny
 
 Settings = dict[str, Any]
 
-OF_ROWS_ALONE = {"normalize_value", "recompute_advantage", "use_sde", "policy_kwargs"}
+OF_ROWS_ALONE = {"normalize_value", "recompute_advantage", "value_lambda", "use_sde", "policy_kwargs"}
 TWO_RATES: Settings = {"policy_kwargs": {"value_lr_ratio": 10.0}}
 
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage, generalized_advantages
+from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage, generalized_advantages, value_targets
 
 
 def filled(steps: int, envs: int, seed: int, cls: type[RolloutBuffer] = RolloutBuffer, **options: Any) -> RolloutBuffer:
@@ -58,3 +58,27 @@ def test_a_buffer_s_own_way_is_used() -> None:
     for buffer in (plain, doubled):
         compute_returns_and_advantage(buffer, torch.ones(2), np.zeros(2, bool))
     np.testing.assert_array_equal(doubled.advantages, 2 * plain.advantages)
+
+
+def test_value_targets_have_a_lambda_of_their_own_and_leave_the_buffer_as_it_is() -> None:
+    # r = (1, 2, 4), gamma = .5, V after the rollout 8, no episode ends. At lambda 1 the target is the discounted sum
+    # itself: 4 + .5 * 8 = 8, 2 + .5 * 8 = 6, 1 + .5 * 6 = 4. At lambda 0 it is r + gamma V of the next state, V = 10:
+    # 4 + .5 * 8 = 8, 2 + 5 = 7, 1 + 5 = 6.
+    buffer = filled(3, 1, 0, gamma=0.5, gae_lambda=0.9)
+    buffer.rewards[:, 0], buffer.values[:], buffer.episode_starts[:] = (1, 2, 4), 10, 0
+    last, dones = torch.tensor([8.0]), np.zeros(1, bool)
+    compute_returns_and_advantage(buffer, last, dones)
+    before = {name: np.array(value) for name, value in vars(buffer).items() if isinstance(value, np.ndarray)}
+    np.testing.assert_allclose(value_targets(buffer, last, dones, 1.0)[:, 0], [4, 6, 8])
+    np.testing.assert_allclose(value_targets(buffer, last, dones, 0.0)[:, 0], [6, 7, 8])
+    np.testing.assert_array_equal(value_targets(buffer, last, dones, 0.9), buffer.returns)
+    for name, array in before.items():
+        np.testing.assert_array_equal(getattr(buffer, name), array, err_msg=name)
+    assert buffer.gae_lambda == 0.9
+
+
+def test_a_buffer_s_own_way_serves_value_targets_too() -> None:
+    buffer = filled(8, 2, 0, Doubled)
+    last, dones = torch.ones(2), np.zeros(2, bool)
+    compute_returns_and_advantage(buffer, last, dones)
+    np.testing.assert_array_equal(value_targets(buffer, last, dones, buffer.gae_lambda), buffer.returns)

@@ -56,12 +56,12 @@ def test_recomputing_advantages_needs_nothing_more_where_every_episode_has_ended
     assert torch.equal(parameters(alone), parameters(informed))
 
 
-def test_recomputing_advantages_says_what_is_missing_before_anything_is_trained() -> None:
-    model = filled(model_of(recompute_advantage=True), ended=False)
+@pytest.mark.parametrize("argument", [{"recompute_advantage": True}, {"value_lambda": 0.5}], ids=str)
+def test_what_is_missing_is_named_before_anything_is_trained(argument: dict[str, Any]) -> None:
+    model = filled(model_of(**argument), ended=False)
     before = parameters(model)
-    with pytest.raises(
-        ValueError, match=r"recompute_advantage=True: .*Set model\._last_obs .*recompute_advantage=False"
-    ):
+    (name,) = argument
+    with pytest.raises(ValueError, match=rf"{name}=.*Set model\._last_obs .*or leave the argument out"):
         model.train()
     assert torch.equal(parameters(model), before)
     model._last_obs, model._last_episode_starts = np.zeros((1, 4), np.float32), np.zeros(1, bool)

@@ -4,8 +4,8 @@
                                              [--steps N] [--processes 2] [--sbx-python PATH] [--list]
 
 FILE is a name in docs/runs or a path. A run that the file holds is not repeated. The records hold CPU seconds of the
-process, not wall time, so the list may run beside other work (`nice -n 19`). Ctrl-C ends the runs under way, which are
-lost; the file stays whole.
+process, not wall time, so the list may run beside other work (`nice -n 19`). Ctrl-C and SIGTERM end the runs under way,
+which are lost; the file stays whole.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +132,7 @@ def main() -> None:
     if options.list:
         print(*(f"{order['task']} {order['arm']} seed {order['seed']}" for order in todo), sep="\n")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it ends the runs, too
     work = Work(path, todo, options.sbx_python)
     work.work_off(options.processes)
     sys.exit(work.failed > 0)

@@ -205,6 +205,7 @@ BAD: dict[str, dict[str, Any]] = {
     "value='twin'": {"policy_kwargs": {"value": "twin"}},
     "model='nowhere'|nowhere": {"policy_kwargs": {"model": "/nowhere/at/all"}},
     "normalize_value=True": {"normalize_value": True},
+    'value_lambda=1.0: .*rollout_buffer_kwargs={"value_lambda": 1.0}': {"value_lambda": 1.0},
     "recompute_advantage=True": {"recompute_advantage": True},
     "with reference=False": {"ref_kl_coef": 0.1, "policy_kwargs": {"reference": False}},
     'every="rollout"': {"ref_kl_coef": AdaptiveKL(0.1, 1.0, every="epoch")},
