@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from sb3_ppo_ext.language.model.adapters import adapted, has_adapter, merged
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, widened
 from sb3_ppo_ext.language.model.end_tokens import EndTokens, check_ends
+from sb3_ppo_ext.language.model.gguf_reading import without_quantiser
 from sb3_ppo_ext.language.model.pretrained import pretrained
 
 Model = PreTrainedModel | PeftModel | PeftMixedModel
@@ -30,7 +31,7 @@ GELUS_BY_TANH = (NewGELUActivation, FastGELUActivation, AccurateGELUActivation)
 
 
 def load_model(source: ModelSource, dtype: str | torch.dtype | None = None) -> PreTrainedModel:
-    """The model: a copy of a given one, what a factory returns, or that of a folder or hub name.
+    """The model: a copy of a given one, what a factory returns, or that of a folder, GGUF file or hub name.
 
     With the adapters that are active in it merged into its weights: training and its reference begin as that model.
     """
@@ -44,7 +45,7 @@ def load_model(source: ModelSource, dtype: str | torch.dtype | None = None) -> P
         # model with its adapter again and again.
         if isinstance(source, nn.Module) or (isinstance(model, nn.Module) and has_adapter(model)):
             model = copy.deepcopy(model)
-        model = merged(model, f"model={named}") if isinstance(model, nn.Module) else model
+        model = without_quantiser(merged(model, f"model={named}")) if isinstance(model, nn.Module) else model
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise ValueError(
             f"model={named} is a {type(model).__name__}; a causal language model of transformers, a function that "

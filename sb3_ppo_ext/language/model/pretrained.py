@@ -1,4 +1,4 @@
-"""Models by folder or hub name; where that is an adapter's, its base model with the adapter merged into it."""
+"""Models by folder, GGUF file or hub name; where that is an adapter's, its base with the adapter merged into it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sb3_ppo_ext.language.model.adapters import REMEDY, merged, warnings_of_peft, without_adapters
+from sb3_ppo_ext.language.model.gguf_reading import is_gguf, read_gguf
 
 PREFIX = "base_model.model."  # of the names in an adapter's file
 # Those of transformers, PEFT, the hub's client and torch, which have no type in common.
@@ -27,6 +28,8 @@ def pretrained(auto: Any, source: str, dtype: str | torch.dtype = "auto") -> Any
     By PEFT's loader: that of transformers 5.24 leaves out half of a DoRA adapter. ``ValueError`` where base and adapter
     are not there, or do not belong together.
     """
+    if is_gguf(source):
+        return read_gguf(auto, source, dtype)
     if find_adapter_config_file(source) is None:
         return auto.from_pretrained(source, dtype=dtype)
     name, base_name = f"model={source!r}", None
