@@ -42,7 +42,8 @@ def questions_and_answers() -> dict[str, Any]:
     from tests.language.words import tokenizer
 
     held_out = {"test_questions": ["go to the"], "test_answers": ["door"]}
-    return {"questions": ["the door is", "go"], "answers": ["left", "right"], "tokenizer": tokenizer(), **held_out}
+    chat = tokenizer(chat=True)
+    return {"questions": ["the door is", "go"], "answers": ["left", "right"], "tokenizer": chat, **held_out}
 
 
 def torchrl_networks() -> dict[str, Any]:
@@ -120,6 +121,10 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(PPOX, "learn", learn_once)
 
 
+# What code needs which package of those that the tests do not install.
+NOT_INSTALLED = {"reasoning_prompts": "reasoning_gym", "TextGameEnv": "textarena"}
+
+
 @pytest.mark.usefixtures("short", "objectives")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a training of one rollout
 @pytest.mark.parametrize("page", with_code("python"))
@@ -128,7 +133,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
     for assumed in ASSUMED.get(page.stem, ()):
         names.update(assumed())
     for code in blocks(page, "python"):
-        if "reasoning_prompts" in code and find_spec("reasoning_gym") is None:  # which the tests do not install
+        if any(name in code and find_spec(package) is None for name, package in NOT_INSTALLED.items()):
             continue
         if "PATH/TO/MODEL" in code:
             from tests.language import tiny

@@ -15,11 +15,15 @@ from sb3_ppo_ext.language.envs.prompt_vec_env import PromptVecEnv  # noqa: E402
 from sb3_ppo_ext.language.envs.reasoning import reasoning_prompts  # noqa: E402
 from sb3_ppo_ext.language.envs.spaces import ResponseSpace, prompt_space  # noqa: E402
 from sb3_ppo_ext.language.envs.text_observation import TextObservation  # noqa: E402
+from sb3_ppo_ext.language.envs.turns.conversation import ConversationEnv, Turn  # noqa: E402
+from sb3_ppo_ext.language.envs.turns.groups import conversation_vec_env  # noqa: E402
+from sb3_ppo_ext.language.envs.turns.text_game import TextGameEnv  # noqa: E402
 from sb3_ppo_ext.language.evaluation.callback import PromptEvalCallback  # noqa: E402
 from sb3_ppo_ext.language.monitoring.samples import SampleTable  # noqa: E402
 from sb3_ppo_ext.language.monitoring.trl_names import TRLNames  # noqa: E402
 from sb3_ppo_ext.language.policies.candidates import CandidatePolicy  # noqa: E402
 from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy  # noqa: E402
+from sb3_ppo_ext.language.policies.opponent import PolicyOpponent  # noqa: E402
 from sb3_ppo_ext.language.training.ratio_check import RatioError  # noqa: E402
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer  # noqa: E402
 from sb3_ppo_ext.language.training.value_pretraining import ValuePretraining  # noqa: E402  # after the check for extras
@@ -27,7 +31,9 @@ from sb3_ppo_ext.language.training.value_pretraining import ValuePretraining  # 
 __all__ = [
     "CandidatePolicy",
     "ClassifierReward",
+    "ConversationEnv",
     "LanguageModelPolicy",
+    "PolicyOpponent",
     "PromptEnv",
     "PromptEvalCallback",
     "PromptVecEnv",
@@ -36,8 +42,11 @@ __all__ = [
     "SampleTable",
     "SequenceRolloutBuffer",
     "TRLNames",
+    "TextGameEnv",
     "TextObservation",
+    "Turn",
     "ValuePretraining",
+    "conversation_vec_env",
     "prompt_space",
     "reasoning_prompts",
 ]
@@ -54,6 +63,7 @@ for _public in (
         ResponseSpace,
     ),
     *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, ValuePretraining),
-    *(prompt_space, reasoning_prompts),
+    *(ConversationEnv, PolicyOpponent, TextGameEnv, Turn),
+    *(conversation_vec_env, prompt_space, reasoning_prompts),
 ):
     _public.__module__ = __name__  # what saved models name

@@ -48,8 +48,8 @@ class MuJoCoData:
         return _models[model]
 
 
-class MuJoCoModel:
-    """The model is made by the program, and compared where the data are restored."""
+class MadeByTheProgram:
+    """What the program makes anew and nothing changes: a simulator's model, compared with its data; a tokenizer."""
 
     def state(self, value: Any) -> None:
         """Returns None."""
@@ -72,8 +72,9 @@ class Atari:
 
 SIMULATORS: dict[str, Any] = {
     "mujoco._structs.MjData": MuJoCoData(),
-    "mujoco._structs.MjModel": MuJoCoModel(),
+    "mujoco._structs.MjModel": MadeByTheProgram(),
     "ale_py._ale_py.ALEInterface": Atari(),
+    "transformers.tokenization_utils_base.PreTrainedTokenizerBase": MadeByTheProgram(),
 }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sb3_ppo_ext.language.envs.failures import Failures
 from sb3_ppo_ext.language.inputs import one_of
 
 REWARDS = ("success", "score")
@@ -29,13 +29,18 @@ class Grader:
     """Scores responses by the data sets' own rules, 0 to 1; as ``reward`` either that, or 1 for a full score, else 0.
 
     Partial scores reward enumerating and copying: many tasks give some for any text. A rule that fails on a response
-    gives 0, is counted in ``n_errors``, and is warned of once.
+    gives 0, is counted in ``failures``, and is warned of once for each task.
     """
 
     datasets: dict[str, Any]
     answer_of: Answer
     reward: str
-    n_errors: int = field(default=0, init=False)
+    failures: Failures = field(default_factory=Failures, init=False)
+
+    @property
+    def n_errors(self) -> int:
+        """The answers on which a rule has failed."""
+        return self.failures.total
 
     def __call__(
         self, prompts: list[str], responses: list[str], task: list[str], entry: list[Row], cut_off: list[bool]
@@ -56,14 +61,9 @@ class Grader:
         try:
             return float(self.datasets[task].score_answer(answer, entry))
         except Exception as error:  # whatever a task's parser makes of junk
-            self.n_errors += 1
-            if self.n_errors == 1:
-                warnings.warn(
-                    f"the grader of {task!r} failed on the answer {answer[:60]!r} ({type(error).__name__}: {error}): "
-                    "the response scores 0, as do others on which it fails; n_errors of the reward function counts "
-                    "them",
-                    stacklevel=2,
-                )
+            self.failures.add(
+                f"the grader of {task!r}", error, "the response scores 0", case=f" on the answer {answer[:60]!r}"
+            )
             return 0.0
 
 

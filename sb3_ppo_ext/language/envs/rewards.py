@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from sb3_ppo_ext.language.envs.failures import Failures
 from sb3_ppo_ext.language.inputs import in_order, number_of
 
 RewardFunction = Callable[..., Any]  # (prompts, responses, **columns) -> one number, or None, per response
@@ -38,17 +40,21 @@ class Rewards:
         self.functions = functions
         self.weights = weights_of(weights, list(functions))
         self.success = checked_success(success, functions)
+        self.failures = Failures()
+        self.worked: set[str] = set()  # the functions that have returned something
 
     def __call__(self, prompts: list[Any], responses: list[Any], columns: Columns) -> Scores:
         """The weighted sum; ``ValueError`` names the function and the response without a finite number.
 
-        None from a function adds nothing to the sum: it does not apply to that response. One has to apply.
+        None from a function adds nothing to the sum: it does not apply to that response. One has to apply. A function
+        that fails on some responses gives 0 for these, which ``failures`` counts.
         """
         several = len(self.functions) > 1
         each = {}
         for name, function in self.functions.items():
             what = f"reward_fn {name!r}" if several else "reward_fn"
-            each[name] = scores_of(function, what, prompts, responses, columns, may_be_none=several)
+            scorer = partial(self._call, function, what)
+            each[name] = scores_of(scorer, what, prompts, responses, columns, may_be_none=several)
         table = np.stack([self.weights[name] * scores for name, scores in each.items()])
         if (without := np.isnan(table).all(axis=0)).any():
             row = int(without.argmax())
@@ -57,6 +63,41 @@ class Rewards:
                 f"{prompts[row]!r}; at least one of them has to apply to it"
             )
         return Scores(np.nansum(table, axis=0).astype(np.float32), each)
+
+    def _call(
+        self, function: RewardFunction, what: str, prompts: list[Any], responses: list[Any], **columns: list[Any]
+    ) -> Any:
+        """What the function returns; where it fails, what it returns for each response alone, and 0 where that fails.
+
+        A function that has never returned anything and fails on all of them raises its error: it is itself wrong.
+        """
+        accepted = accepted_columns(function, columns)
+        try:
+            returned = function(prompts, responses, **accepted)
+        except Exception as error:  # whatever a user's parser makes of a response
+            returned = self._scored_apart(function, what, prompts, responses, accepted)
+            if returned is None:
+                raise error
+        self.worked.add(what)
+        return returned
+
+    def _scored_apart(
+        self, function: RewardFunction, what: str, prompts: list[Any], responses: list[Any], columns: Columns
+    ) -> list[Any] | None:
+        scores: list[Any] = []
+        errors: dict[int, Exception] = {}
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                returned = function([prompt], [response], **{name: [values[row]] for name, values in columns.items()})
+                scores += in_order(returned) or [returned]
+            except Exception as error:
+                errors[row] = error
+                scores.append(0.0)
+        if len(errors) == len(responses) and what not in self.worked:
+            return None
+        for row, failure in errors.items():
+            self.failures.add(what, failure, "the response scores 0", case=f" on the response {responses[row]!r:.80}")
+        return scores
 
     def successes(
         self, scores: Scores, prompts: list[Any], responses: list[Any], columns: Columns

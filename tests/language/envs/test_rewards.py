@@ -9,6 +9,7 @@ import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_ppo_ext.language import PromptEnv
+from sb3_ppo_ext.language.envs.rewards import Rewards
 from tests.language import setups, tiny
 
 RESPONSES = np.array([[5, 6, 1], [5, 9, 9], [1, 0, 0], [9, 1, 0]])  # 2, 1, 0 and 0 tokens below 8; ended: all but one
@@ -132,3 +133,23 @@ def test_prompts_of_another_length_are_refused_by_the_argument() -> None:
         evaluate_policy(model, setups.env(max_prompt_length=2, long_prompts="cut"), n_eval_episodes=8)
     with pytest.raises(ValueError, match="longer than max_prompt_length=4"):
         setups.env().held_out([[3] * 5])
+
+
+def test_a_function_that_fails_on_a_response_gives_it_0_counted_and_warned_of_once() -> None:
+    def digits(prompts: list[str], responses: list[str], factor: list[int]) -> list[float]:
+        return [float(int(response) * number) for response, number in zip(responses, factor, strict=True)]
+
+    rewards = Rewards({"digits": digits})
+    with pytest.warns(UserWarning, match="reward_fn failed on the response 'x' .*ValueError.*scores 0") as caught:
+        scores = rewards(["p"] * 3, ["4", "x", "5"], {"factor": [1, 2, 3]})
+        again = rewards(["p"], ["y"], {"factor": [1]})
+    assert scores.total.tolist() == [4.0, 0.0, 15.0] and again.total.tolist() == [0.0]
+    assert len(caught) == 1 and rewards.failures.counts == {"reward_fn": 2}
+
+
+def test_a_function_that_has_only_failed_raises_its_error() -> None:
+    def wrong(prompts: list[str], responses: list[str]) -> list[float]:
+        raise RuntimeError("no such model")
+
+    with pytest.raises(RuntimeError, match="no such model"):
+        Rewards({"wrong": wrong})(["p", "q"], ["a", "b"], {})

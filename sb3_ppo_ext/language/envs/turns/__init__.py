@@ -1,0 +1,1 @@
+"""Environments of several turns: conversations, text games, tools, and environments of other packages."""
