@@ -17,6 +17,7 @@ from sb3_ppo_ext.language.envs.spaces import ResponseSpace, prompt_space  # noqa
 from sb3_ppo_ext.language.envs.text_observation import TextObservation  # noqa: E402
 from sb3_ppo_ext.language.envs.turns.conversation import ConversationEnv, Turn  # noqa: E402
 from sb3_ppo_ext.language.envs.turns.groups import conversation_vec_env  # noqa: E402
+from sb3_ppo_ext.language.envs.turns.openenv import OpenEnvAdapter  # noqa: E402
 from sb3_ppo_ext.language.envs.turns.text_game import TextGameEnv  # noqa: E402
 from sb3_ppo_ext.language.evaluation.callback import PromptEvalCallback  # noqa: E402
 from sb3_ppo_ext.language.monitoring.samples import SampleTable  # noqa: E402
@@ -33,6 +34,7 @@ __all__ = [
     "ClassifierReward",
     "ConversationEnv",
     "LanguageModelPolicy",
+    "OpenEnvAdapter",
     "PolicyOpponent",
     "PromptEnv",
     "PromptEvalCallback",
@@ -63,7 +65,7 @@ for _public in (
         ResponseSpace,
     ),
     *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, ValuePretraining),
-    *(ConversationEnv, PolicyOpponent, TextGameEnv, Turn),
+    *(ConversationEnv, OpenEnvAdapter, PolicyOpponent, TextGameEnv, Turn),
     *(conversation_vec_env, prompt_space, reasoning_prompts),
 ):
     _public.__module__ = __name__  # what saved models name
