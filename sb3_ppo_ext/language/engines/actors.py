@@ -15,6 +15,7 @@ from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines.compiled import DECODING, CompiledDecoder
 from sb3_ppo_ext.language.engines.traced_tokens import require_traceable
 from sb3_ppo_ext.language.envs.prompt_vec_env import group_ids_of, successes_of
+from sb3_ppo_ext.language.model.drawing import noise_for
 from sb3_ppo_ext.language.model.generation import Decoder
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.objective.batch import Observation
@@ -85,5 +86,5 @@ class CompiledTokenActor(EagerTokenActor):
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
             seen = torch.ones(n_envs, 2, dtype=torch.bool, device=device)
             decoder = self.decoder_of(model, seen, None, deterministic=False)
-            decoder.draw(token, 1)
-            decoder.draw(token, 2)
+            for until in (1, 2):
+                decoder.draw(token, until, noise_for(n_envs, device))

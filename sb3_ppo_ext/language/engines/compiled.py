@@ -27,8 +27,9 @@ from sb3_ppo_ext.language.engines.traced_tokens import (
     trained_of,
 )
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
+from sb3_ppo_ext.language.model.cache import PreallocatedLayer
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
-from sb3_ppo_ext.language.model.generation import Decoder, PreallocatedLayer
+from sb3_ppo_ext.language.model.generation import Decoder
 from sb3_ppo_ext.language.training.micro_batches import MicroBatch, lengths_of, mapped, split
 from sb3_ppo_ext.language.training.token_update import EagerGradients
 from sb3_ppo_ext.objective.batch import Minibatch
@@ -150,6 +151,8 @@ def graph_of(
 class CompiledDecoder(Decoder):
     """A decoder that draws every token after the first of a response by a graph, over a cache of fixed size."""
 
+    compacts = False
+
     def __init__(
         self, model: CausalLM, seen: Tensor, *args: Any, policy: LanguageModelPolicy, graphs: Graphs, **kwargs: Any
     ) -> None:
@@ -164,16 +167,15 @@ class CompiledDecoder(Decoder):
         """The layers of the cache; ``require_traceable`` refuses models with others."""
         return [layer for layer in self.cache.layers if isinstance(layer, PreallocatedLayer)]
 
-    def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The token [B] after ``ids``, its log-probability, and value, from the same draws of torch's generator."""
+    def draw(self, ids: Tensor, until: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The token [B] after ``ids``, its log-probability, and value."""
         if not self.cache.get_seq_length():
-            return super().draw(ids, until)
-        drawn, log_prob, *value = self.by_graph(ids[:, 0], until - 1)
+            return super().draw(ids, until, noise)
+        drawn, log_prob, *value = self.by_graph(ids[:, 0], until - 1, noise)
         return drawn, log_prob, value[0] if value else None
 
-    def by_graph(self, token: Tensor, slot: int) -> list[Tensor]:
+    def by_graph(self, token: Tensor, slot: int, noise: Tensor) -> list[Tensor]:
         """The results of ``TokenDraw`` for ``token`` [B] at that slot of the cache."""
-        noise = torch.empty(len(token), self.model.vocab_size).uniform_()
         if self.call is None:
             rest = {"seen": self.seen, "token": token.contiguous(), "slot": torch.tensor(0), "noise": noise}
             inputs = draw_inputs(self.policy, self.layers, **rest)

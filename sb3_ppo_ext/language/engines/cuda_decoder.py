@@ -14,7 +14,8 @@ from sb3_ppo_ext.engines.substitution import refuse_writes
 from sb3_ppo_ext.engines.tracing import tensors_of, trace
 from sb3_ppo_ext.language.engines.compiled import DECODING, CompiledDecoder
 from sb3_ppo_ext.language.engines.traced_tokens import TokenDraw, draw_inputs, weights_of
-from sb3_ppo_ext.language.model.generation import PreallocatedLayer
+from sb3_ppo_ext.language.model.cache import PreallocatedLayer
+from sb3_ppo_ext.language.model.drawing import precision_on
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
@@ -32,7 +33,7 @@ class RecordedDraw:
         self.seen = seen.clone()
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.slot = torch.zeros((), dtype=torch.long, device=device)
-        self.noise = torch.full((rows, policy.lm.vocab_size), 0.5, device=device)
+        self.noise = torch.full((rows,), 0.5, dtype=precision_on(device), device=device)
         rest = {"seen": self.seen, "token": self.token, "slot": self.slot, "noise": self.noise}
         inputs = draw_inputs(policy, layers, **rest)
         tensors = tensors_of(inputs)
@@ -58,11 +59,11 @@ class RecordedDraw:
             for tensor in pair:
                 tensor.zero_()  # a NaN that is masked would still be a NaN
 
-    def __call__(self, token: Tensor, slot: int) -> list[Tensor]:
+    def __call__(self, token: Tensor, slot: int, noise: Tensor) -> list[Tensor]:
         """Copies of the results: the next token overwrites them."""
         self.token.copy_(token)
         self.slot.fill_(slot)
-        self.noise.uniform_()
+        self.noise.copy_(noise)
         self._replay()
         return [result.clone() for result in self.results]
 
@@ -71,6 +72,7 @@ class RecordedDecoder(CompiledDecoder):
     """A decoder by one recording for all responses to as many prompts."""
 
     graphs: DeviceGraphs
+    shares_prompts = False
 
     def __init__(self, *args: Any, policy: LanguageModelPolicy, graphs: DeviceGraphs, **kwargs: Any) -> None:
         super().__init__(*args, policy=policy, graphs=graphs, **kwargs)
@@ -82,9 +84,9 @@ class RecordedDecoder(CompiledDecoder):
             for layer, tensors in zip(self.layers, self.recorded.cache, strict=True):
                 layer.tensors = tensors
 
-    def by_graph(self, token: Tensor, slot: int) -> list[Tensor]:
+    def by_graph(self, token: Tensor, slot: int, noise: Tensor) -> list[Tensor]:
         """The results of ``TokenDraw`` for ``token`` [B] at that slot of the cache."""
         if self.recorded is None:
             make = partial(RecordedDraw, self.policy, self.graphs, self.layers, self.seen)
             self.recorded = self.graphs.recordings.get(self.key, make)
-        return self.recorded(token, slot)
+        return self.recorded(token, slot, noise)

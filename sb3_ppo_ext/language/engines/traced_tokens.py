@@ -19,9 +19,10 @@ from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.substitution import substituted, write_assigned
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.host.pytorch.modules import has_gradient_hooks
+from sb3_ppo_ext.language.model.cache import PreallocatedLayer
 from sb3_ppo_ext.language.model.causal_lm import prepared_mask
 from sb3_ppo_ext.language.model.critics import SeparateCritic, SharedCritic
-from sb3_ppo_ext.language.model.generation import PreallocatedLayer, draw
+from sb3_ppo_ext.language.model.drawing import draw
 from sb3_ppo_ext.language.training.token_update import TokenAdapter
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
@@ -172,7 +173,7 @@ class TokenDraw:
 
     @torch.no_grad()
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Writes ``token`` [B] at ``slot`` of the cache and draws the next; ``noise`` [B, V] is that of ``draw``."""
+        """Writes ``token`` [B] at ``slot`` of the cache and draws the next; ``noise`` [B] is that of ``draw``."""
         policy, seen, slot = self.policy, inputs["seen"], inputs["slot"]
         cache = DynamicCache(config=policy.lm.plain.config)
         pairs = zip(inputs["keys"], inputs["values"], strict=True)

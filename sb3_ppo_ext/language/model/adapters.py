@@ -105,11 +105,11 @@ def unloaded(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model, with the active adapters added to its weights and nothing of PEFT's left in it."""
     plain = _below(model)
     tied = _untie(plain)
-    for path, layer in _outermost_layers(plain).items():
-        if _is_quantised(cast(nn.Module, _bottom(layer))):
+    for path, layer in outermost_layers(plain).items():
+        if _is_quantised(cast(nn.Module, bottom_of(layer))):
             raise ValueError(f"its base is quantised ({path}), and would be rounded again")
         above, _, name = path.rpartition(".")
-        setattr(plain.get_submodule(above), name, _merged_layer(layer))
+        setattr(plain.get_submodule(above), name, merged_layer(layer))
     if left := sorted({type(module).__name__ for module in plain.modules() if _is_pefts(module)}):
         raise ValueError(f"{', '.join(left)}: there is no weight that it could be added to")
     if hasattr(plain, "peft_config"):
@@ -131,7 +131,7 @@ def _below(model: Any) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def _outermost_layers(plain: nn.Module) -> dict[str, nn.Module]:
+def outermost_layers(plain: nn.Module) -> dict[str, nn.Module]:
     """PEFT's layers by their paths in the model; those within others are not among them."""
     layers: dict[str, nn.Module] = {}
     last = ""
@@ -141,14 +141,14 @@ def _outermost_layers(plain: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def _merged_layer(layer: Any) -> nn.Module:
+def merged_layer(layer: Any) -> nn.Module:
     """The layer below PEFT's, which does what PEFT's did."""
     if isinstance(layer, AuxiliaryTrainingWrapper):
         if layer.disable_adapters:
             return cast(nn.Module, cast(Any, layer).original_module)
         return layer.unload_and_optionally_merge_module(True, False, None)
     if isinstance(layer.base_layer, BaseTunerLayer):  # adapters of several kinds wrap each other
-        layer.base_layer = _merged_layer(layer.base_layer)
+        layer.base_layer = merged_layer(layer.base_layer)
     if layer.disable_adapters:
         if layer.merged:
             layer.unmerge()
@@ -157,7 +157,7 @@ def _merged_layer(layer: Any) -> nn.Module:
     return cast(nn.Module, layer.get_base_layer())
 
 
-def _bottom(module: Any) -> nn.Module | None:
+def bottom_of(module: Any) -> nn.Module | None:
     """The plain layer inside PEFT's."""
     while isinstance(module, LAYERS):
         inner: Any = module
@@ -179,7 +179,7 @@ def _untie(plain: PreTrainedModel) -> bool:
 
     Merged into weights that are shared it would change the other as well.
     """
-    words, output = _bottom(plain.get_input_embeddings()), _bottom(plain.get_output_embeddings())
+    words, output = bottom_of(plain.get_input_embeddings()), bottom_of(plain.get_output_embeddings())
     shared: Tensor | None = getattr(words, "weight", None)
     if shared is None or output is None or output.weight is not shared:
         return False
@@ -210,7 +210,7 @@ def _configs_of(module: Any) -> list[Any]:
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
     """Logits of a few tokens from both ends of the vocabulary: added ones, which adapters train, are at its end."""
-    words = cast(nn.Embedding, _bottom(model.get_input_embeddings()))
+    words = cast(nn.Embedding, bottom_of(model.get_input_embeddings()))
     rows, device = len(words.weight), words.weight.device
     ids = torch.tensor([*range(min(4, rows)), *range(max(rows - 4, 0), rows)], device=device)[None]
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits

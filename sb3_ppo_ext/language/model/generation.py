@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from sb3_ppo_ext.language.model.cache import preallocated_cache, select_rows, selects_rows
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
+from sb3_ppo_ext.language.model.drawing import draw, noise_for
 from sb3_ppo_ext.language.model.end_tokens import EndTokens, end_tokens
 from sb3_ppo_ext.language.model.progress import RolloutProgress
-
-SMALLEST = 2.0**-25  # half the step of uniform numbers in float32
 
 
 class Response(NamedTuple):
@@ -25,9 +23,20 @@ class Response(NamedTuple):
     log_prob: Tensor  # in nats, of the distribution the token was drawn from
     value: Tensor  # by ``value_of`` from the state before the token
 
+    def write(self, rows: Tensor, step: int, going: Tensor, drawn: tuple[Tensor, Tensor, Tensor | None]) -> None:
+        """Puts token, log-probability and value, all [B'], into those of the ``rows`` [B'] that are ``going``."""
+        token, log_prob, value = drawn
+        self.token[rows, step] = torch.where(going, token, self.token[rows, step])
+        self.log_prob[rows, step] = log_prob.masked_fill(~going, 0.0)
+        self.mask[rows, step] = going
+        if value is not None:
+            self.value[rows, step] = value.masked_fill(~going, 0.0)
+
 
 class Decoder:
     """Draws the tokens of one batch of responses; ``seen`` [B, S] is the mask of its prompts and responses."""
+
+    shares_prompts = compacts = True  # a fixed shape allows neither
 
     def __init__(
         self, model: CausalLM, seen: Tensor, value_of: Callable[[Tensor], Tensor] | None, *, deterministic: bool
@@ -37,13 +46,41 @@ class Decoder:
         self.value_of = value_of
         self.deterministic = deterministic
         self.cache = preallocated_cache(model, seen.shape[1])
+        self.compacts = self.shares_prompts = self.compacts and selects_rows(self.cache)
 
-    def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One token [B] after ``ids`` [B, S'], the newest of the first ``until``; its log-probability, and value."""
-        hidden = self.model.hidden(ids, self.seen[:, :until], cache=self.cache, first_scored=ids.shape[1] - 1)[:, -1]
-        logits = self.model.logits(hidden)
-        drawn, log_prob = draw(logits, None if self.deterministic else torch.empty_like(logits).uniform_())
+    def draw(self, ids: Tensor, until: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One token [B] after ``ids`` [B, S'], the newest of the first ``until``; its log-probability, and value.
+
+        ``noise`` [B] is uniform on [0, 1).
+        """
+        if self.cache.get_seq_length() or not self.shares_prompts:
+            hidden = self._hidden(ids, self.seen[:, :until])
+        else:
+            hidden = self._of_prompts(ids, self.seen[:, :until])
+        drawn, log_prob = draw(self.model.logits(hidden), None if self.deterministic else noise)
         return drawn, log_prob, None if self.value_of is None else self.value_of(hidden)
+
+    def _of_prompts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The states [B, D] after the prompts, each of which goes through the model once, however often it occurs."""
+        rows, index = torch.cat((ids, mask.long()), dim=1).unique(dim=0, return_inverse=True)
+        if len(rows) == len(ids):
+            return self._hidden(ids, mask)
+        distinct, distinct_mask = rows.tensor_split(2, dim=1)
+        hidden = self._hidden(distinct, distinct_mask.bool())
+        select_rows(self.cache, index)
+        return hidden[index]
+
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.hidden(ids, mask, cache=self.cache, first_scored=ids.shape[1] - 1)[:, -1]
+
+    def without_ended(self, going: Tensor) -> Tensor | None:
+        """Goes on with the rows that are ``going`` [B] alone; their indices, or None where all have to stay."""
+        if not self.compacts:
+            return None
+        (rows,) = going.nonzero(as_tuple=True)
+        self.seen = self.seen[rows]
+        select_rows(self.cache, rows)
+        return rows
 
 
 @torch.no_grad()
@@ -63,27 +100,27 @@ def generate(
     """Responses to prompts [B, P] padded on the left, token by token over a key-value cache, until every row has ended.
 
     Each token is drawn from the full distribution of ``model.logits`` (the likeliest if ``deterministic``), for that is
-    the one that is trained. ``value_of`` maps hidden states [B, D] to values [B].
+    the one that is trained. ``value_of`` maps states [B, D] to values [B]. Once half of the rows have ended, the others
+    go on without them: every row has draws of its own.
     """
     ids, prompt_mask = trimmed_prompts(prompt, prompt_mask.bool())
     response = empty_response(len(ids), max_new_tokens, pad_token_id, ids.device)
     seen = torch.cat((prompt_mask, torch.ones_like(response.mask)), dim=1)
     decoder = decoder_of(model, seen, value_of, deterministic=deterministic)
-    going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    rows = torch.arange(len(ids), device=ids.device)  # those that are still computed
+    going, ends = torch.ones_like(rows, dtype=torch.bool), torch.tensor(end_tokens(eos_token_id), device=ids.device)
     for step in range(max_new_tokens):
-        drawn, log_prob, value = decoder.draw(ids, prompt_mask.shape[1] + step)
-        response.token[:, step] = torch.where(going, drawn, pad_token_id)
-        response.log_prob[:, step] = log_prob.masked_fill(~going, 0.0)
-        response.mask[:, step] = going
-        if value is not None:
-            response.value[:, step] = value.masked_fill(~going, 0.0)
-        for end in end_tokens(eos_token_id):
-            going = going & (drawn != end)
-        if progress is not None:
-            progress.after_token(response.mask, going)
-        if not going.any():
+        noise = noise_for(len(response.token), ids.device)[rows]
+        drawn = decoder.draw(ids, prompt_mask.shape[1] + step, noise)
+        response.write(rows, step, going, drawn)
+        going = going & ~torch.isin(drawn[0], ends)
+        if (count := int(going.sum())) == 0:
             break
-        ids = drawn[:, None]
+        if progress is not None:
+            progress.after_token(response.mask, len(response.token) - count)
+        ids = drawn[0][:, None]
+        if 2 * count <= len(rows) and (left := decoder.without_ended(going)) is not None:
+            rows, ids, going = rows[left], ids[left], going[left]
     if progress is not None:
         progress.after_batch(response.mask)
     return response
@@ -100,51 +137,3 @@ def empty_response(rows: int, length: int, pad_token_id: int, device: torch.devi
     zeros = torch.zeros(rows, length, device=device)
     token = torch.full_like(zeros, pad_token_id, dtype=torch.long)
     return Response(token, torch.zeros_like(zeros, dtype=torch.bool), zeros, zeros.clone())
-
-
-class PreallocatedLayer(DynamicLayer):
-    """Keys and values [B, heads, S, D / heads] of ``length`` S from the start: no token copies those before it.
-
-    ``tensors`` is a pair of them to be used; without it they are made for the first token.
-    """
-
-    def __init__(self, length: int, tensors: tuple[Tensor, Tensor] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # transformers'
-        self.length = length
-        self.tensors = tensors
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes the states of new tokens; returns those of all tokens so far, as views."""
-        before = self.get_seq_length()
-        until = before + key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            shape = (*key_states.shape[:2], self.length)
-            self.all_keys, self.all_values = self.tensors or (
-                key_states.new_zeros((*shape, key_states.shape[-1])),
-                value_states.new_zeros((*shape, value_states.shape[-1])),
-            )
-        self.all_keys[:, :, before:until] = key_states
-        self.all_values[:, :, before:until] = value_states
-        self.keys, self.values = self.all_keys[:, :, :until], self.all_values[:, :, :until]
-        return self.keys, self.values
-
-
-def preallocated_cache(model: CausalLM, length: int) -> DynamicCache:
-    """The model's cache for ``length`` tokens; layers that do not attend to all of them stay transformers' own."""
-    cache = DynamicCache(config=model.plain.config)
-    cache.layers = [PreallocatedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One token [B] from each row of ``logits`` [B, V], and its log-probability [B]; without ``noise`` the likeliest.
-
-    ``noise`` is uniform on [0, 1): then -log(noise) is Exp(1), and p / Exp(1) is largest for v with probability p_v.
-    torch.multinomial runs the same race for one draw, but its ``exponential_()`` takes 6 times as long on a CPU.
-    """
-    log_p = logits.log_softmax(dim=-1)
-    # Noise of 0 would leave a token that is certain no chance.
-    race = log_p if noise is None else log_p.exp() / -noise.clamp(min=SMALLEST).log()
-    token = race.argmax(dim=-1)
-    return token, log_p.gather(-1, token[:, None])[:, 0]

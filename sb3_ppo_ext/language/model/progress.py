@@ -45,10 +45,10 @@ class RolloutProgress:
         self.started = time.perf_counter()
         self.due = self.started + pause
 
-    def after_token(self, mask: Tensor, going: Tensor) -> None:
-        """Counts an unfinished batch: ``mask`` [B, L] of its tokens; ``going`` [B], responses that have not ended."""
+    def after_token(self, mask: Tensor, ended: int) -> None:
+        """Counts an unfinished batch: ``mask`` [B, L] of its tokens, and how many of its responses have ended."""
         if time.perf_counter() >= self.due:  # to count is to wait for the device
-            self._report(self.done + int((~going).sum()), self.tokens + int(mask.sum()))
+            self._report(self.done + ended, self.tokens + int(mask.sum()))
 
     def after_batch(self, mask: Tensor) -> None:
         """Counts a batch of responses that is complete, ``mask`` [B, L]."""

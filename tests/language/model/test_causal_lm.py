@@ -6,7 +6,7 @@ import torch
 from sb3_ppo_ext.language.model import causal_lm as model_module
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, entropy_of, positions
 from sb3_ppo_ext.language.model.critics import last_block
-from sb3_ppo_ext.language.model.generation import Response, draw, generate
+from sb3_ppo_ext.language.model.generation import Response, generate
 from sb3_ppo_ext.language.model.loading import as_reference, frozen_copy
 from tests.language import tiny
 from tests.language.causal_models import TEMPERATURE, core, evaluated
@@ -78,21 +78,6 @@ def test_generation_stops_when_all_rows_have_ended(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model, "logits", ending)
     tokens, _ = sampled(model, length=50)
     assert calls == 1 and tokens.mask.sum(-1).tolist() == [1] * 24
-
-
-def test_samples_follow_the_distribution() -> None:
-    torch.manual_seed(0)
-    probability = torch.tensor([0.5, 0.3, 0.2])
-    token, log_prob = draw(probability.log().expand(20_000, 3), torch.rand(20_000, 3))
-    # Standard errors are at most sqrt(.25 / 20000) = 0.0035.
-    torch.testing.assert_close(token.bincount() / 20_000, probability, rtol=0, atol=0.014)
-    torch.testing.assert_close(log_prob, probability.log()[token])
-
-
-def test_what_has_no_probability_is_never_drawn() -> None:
-    logits = torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]])
-    for low, high in ((0.0, 1 - 2.0**-24), (1 - 2.0**-24, 0.0), (0.0, 0.0)):  # the ends of what uniform_() draws
-        assert draw(logits, torch.tensor([[low, high]] * 2))[0].tolist() == [1, 0]
 
 
 def test_deterministic_responses_are_greedy() -> None:

@@ -70,8 +70,9 @@ class Scripted(Decoder):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.step = -1
+        self.compacts = False
 
-    def draw(self, ids: Tensor, until: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def draw(self, ids: Tensor, until: int, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         self.step += 1
         return torch.from_numpy(DRAWN[:, self.step]), torch.full((4,), -1.0), None
 

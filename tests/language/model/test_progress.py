@@ -32,11 +32,11 @@ def test_reports_count_what_is_complete_and_what_goes_on(monkeypatch: pytest.Mon
     clock, shown = Clock(monkeypatch), list[Report]()
     progress = RolloutProgress(4, shown.append, pause=1.0)
     clock.now = 2.0
-    progress.after_token(torch.tensor([[True, False], [True, True]]), torch.tensor([False, True]))
+    progress.after_token(torch.tensor([[True, False], [True, True]]), 1)
     clock.now = 2.5  # not yet due, and not yet all
     progress.after_batch(torch.tensor([[True, False], [True, True]]))
     clock.now = 4.0
-    progress.after_token(torch.ones(2, 1, dtype=torch.bool), torch.tensor([True, True]))
+    progress.after_token(torch.ones(2, 1, dtype=torch.bool), 0)
     progress.after_batch(torch.ones(2, 2, dtype=torch.bool))  # the last batch is reported at once
     # Tokens: 3 of the first batch; 3 + 2; 3 + 4. Speeds: 3 / 2, 5 / 4 and 7 / 4.
     assert shown == [Report(1, 4, 3, 1.5), Report(2, 4, 5, 1.25), Report(4, 4, 7, 1.75)]
@@ -48,7 +48,7 @@ def test_lines_come_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> Non
     progress = RolloutProgress(9, lambda _: times.append(clock.now), pause=1.0, doubling=True)
     for second in range(1, 101):
         clock.now = float(second)
-        progress.after_token(torch.ones(1, 1, dtype=torch.bool), torch.tensor([True]))
+        progress.after_token(torch.ones(1, 1, dtype=torch.bool), 0)
     assert times == [1, 3, 7, 15, 31, 61, 91]  # pauses of 1, 2, 4, 8 and 16 s, then of 30 s
 
 
