@@ -12,13 +12,14 @@ PIP := $(BIN) -m pip --disable-pip-version-check --no-input
 # a test takes two, they sleep while they wait: the other process has work for the core.
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test newest lint format types wheel examples install clean python
+.PHONY: help demo test newest lint format types wheel examples docs install clean python
 
 help:
 	@echo "make demo      train PPOX on CartPole-v1, evaluate it, say where everything lies"
 	@echo "make test      run the whole test suite"
 	@echo "make newest    run it with the newest versions that pyproject.toml allows, in .venv-newest"
 	@echo "make lint types wheel examples    what CI checks besides;  make format  repairs what it can"
+	@echo "make docs      build the pages as a site, build/site/index.html (Python 3.11 or newer)"
 	@echo "make clean     remove the environment and everything built"
 	@echo "The first command installs into $(VENV). Another Python: make demo PYTHON=python3.12"
 
@@ -72,6 +73,13 @@ wheel: install
 
 examples: install
 	$(BIN) .ci/run_examples.py
+
+# Warnings are errors: a link or a name that leads nowhere, a docstring that cannot be read. Nothing is downloaded.
+docs: install
+	@$(BIN) -c 'import sphinx' 2>/dev/null || { \
+	  echo "make docs needs Python 3.11 or newer, and $(VENV) has $(VERSION): make docs PYTHON=python3.11"; exit 1; }
+	$(BIN) -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs build/site
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf $(VENV) .venv-newest dist build .pytest_cache .mypy_cache .ruff_cache

@@ -15,6 +15,7 @@ PRETRAINING = "policy_kwargs:dict(pretraining_steps=10)"
 
 # File under examples/ -> the runs of it, each the arguments of Python; {} is the file's path.
 RUNS: dict[str, list[list[str]]] = {
+    "action_masks.py": [["{}", "--timesteps", "2048", "--episodes", "8"]],
     "adaptive_kl.py": [["{}", "--timesteps", "4096"]],
     "clip_schedule.py": [["{}", "--timesteps", "512", "--episodes", "2"]],
     "dashboard_picture.py": [["{}", "--timesteps", "4096", "--picture", "picture.png"]],

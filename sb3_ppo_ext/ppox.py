@@ -37,15 +37,14 @@ from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
 
 
 class PPOX(PPO):
-    """
-    Proximal Policy Optimization with schedules, adaptive KL control and a choice of objectives.
+    """Proximal Policy Optimization with schedules, adaptive KL control and a choice of objectives.
 
     Takes every argument of :class:`stable_baselines3.PPO`, in the same order and with the same defaults, and the
     keyword arguments below. With those at their defaults it trains the same parameters as PPO, bit for bit.
 
     ``learning_rate``, ``clip_range``, ``clip_range_vf``, ``ent_coef``, ``vf_coef`` and the first of the arguments below
     are knobs: each takes a number, a schedule of the remaining progress, a controller, or the text or dict form of one
-    (see :mod:`sb3_ppo_ext.knobs`).
+    (``sb3_ppo_ext.knobs.parsing`` lists them).
 
     :param surrogate: "clip" (Schulman et al. 2017, eq. 7), "spo" (Xie et al. 2025), "none" (the plain ratio, for use
         with ``kl_coef``), "dppo_kl", "dppo_binary_tv", "dppo_binary_kl", "kl_bound", "gspo", "cispo", or your own
@@ -181,7 +180,7 @@ class PPOX(PPO):
 
     @classmethod
     def resume(cls, folder: str | Path, env: GymEnv | str, callback: MaybeCallback = None, **kwargs: Any) -> Self:
-        """The model of a run that ``learn(checkpoint=...)`` saved; see :func:`.resumption.resume` for ``kwargs``."""
+        """The model of a run that ``learn(checkpoint=...)`` saved; its ``learn()`` finishes the run."""
         return resume(cls, folder, env, callback, **kwargs)
 
     def dump_logs(self, iteration: int = 0) -> None:

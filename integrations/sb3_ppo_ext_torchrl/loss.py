@@ -41,7 +41,7 @@ class PPOXLoss(host.ExtensibleLoss):
     - ``kl_approx`` is the estimator k3, never negative, as Stable-Baselines3's; ``kl`` is there with a penalty;
     - every number, ``ESS``, ``clip_fraction`` and the normalisation of advantages included, obeys the mask
       (``loss_mask_key``), and is a scalar whatever the batch shape;
-    - a log-probability that is not [*batch] is refused, not broadcast.
+    - a log-probability that is not ``[*batch]`` is refused, not broadcast.
 
     It never moves a coefficient: ``KnobScheduler`` does.
 
