@@ -53,6 +53,52 @@ def save_atomically(path: File, write: Callable[[io.BufferedIOBase], None]) -> N
     sync_folder(target.parent)
 
 
+def save_folder_atomically(path: str | pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+    """Calls ``write`` on a new folder beside ``path`` and moves it there when all of its files are on disk.
+
+    A folder that is not there yet, or empty, appears in one step. In one that has files each of the new files takes its
+    name in one step, and the others stay. Where ``write`` fails nothing has changed.
+    """
+    target = pathlib.Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_parts(target.parent, target.name)
+    temporary = target.parent / part_name(target.name)
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync_file(pathlib.Path(folder, name))
+            sync_folder(pathlib.Path(folder))
+        _move_folder(temporary, target)
+    except BaseException:
+        remove(temporary)
+        raise
+    sync_folder(target.parent)
+
+
+def _move_folder(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames the folder, or its files one by one where there is such a folder with files already."""
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if not target.exists():
+        os.rename(source, target)
+        return
+    for folder, _, names in os.walk(source):
+        inside = target / pathlib.Path(folder).relative_to(source)
+        inside.mkdir(exist_ok=True)
+        for name in names:
+            os.replace(pathlib.Path(folder, name), inside / name)
+        sync_folder(inside)
+    remove(source)
+
+
+def sync_file(path: pathlib.Path) -> None:
+    """Brings the contents of a file that another function has written to the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def write_to_disk(path: pathlib.Path, write: Callable[[Any], object]) -> None:
     """Calls ``write`` on a new file and returns when its contents are on the disk."""
     # Not by tempfile, whose files are private: to learn the process's umask is to change it, for all threads.

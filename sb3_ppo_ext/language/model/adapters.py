@@ -65,11 +65,11 @@ def _is_pefts(module: nn.Module) -> bool:
     return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
 
 
-def merged(model: nn.Module, name: str) -> nn.Module:
+def merged(model: nn.Module, name: str, remedy: str = REMEDY) -> nn.Module:
     """The Hugging Face model with weights that do what ``model`` did with its active adapters; ``model`` is used up.
 
-    Adapters that are not active, or disabled, are left out. ``ValueError`` where no weights do the same; ``name`` is
-    the argument and its value in it.
+    Adapters that are not active, or disabled, are left out. ``ValueError`` where no weights do the same; in it ``name``
+    is the argument and its value, and ``remedy`` what the user can do.
     """
     if not has_adapter(model):
         return model
@@ -82,12 +82,12 @@ def merged(model: nn.Module, name: str) -> nn.Module:
         gap = (_logits(plain) - expected).abs().max().item() / max(expected.abs().max().item(), 1.0)
     except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:  # PEFT has no one type for it
         raise ValueError(
-            f"{name}: its adapter ({kinds}) cannot be merged into its weights: {error}. {REMEDY}"
+            f"{name}: its adapter ({kinds}) cannot be merged into its weights: {error}. {remedy}"
         ) from error
     if not gap <= TOLERANCE.get(expected.dtype, TOLERANCE_OF_HALF):
         raise ValueError(
             f"{name}: with its adapter ({kinds}) merged into its weights, its logits differ by {gap:.2g} of the "
-            f"largest: no weights do the same. {REMEDY}"
+            f"largest: no weights do the same. {remedy}"
         )
     return plain
 

@@ -80,13 +80,25 @@ def with_fused_activations(model: nn.Module) -> None:
 
 
 def lora_config(lora: Lora | None, model: nn.Module) -> LoraConfig | None:
-    """The adapter's settings; a mapping is completed with all linear layers as its place."""
+    """The adapter's settings; a mapping is completed with all linear layers as its place, or those of some blocks."""
     if lora is None or isinstance(lora, LoraConfig):
         return lora
     # GPT-2's linear layers keep their weights transposed, which PEFT takes as a setting.
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    defaults = {"target_modules": "all-linear", "fan_in_fan_out": transposed}
-    return LoraConfig(**{**defaults, **lora})
+    # PEFT takes the numbers of blocks with names only.
+    places = linear_names(model) if lora.get("layers_to_transform") is not None else "all-linear"
+    return LoraConfig(**{"target_modules": places, "fan_in_fan_out": transposed, **lora})
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of all linear layers but the output layer."""
+    output = cast(PreTrainedModel, model).get_output_embeddings()
+    linear = (
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
+    )
+    return sorted({path.rpartition(".")[2] for path in linear})
 
 
 def with_adapter(model: PreTrainedModel, lora: LoraConfig | None) -> PreTrainedModel | PeftModel:

@@ -12,7 +12,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from sb3_ppo_ext.language.arguments import optimizer_options
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
-from sb3_ppo_ext.language.model.checkpoints import merged_model, require_same_names, trained_state
+from sb3_ppo_ext.language.model.checkpoints import merged_model, require_same_names, trained_state, write_folder
+from sb3_ppo_ext.language.model.gguf_writing import write_gguf
 
 
 class CausalLMPolicy(ActorCriticPolicy):
@@ -51,9 +52,22 @@ class CausalLMPolicy(ActorCriticPolicy):
         require_same_names(self, state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the language model as a plain Hugging Face folder for ``AutoModelForCausalLM``, adapters merged."""
-        merged_model(self.lm).save_pretrained(str(folder))
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Writes the language model as a plain Hugging Face folder for ``AutoModelForCausalLM``, adapters merged.
+
+        Before it is written the merged model's logits are compared with those of the model in training. With
+        ``tokenizer`` the folder has that and its chat template too. Its generation config has the end tokens that the
+        policy was trained with. The folder is complete or not there; one that exists keeps its other files.
+        """
+        write_folder(self.lm, folder, tokenizer, self._generation_settings())
+
+    def save_gguf(self, file: str | Path, tokenizer: Any, **options: Any) -> None:
+        """Writes a Llama-shaped model and its tokenizer as a GGUF file; ``gguf_writing.write_gguf`` has the options."""
+        write_gguf(merged_model(self.lm), tokenizer, file, **options)
+
+    def _generation_settings(self) -> dict[str, Any]:
+        """What of ``generation_config.json`` follows from the policy."""
+        return {}
 
     def train(self, mode: bool = True) -> CausalLMPolicy:
         """Stays in evaluation mode: dropout would make new and old log-probabilities those of different networks."""

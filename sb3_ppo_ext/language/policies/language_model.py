@@ -169,6 +169,10 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         require_prompt_length(observation, self.prompt_length)
         return super().obs_to_tensor(observation)
 
+    def _generation_settings(self) -> dict[str, Any]:
+        ends = list(self.responses.eos_token_ids)
+        return {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": self.responses.pad_token_id}
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.generate(observation, deterministic=deterministic).token
 
