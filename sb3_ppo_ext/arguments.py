@@ -11,6 +11,7 @@ from typing import Any
 
 from gymnasium import spaces
 
+from sb3_ppo_ext.distributed.shards import Shards
 from sb3_ppo_ext.knobs.parsing import number_in
 from sb3_ppo_ext.knobs.schedules import endpoints
 from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
@@ -115,6 +116,41 @@ def check_buffer(model: Any) -> None:
                 f"{name}={getattr(model, name)}: {type(model.rollout_buffer).__name__} draws its minibatches by a "
                 f"method of its own; pass {name}={default}"
             )
+
+
+def check_shards(model: Any, shards: Shards) -> None:
+    """``ValueError`` where minibatches or environments cannot be divided into shards of equal size."""
+    own, n_envs = len(shards.own), model.n_envs
+    if model.batch_size % shards.count:
+        raise ValueError(
+            f"batch_size={model.batch_size}: each of the {shards.count} shards has the same part of every minibatch; "
+            f"{model.batch_size // shards.count * shards.count or shards.count} can be divided by {shards.count}"
+        )
+    if n_envs % own:
+        raise ValueError(
+            f"the environment has n_envs={n_envs}, which cannot be divided among the {own} of {shards.count} shards "
+            f"that this process trains; {max(n_envs // own, 1) * own} can be"
+        )
+
+
+def check_divisible(model: Any) -> None:
+    """``ValueError`` where what is to be divided into shards goes through a method of the user's; it has a buffer."""
+    if model._shards is None:
+        return
+    if not indexable(type(model.rollout_buffer)):
+        raise ValueError(
+            f"shards={model.shards}: {type(model.rollout_buffer).__name__} draws its minibatches by a method of its "
+            "own, and each shard has an order of rows; pass shards=None and train in one process"
+        )
+
+
+def refuse_own_collection(model: Any) -> None:
+    """``ValueError`` where a ``collect_rollouts`` of the user's would act by one stream for all shards."""
+    if model._shards is not None:
+        raise ValueError(
+            f"shards={model.shards}: {type(model).__name__}'s base class collects rollouts by a method of its own, "
+            "which knows no shards; pass shards=None and train in one process"
+        )
 
 
 def check_learn(model: Any, total_timesteps: float | None) -> None:

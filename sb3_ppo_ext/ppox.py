@@ -17,23 +17,24 @@ from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Self
 
 from sb3_ppo_ext import arguments, construction, model_files, rounds, streams
-from sb3_ppo_ext.checkpoints.environments import fresh_seed
 from sb3_ppo_ext.checkpoints.learning import RunCheckpoints
 from sb3_ppo_ext.checkpoints.resumption import resume
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
 from sb3_ppo_ext.checkpoints.state import LearnCall
+from sb3_ppo_ext.distributed.processes import Processes, ended_by_all
 from sb3_ppo_ext.engines.family import Family
 from sb3_ppo_ext.engines.selection import EngineChoice
 from sb3_ppo_ext.knobs.knob_set import KnobSet, SavedControllers
 from sb3_ppo_ext.knobs.parsing import Knob
 from sb3_ppo_ext.knobs.table import ADDED
+from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
 from sb3_ppo_ext.run import Run, run_of
 from sb3_ppo_ext.saving import File, save_atomically
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
 from sb3_ppo_ext.update.optimizers import rates_of
 from sb3_ppo_ext.update.training import Trained
-from sb3_ppo_ext.vec_env.accepted import warn_of_start, wrapped_environment
+from sb3_ppo_ext.vec_env.accepted import wrapped_environment
 
 
 class PPOX(PPO):
@@ -57,6 +58,8 @@ class PPOX(PPO):
     :param value_lambda: lambda of the value targets where it is not ``gae_lambda``, that of the advantages; or None
     :param recompute_advantage: refresh values, advantages and value targets before every epoch after the first
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
+    :param shards: parts of the environments with random streams of their own: a run's numbers depend on how many there
+        are, and not on how many processes train them. None: one stream, PPO's; several processes are one shard each
     :param compile: True: update and acting run as compiled graphs (on CUDA as CUDA graphs over a buffer of tensors),
         several times faster and equal to the eager ones up to rounding, after some 20 s the first time on a machine;
         False: eager; "auto": compiled where the planned work is long enough to repay that, else eager
@@ -71,6 +74,7 @@ class PPOX(PPO):
     _family: Family
     _monitor: RunMonitor
     _engines: EngineChoice
+    _processes: Processes
     _checkpoints: RunCheckpoints
     _seconds: dict[str, float]
 
@@ -88,6 +92,7 @@ class PPOX(PPO):
         value_lambda: float | None = None,
         recompute_advantage: bool = False,
         normalize_value: bool = False,
+        shards: int | None = None,
         compile: bool | str = "auto",
         _init_setup_model: bool = True,
         **kwargs: Any,
@@ -103,9 +108,11 @@ class PPOX(PPO):
         self.advantage_scope, self.value_lambda = advantage_scope, value_lambda
         self.recompute_advantage = recompute_advantage
         self.normalize_value = normalize_value
+        self.shards = shards
         self.compile = compile
         self._buffer_is_named = self.rollout_buffer_class is not None  # by the user
         self._controllers: SavedControllers = {}  # filled by save(), taken back by _setup_model()
+        self._shard_seed: int | None = None  # of the shards' streams
         self._random_state: dict[str, Any] | None = None  # of its own streams; None: those of the process
         self._earlier_timesteps = 0  # of learn() calls before the last reset of num_timesteps
         if _init_setup_model:
@@ -175,7 +182,8 @@ class PPOX(PPO):
             return self
         watched = self._monitor.learning(self, logged=call.log_interval is not None)
         saved = self._checkpoints.learning(self)
-        with streams.learning_from_its_own(self), self._engines.threads(self._run()), saved, watched:
+        ended = ended_by_all(self._processes, DivergedError)
+        with ended, streams.learning_from_its_own(self), self._engines.threads(self._run()), saved, watched:
             return super().learn(*call)
 
     @classmethod
@@ -190,18 +198,10 @@ class PPOX(PPO):
             super().dump_logs(number)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        arguments.check_learn(self, total_timesteps)
-        before = self.num_timesteps
-        last_timestep, callback = super()._setup_learn(total_timesteps, *args, **kwargs)
-        self._earlier_timesteps += before - self.num_timesteps  # 0 where the count goes on
-        self._monitor.begin(callback)
-        return last_timestep, callback
+        return construction.set_up_learning(self, super()._setup_learn, total_timesteps, *args, **kwargs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        construction.choose_engine(self)
-        all_callbacks = super()._init_callback(callback, progress_bar)
-        self._checkpoints.check_callbacks(all_callbacks)
-        return all_callbacks
+        return construction.callbacks_of(self, super()._init_callback, callback, progress_bar)
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """As :meth:`PPO.get_parameters`; what controllers have reached stands in the optimizer's state."""
@@ -214,7 +214,9 @@ class PPOX(PPO):
         self.knobs.load_state_dict(model_files.controllers_in(parameters))
 
     def save(self, path: File, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        """As :meth:`PPO.save`, but a crash while saving leaves the previous file as it was."""
+        """As :meth:`PPO.save`, but a crash while saving leaves the previous file as it was; rank 0 alone has files."""
+        if self._processes.rank > 0 and isinstance(path, (str, Path)):
+            return
         with model_files.completed(self):
             save_atomically(path, lambda file: super(PPOX, self).save(file, exclude, include))
 
@@ -227,9 +229,7 @@ class PPOX(PPO):
         """
         around = streams.states_while_learning()
         model = super().load(path, *args, **kwargs)
-        warn_of_start(model.action_space)
-        if streams.after_loading(model, around) and model.env is not None:
-            model.env.seed(fresh_seed(model.seed, model.num_timesteps))  # else its first episodes come once more
+        construction.continue_streams(model, around)
         return model
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -237,6 +237,7 @@ class PPOX(PPO):
         if seed is not None:
             self._random_state = None
         super().set_random_seed(seed)
+        construction.seed_by_shard(self, seed)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "knobs", "_rates", *construction.OF_THIS_PROCESS]

@@ -9,12 +9,18 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_ppo_ext import arguments
+from sb3_ppo_ext.distributed.processes import ProcessFailedError, together
 from sb3_ppo_ext.engines.selection import training
 from sb3_ppo_ext.host.sb3 import collects_as_sb3
+from sb3_ppo_ext.joint_start import start_together
 from sb3_ppo_ext.knobs.knob_set import knobs_of
+from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.monitoring.update_log import record_update
 from sb3_ppo_ext.rollout.by_hand import begin_collecting, require_rollout
 from sb3_ppo_ext.rollout.collect import collect_rollouts
+from sb3_ppo_ext.rollout.episodes_of_all import merge_episodes, time_episodes
+from sb3_ppo_ext.rollout.sharded_actor import acting_streams_of, division_of
 from sb3_ppo_ext.update.epochs import step_controllers
 from sb3_ppo_ext.update.training import Trained, train_on
 
@@ -23,26 +29,54 @@ def collect(
     model: Any, inherited: Callable[..., bool], env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int
 ) -> bool:
     """Fills ``buffer``; by ``inherited``, the base class's method, where that is not Stable-Baselines3's own."""
-    callback = begin_collecting(model, env, callback)
+    processes, error, goes_on = model._processes, None, False
+    with together(processes):
+        callback = begin_collecting(model, env, callback)
+    start_together(model)
+    time_episodes(model, processes)
+    try:
+        goes_on = _collected(model, inherited, env, callback, buffer, n_steps)
+    except ProcessFailedError:  # the others know
+        raise
+    except BaseException as caught:
+        error = caught
+    timesteps = model.num_timesteps
+    stops, model.num_timesteps = processes.agree(error, (DivergedError,), stop=not goes_on, count=timesteps)
+    merge_episodes(model, processes)
+    return not stops
+
+
+def _collected(
+    model: Any, inherited: Callable[..., bool], env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int
+) -> bool:
+    model._acting_streams = acting_streams_of(model)
     run = model._run()
     with model._monitor.collecting(model), model._family.collecting(run, callback):
         if not collects_as_sb3(inherited):
+            arguments.refuse_own_collection(model)
             model._checkpoints.before_rollout(model)
             return inherited(env, callback, buffer, n_steps)
         actor_of = model._engines.actor_of(run)
         begun = model._checkpoints.before_rollout(model)  # after compiling, before anything is drawn
-        after_step = model._checkpoints.step_hook(model)
-        return collect_rollouts(model, env, callback, buffer, n_steps, actor_of, begun=begun, after_step=after_step)
+        return collect_rollouts(
+            *(model, env, callback, buffer, n_steps, actor_of),
+            begun=begun,
+            after_step=model._checkpoints.step_hook(model),
+            division=division_of(run, env),
+        )
 
 
 def update(model: Any) -> Trained:
     """Trains on the rollout that was collected last, leaves the records in the logger and moves the controllers."""
-    require_rollout(model)
+    with together(model._processes, DivergedError):
+        require_rollout(model)
+    start_together(model)
     model.knobs = knobs_of(model)
     model.knobs.at(model._current_progress_remaining, model.timesteps_of_all_learns)
     model._update_learning_rate(model.policy.optimizer)
     run, family = model._run(), model._family
-    model._monitor.before_update()
+    with together(model._processes, DivergedError):
+        model._monitor.before_update()
     model.policy.set_training_mode(True)
 
     def count_epoch() -> None:

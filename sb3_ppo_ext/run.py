@@ -15,7 +15,10 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
+from sb3_ppo_ext.distributed.processes import ALONE, Processes
+from sb3_ppo_ext.distributed.shards import Shards
 from sb3_ppo_ext.knobs.knob_set import KnobSet
 from sb3_ppo_ext.objective.registry import SURROGATES
 
@@ -99,6 +102,31 @@ class Run:
     monitor: Monitor
     seconds: dict[str, float]  # spent on kinds of work since they were last reported, by name
     progress: Any = None  # of the collection of a rollout, where its family reports it
+    shards: Shards | None = None  # None: environments and rows have one random stream, Stable-Baselines3's
+    processes: Processes = ALONE
+    acting_streams: Any = None  # an ``ActingStreams`` during a rollout by shards
+
+    @property
+    def batch_size(self) -> int:
+        """The rows of this process in a minibatch of ``settings.batch_size`` rows."""
+        return self.settings.batch_size if self.shards is None else self.shards.of_own(self.settings.batch_size)
+
+    def of_all(self, number: int) -> int:
+        """The rows or environments of all processes where this process has ``number``."""
+        return number if self.shards is None else self.shards.of_all(number)
+
+    @property
+    def share(self) -> float:
+        """The weight of this process's rows among those of all processes."""
+        return 1.0 if self.shards is None else self.shards.share
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean over the rows of all processes, where ``tensor`` is that over the rows of this process."""
+        if self.shards is None:
+            return tensor
+        mean = tensor * self.share
+        self.processes.add(mean)
+        return mean
 
     @property
     def penalized(self) -> bool:
@@ -137,4 +165,7 @@ def run_of(model: Any, monitor: Monitor, rate_ratios: list[float], seconds: dict
         rate_ratios=rate_ratios,
         monitor=monitor,
         seconds=seconds,
+        shards=model._shards,
+        processes=model._processes,
+        acting_streams=model._acting_streams,
     )

@@ -12,12 +12,13 @@ PACKAGE = ROOT / "sb3_ppo_ext"
 # A room imports from those below it and from itself; rooms on one floor do not know each other.
 FLOORS = [
     {"host", "objective", "saving", "process_wide", "unknown_arguments"},
-    {"knobs", "vec_env", "streams"},
+    {"knobs", "vec_env", "streams", "distributed"},
     {"run", "model_files"},
     {"policies"},
     {"rollout"},
     {"update", "tensordicts", "arguments"},
     {"engines", "monitoring"},
+    {"joint_start"},
     {"rounds", "checkpoints"},
     {"construction"},
     {"ppox", "language"},

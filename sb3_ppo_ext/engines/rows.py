@@ -47,7 +47,8 @@ class EagerEngine:
 
     def actor(self, run: Run) -> Actor:
         """An actor for the next rollout."""
-        return self.acted.recorded(EagerActor(run.policy))
+        actor = EagerActor(run.policy)
+        return actor if run.shards is not None else self.acted.recorded(actor)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
         """A runner for the epochs of an update."""
@@ -84,11 +85,16 @@ class RowFamily:
     def update(self, run: Run, rollout: Rollout) -> Update:
         """The settings and objects of the update; PopArt takes over the rollout's targets here."""
         if (head := popart_head(run)) is not None:
-            head.update(rollout.value_target)
+            head.update(rollout.value_target, run.average)
         return row_update(run, rollout, self.acted.take(rollout))
 
     def compiled(self, run: Run) -> Engine:
         """The engine that runs the model compiled, on the device of ``run``."""
+        if run.device.type in RECORDERS and run.shards is not None:
+            raise CompileError(
+                "CUDA graphs draw noise for many steps ahead and add up no gradients, so they are for one process "
+                "without shards"
+            )
         if run.device.type in RECORDERS:
             return CudaEngine(run.device.type)
         if run.device.type != "cpu":
@@ -104,7 +110,7 @@ class RowFamily:
         costs = COSTS.get(run.device.type)
         if costs is None:
             return None
-        minibatches = epochs * math.ceil(run.settings.n_steps * run.n_envs / run.settings.batch_size)
+        minibatches = epochs * math.ceil(run.settings.n_steps * run.of_all(run.n_envs) / run.settings.batch_size)
         return minibatches * costs.saved_per_minibatch + steps * costs.saved_per_step, costs.compile_time
 
     def records(self, run: Run, rollout: Rollout) -> dict[str, float]:

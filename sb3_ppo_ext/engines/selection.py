@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_ppo_ext.distributed.processes import together
 from sb3_ppo_ext.engines.cpu.threads import available_threads, computing_with, is_large, threads_for
 from sb3_ppo_ext.engines.engine import Engine
 from sb3_ppo_ext.engines.errors import CompileError
@@ -22,6 +23,7 @@ from sb3_ppo_ext.policies.adapter import unvalidated_distributions, unwrapped
 from sb3_ppo_ext.process_wide import ProcessWide
 from sb3_ppo_ext.rollout.actors import Actor
 from sb3_ppo_ext.rollout.minibatches import Rollout
+from sb3_ppo_ext.rollout.sharded_actor import ShardedActor
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Runner, Update
 
@@ -43,6 +45,7 @@ class EngineChoice:
         self.compiles: bool | None = None  # None: no learn() has decided yet
         self.pinned: bool | None = None  # what the next decision is to be, where "auto" leaves it open
         self.update_refused = self.actor_refused = False
+        self._agreeing = False
         self._announced: bool | None = None
         self._reasons: set[str] = set()
 
@@ -83,10 +86,10 @@ class EngineChoice:
             return False, f"the device is {run.device}"
         saved, takes = estimate
         compiles = bool(self.compiles) or saved >= REQUIRED_PAYBACK * takes
-        if steps * run.n_envs >= ENDLESS:
+        if steps * run.of_all(run.n_envs) >= ENDLESS:
             return compiles, "learn() is to end by a callback alone"
         pays = f"saves about {saved:,.0f} s" if compiles else "would not repay the time it takes to compile"
-        minibatches = epochs * math.ceil(run.settings.n_steps * run.n_envs / run.settings.batch_size)
+        minibatches = epochs * math.ceil(run.settings.n_steps * run.of_all(run.n_envs) / run.settings.batch_size)
         return compiles, f"{minibatches:,} minibatches are planned, which {pays}"
 
     def threads(self, run: Run) -> AbstractContextManager[None]:
@@ -99,22 +102,45 @@ class EngineChoice:
         available = available_threads()
         if run.settings.compile is False:
             return computing_with(available)
-        return computing_with(threads_for(run.policy, run.settings.batch_size, available))
+        return computing_with(threads_for(run.policy, run.batch_size, available))
 
     def actor_of(self, run: Run) -> Callable[[ActorCriticPolicy], Actor]:
         """Compiles what can be compiled now; returns the function that makes the actor when the rollout begins."""
         if self.engine is not None and self._should_compile(run) and not (self.update_refused and self.actor_refused):
             try:
-                self.engine.prepare(run, self._actor, self.runner)
+                with self._agreed(run):
+                    self.engine.prepare(run, self._actor, self.runner)
             except CompileError as error:
                 self.update_refused = self.actor_refused = True
                 self._refuse(run, "the model", error)
         return lambda _: self._actor(run)
 
+    @contextmanager
+    def _agreed(self, run: Run) -> Iterator[None]:
+        """Around the compiling of something: where one process cannot, none does.
+
+        What is compiled within another such block is agreed on at the end of that.
+        """
+        if self._agreeing:
+            yield
+            return
+        self._agreeing = True
+        try:
+            with together(run.processes, CompileError):
+                yield
+        finally:
+            self._agreeing = False
+        refused = run.processes.agree(None, stop=self.update_refused, count=self.actor_refused)
+        self.update_refused, self.actor_refused = refused[0], bool(refused[1])
+
     def _actor(self, run: Run) -> Actor:
+        return self._actor_of(run) if run.acting_streams is None else ShardedActor(self._actor_of, run)
+
+    def _actor_of(self, run: Run) -> Actor:
         if self.engine is not None and self._should_compile(run) and not self.actor_refused:
             try:
-                return self.engine.actor(run)
+                with self._agreed(run):
+                    return self.engine.actor(run)
             except CompileError as error:
                 self.actor_refused = True
                 self._refuse(run, "acting", error)
@@ -124,7 +150,8 @@ class EngineChoice:
         """A runner for the epochs of an update."""
         if self.engine is not None and self._should_compile(run) and not self.update_refused:
             try:
-                return self.engine.runner(run, rollout, update)
+                with self._agreed(run):
+                    return self.engine.runner(run, rollout, update)
             except CompileError as error:
                 self.update_refused = True
                 self._refuse(run, "the update", error)
@@ -149,7 +176,7 @@ def training(run: Run) -> Iterator[None]:
     Minibatches of images allocate and free the same tens of megabytes again and again. glibc would return them to the
     operating system and get them back page by page: a fifth of an update by 256 images of 84x84x4.
     """
-    large = run.device.type == "cpu" and is_large(run.policy, run.settings.batch_size)
+    large = run.device.type == "cpu" and is_large(run.policy, run.batch_size)
     with unvalidated_distributions(), MEMORY_FROM_HEAP if large else nullcontext():
         yield
 
@@ -158,6 +185,6 @@ def planned_work(run: Run, total_timesteps: float) -> tuple[int, int]:
     """Epochs and steps of all environments, past ones included, for short calls of ``learn()`` add up."""
     settings = run.settings
     ahead = min(max(total_timesteps - run.num_timesteps, 0), ENDLESS)
-    rollouts = math.ceil(ahead / (settings.n_steps * run.n_envs))
+    rollouts = math.ceil(ahead / (settings.n_steps * run.of_all(run.n_envs)))
     done = run.n_updates // max(settings.n_epochs, 1)
     return run.n_updates + rollouts * settings.n_epochs, (done + rollouts) * settings.n_steps

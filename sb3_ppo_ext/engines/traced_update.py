@@ -17,6 +17,7 @@ from sb3_ppo_ext.engines.channels_last import channels_last
 from sb3_ppo_ext.engines.substitution import substituted, write_assigned
 from sb3_ppo_ext.engines.traced_adam import AdamGroup, adam_step
 from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.objective.statistics import Statistics, mean_weights
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
 from sb3_ppo_ext.policies.adapter import PolicyAdapter
 from sb3_ppo_ext.rollout.rows import gathered_rows
@@ -50,21 +51,33 @@ class UpdateFunctions:
 
     def whole(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Takes the gradient and the step; returns the row of the minibatch (see ``update.step.COLUMNS``)."""
-        row, gradients = self._gradient(inputs)
-        return self.step({**inputs, "row": row, "gradients": gradients})
+        return self._step(inputs, *self._gradient(inputs))
 
     def gradient(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """The row, in which no step is taken yet, and the gradient of each parameter, clipped to ``max_grad_norm``."""
-        row, gradients = self._gradient(inputs)
-        names = list(inputs["parameters"])
-        # Zeros stand for the gradient of a parameter that the loss does not depend on.
-        filled = [
-            torch.zeros_like(inputs["parameters"][name]) if gradient is None else gradient.contiguous()
-            for name, gradient in zip(names, gradients, strict=True)
-        ]
-        return (row, *filled)
+        """The gradient of each parameter and the statistics, end to end, weighted by the ``share`` of all rows (0-d).
 
-    def _gradient(self, inputs: Inputs) -> tuple[Tensor, list[Tensor | None]]:
+        Maxima have no weight. Zeros stand for the gradient of a parameter that the loss does not depend on.
+        """
+        found, gradients = self._gradient(inputs)
+        filled = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(inputs["parameters"].values(), gradients, strict=True)
+        ]
+        with torch.no_grad():
+            weighted = [gradient.contiguous().reshape(-1) * inputs["share"] for gradient in filled]
+            return (torch.cat([*weighted, found.row() * mean_weights(inputs["share"])]),)
+
+    @torch.no_grad()
+    def step(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Takes one step against what ``gradient`` returned, summed over the processes; returns the row."""
+        parameters = list(inputs["parameters"].values())
+        *gradients, row = torch.split(inputs["flat"], [*(p.numel() for p in parameters), len(Statistics._fields)])
+        shaped: list[Tensor | None] = [
+            gradient.view(parameter.shape) for gradient, parameter in zip(gradients, parameters, strict=True)
+        ]
+        return self._step(inputs, Statistics.of_row(row), shaped)
+
+    def _gradient(self, inputs: Inputs) -> tuple[Statistics, list[Tensor | None]]:
         plan = self.plan
         leaves = {
             name: channels_last(tensor).detach().requires_grad_() for name, tensor in inputs["parameters"].items()
@@ -76,24 +89,23 @@ class UpdateFunctions:
             evaluated, found = loss_and_statistics(self.adapter, minibatch, plan.objective, knobs, value_scale=scale)
         gradients = torch.autograd.grad(evaluated.loss, list(leaves.values()), allow_unused=True)
         write_assigned(assigned)  # not before: the gradient needs the old values
-        with torch.no_grad():
-            norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
-            norm = torch.stack(norms).norm()
-            clip = (plan.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-            clipped = [None if gradient is None else gradient * clip for gradient in gradients]
-            return row_of(found, norm, torch.zeros_like(norm)), clipped
+        return found, list(gradients)
 
     @torch.no_grad()
-    def step(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Takes one step of Adam where ``decided`` allows it; returns the row with that decision."""
+    def _step(self, inputs: Inputs, found: Statistics, gradients: list[Tensor | None]) -> tuple[Tensor, ...]:
+        """Clips the gradient and takes one step of Adam where ``decided`` allows it; the row with that decision."""
         plan = self.plan
-        go, row = decided(inputs["row"], inputs["kl_limit"])
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
+        norm = torch.stack(norms).norm()
+        clip = (plan.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        clipped = [None if gradient is None else gradient * clip for gradient in gradients]
+        go, row = decided(row_of(found, norm, torch.zeros_like(norm)), inputs["kl_limit"])
         powers = [
             (power1 * group.beta1, power2 * group.beta2)
             for (power1, power2), group in zip(inputs["powers"], plan.step_groups, strict=True)
         ]
         for index, parameter in enumerate(inputs["parameters"].values()):
-            of, gradient = plan.step_group_of[index], inputs["gradients"][index]
+            of, gradient = plan.step_group_of[index], clipped[index]
             if of is None or gradient is None:
                 continue
             before = (parameter, inputs["first"][index], inputs["second"][index])

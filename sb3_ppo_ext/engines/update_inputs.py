@@ -44,6 +44,7 @@ class UpdateInputs:
             "second": self.state.second,
             "powers": self.state.powers,
             "knobs": {name: torch.zeros((), dtype=_dtype(name), device=device) for name in self.plan.knobs},
+            "share": torch.tensor(run.share, dtype=first.dtype, device=device),
             "kl_limit": torch.tensor(run.settings.kl_limit, dtype=first.dtype, device=device),
         }
 

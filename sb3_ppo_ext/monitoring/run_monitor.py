@@ -140,6 +140,8 @@ class RunMonitor:
     def after_update(self, model: OnPolicyAlgorithm, findings: Mapping[str, str]) -> None:
         """When the update's scalars are recorded and not yet dumped."""
         run, logger = self.current, model.logger
+        if run.processes.rank > 0:  # rank 0 has the same records
+            return
         self.diagnostics.report(findings)
         values = dict(logger.name_to_value)
         if SURROGATES[run.settings.surrogate].keeps_gradient:  # also of a ratio outside the range

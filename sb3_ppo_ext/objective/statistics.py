@@ -49,6 +49,7 @@ class Statistics(NamedTuple):
         return cls(*row[..., : len(cls._fields)].unbind(dim=-1))
 
 
+MAXIMA = [Statistics._fields.index(name) for name in ("ratio_max", "log_ratio_max")]  # the others are means
 OF_TOKENS = Statistics._fields[Statistics._fields.index("log_ratio_max") :]
 
 
@@ -103,6 +104,13 @@ def statistics_of_all(measurements: Sequence[Measurement], choices: Objective, k
         of_ratio = of_each(log_ratio, mask, unknown if exact is None else exact, choices, knobs)
         tables.append(Statistics(*losses.unbind(dim=1), *of_ratio, *(unknown for _ in OF_TOKENS)))
     return Statistics(*map(torch.cat, zip(*tables, strict=True)))
+
+
+def mean_weights(share: Tensor) -> Tensor:
+    """The weight [K] of each statistic of some rows in that of all rows: their ``share`` (0-d), and 1 for a maximum."""
+    return torch.stack(
+        [torch.ones_like(share) if index in MAXIMA else share for index in range(len(Statistics._fields))]
+    )
 
 
 def _stacked(measurements: list[Measurement], name: str) -> Tensor | None:

@@ -7,6 +7,7 @@ values near the mean return, and not values many deviations from it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,10 +53,13 @@ class PopArtLinear(nn.Linear):
         return nn.functional.linear(features, *self._plain(self.weight, self.bias))
 
     @torch.no_grad()
-    def update(self, value_target: Tensor) -> None:
-        """Adds the returns [B] of a rollout to the statistics; the values of a trained head stay the same."""
+    def update(self, value_target: Tensor, average: Callable[[Tensor], Tensor] = lambda mean: mean) -> None:
+        """Adds the returns [B] of a rollout to the statistics; the values of a trained head stay the same.
+
+        ``average`` makes means over [B] those over the rows of all processes.
+        """
         target = value_target.double()
-        sums = torch.stack((torch.ones_like(target[0]), target.mean(), (target**2).mean()))
+        sums = average(torch.stack((torch.ones_like(target[0]), target.mean(), (target**2).mean())))
         self.moments.mul_(DECAY).add_(sums, alpha=1 - DECAY)
         weight, first, second = self.moments
         mean = first / weight

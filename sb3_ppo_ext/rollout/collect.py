@@ -8,7 +8,8 @@ callback may hold, keep their contents.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,24 +42,26 @@ def collect_rollouts(
     *,
     begun: int = 0,
     after_step: Callable[[int], None] | None = None,
+    division: Division | None = None,
 ) -> bool:
     """Fills the buffer with the steps of ``actor_of(policy)``; False if a callback stopped it before it was full.
 
     ``begun`` steps are in the buffer already; ``after_step`` is called with their number after each that is added.
     """
+    division = division or Division(env.num_envs, partial(self.policy.reset_noise, env.num_envs))
     if not begun:
-        begin(self, env, rollout_buffer)
+        begin(self, rollout_buffer, division)
         callback.on_rollout_start()
     n_steps = begun
     actor, step = actor_of(self.policy), step_of(env)
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-            self.policy.reset_noise(env.num_envs)
+            division.reset_noise()
         obs_tensor = as_tensor(self._last_obs, self.device)
         actions, sampled, values, log_probs = actor.act(obs_tensor)
         clipped_actions = within_bounds(self, actions)
         new_obs, rewards, dones, infos = step(clipped_actions)
-        self.num_timesteps += env.num_envs
+        self.num_timesteps += division.all_envs
         callback.update_locals(locals())
         if not callback.on_step():
             return False
@@ -82,12 +85,19 @@ def collect_rollouts(
     return True
 
 
-def begin(model: OnPolicyAlgorithm, env: VecEnv, buffer: RolloutBuffer) -> None:
+class Division(NamedTuple):
+    """What a rollout of some of a run's environments depends on."""
+
+    all_envs: int  # of all processes
+    reset_noise: Callable[[], None]  # gSDE's
+
+
+def begin(model: OnPolicyAlgorithm, buffer: RolloutBuffer, division: Division) -> None:
     """Empties the buffer, puts the policy into evaluation mode and, with gSDE, draws its exploration matrices."""
     model.policy.set_training_mode(False)
     buffer.reset()
     if model.use_sde:
-        model.policy.reset_noise(env.num_envs)
+        division.reset_noise()
 
 
 def as_tensor(observation: Any, device: torch.device) -> Observation:

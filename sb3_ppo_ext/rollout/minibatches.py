@@ -120,6 +120,10 @@ class Rollout:
         advantage = torch.from_numpy(np.asarray(self.buffer.advantages)).flatten()
         return advantage.mean().item(), (advantage.std() + 1e-8).item()
 
+    def spread_rows(self, count: int) -> Tensor:
+        """Indices of ``count`` rows, evenly spread over the rollout."""
+        return torch.linspace(0, self.size - 1, count, device=self.buffer.device).long()
+
     def map_rows(self, function: Callable[[Observation], Tensor], chunk: int) -> Tensor:
         """The results of ``function`` for all observations, ``chunk`` rows at a time, without gradient."""
         return torch.cat([function(observation) for observation in self._chunks(chunk)])

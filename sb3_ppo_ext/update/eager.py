@@ -25,6 +25,7 @@ from sb3_ppo_ext.update.step import (
     controller_inputs,
     exceeds,
     loss_and_statistics,
+    of_all_processes,
     row_of,
 )
 
@@ -103,7 +104,7 @@ class EagerRunner:
         run = self.run
         with self.steps(self.update.optimizer, self.update.parameters) as step:
             rows: list[Tensor] = []
-            for minibatch in self.rollout.minibatches(run.settings.batch_size):
+            for minibatch in self.rollout.minibatches(run.batch_size):
                 row, stopped = self.minibatch(minibatch, index, step)
                 rows.append(row)
                 if stopped:
@@ -114,10 +115,11 @@ class EagerRunner:
         """Trains on one minibatch unless its KL exceeds the limit; its row (``COLUMNS``), and whether the KL does."""
         run, settings = self.run, self.run.settings
         step = step or TorchStep(self.update.optimizer, self.update.parameters)
-        found, backward = self.gradients.evaluate(minibatch, run.knobs.values)
+        of_rows = self.gradients.evaluate(minibatch, run.knobs.values)
+        found, backward = of_all_processes(*of_rows, run, self.update.parameters)
         if settings.target_kl is not None and exceeds(found.approx_kl, settings.kl_limit):
             return row_of(found, None, False), True
-        step_minibatch_controllers(run, found, len(minibatch.advantage))
+        step_minibatch_controllers(run, found, run.of_all(len(minibatch.advantage)))
         backward()
         norm = step.clip(settings.max_grad_norm)
         row = row_of(found, norm, True)

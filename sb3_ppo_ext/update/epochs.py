@@ -95,5 +95,5 @@ def values_after(run: Run) -> tuple[Tensor, np.ndarray]:
 def step_controllers(run: Run, moment: str, found: EpochStatistics, rollout: Rollout) -> None:
     """Moves the controllers of ``moment`` by the measurements of an epoch."""
     if run.knobs.any_at(moment):
-        run.knobs.step(moment, found.for_controllers() | rollout.controller_inputs, rollout.size)
+        run.knobs.step(moment, found.for_controllers() | rollout.controller_inputs, run.of_all(rollout.size))
         run.apply_learning_rate()

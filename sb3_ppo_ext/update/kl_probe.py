@@ -44,9 +44,9 @@ class KLByPasses:
         self.policy = unwrapped(run.policy)
         self.adapter = adapter
         # At most a 190th of the update's work, which passes three times over each state in every epoch.
-        count = min(rollout.size, CHUNK, max(rollout.size * run.settings.n_epochs // 128, 1))
-        rows = torch.linspace(0, rollout.size - 1, count, device=run.device).long()
-        self.observation = observation_rows(rollout.rows.observation, rows)
+        size = run.of_all(rollout.size)
+        count = min(size, CHUNK, max(size * run.settings.n_epochs // 128, 1))
+        self.observation = observation_rows(rollout.rows.observation, rollout.spread_rows(count))
         self.before = self._distribution()
         self.found: Tensor | None = None
 

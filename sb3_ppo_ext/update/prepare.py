@@ -10,6 +10,7 @@ from sb3_ppo_ext.policies.side_effects import without_trace
 from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
 from sb3_ppo_ext.rollout.minibatches import CHUNK, Rollout
+from sb3_ppo_ext.rollout.sharded import sharded_rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Update, values_after
 from sb3_ppo_ext.update.optimizers import prefer_foreach
@@ -17,13 +18,20 @@ from sb3_ppo_ext.update.optimizers import prefer_foreach
 
 def collected_rows(run: Run) -> Rollout:
     """The rollout of rows in ``run.buffer``, ready for epochs of minibatches."""
-    rollout_class = DeviceRollout if type(run.buffer) in DEVICE_BUFFERS else Rollout
-    rollout = rollout_class(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
+    rollout = _rollout(run)
     if run.settings.value_lambda is not None:
         policy = unwrapped(run.policy)
         with evaluation_mode(policy), without_trace(policy):
             rollout.use_value_lambda(run.settings.value_lambda, *values_after(run))
     return rollout
+
+
+def _rollout(run: Run) -> Rollout:
+    on_device = type(run.buffer) in DEVICE_BUFFERS
+    if run.shards is not None:
+        return sharded_rollout(run, on_device=on_device)
+    rollout_class = DeviceRollout if on_device else Rollout
+    return rollout_class(run.buffer, run.action_space, normalize_advantage=run.settings.normalizes_over("rollout"))
 
 
 def row_update(run: Run, rollout: Rollout, acted: ActionDistribution | None = None) -> Update:
@@ -57,7 +65,7 @@ def objective_of(run: Run) -> Objective:
         kl_estimator=settings.kl_estimator,
         value_clip=settings.value_clip,
         value_error=settings.value_error,
-        normalize_advantage=settings.normalizes_over("minibatch"),
+        normalize_advantage=settings.normalizes_over("minibatch") and run.shards is None,  # the rollout does it
     )
 
 

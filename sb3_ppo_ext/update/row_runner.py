@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sb3_ppo_ext.distributed.reduction import reduce_gradients
 from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution
-from sb3_ppo_ext.objective.statistics import Measurement, measurement_of, statistics_of, statistics_of_all
+from sb3_ppo_ext.objective.statistics import MAXIMA, Measurement, measurement_of, statistics_of, statistics_of_all
 from sb3_ppo_ext.policies.adapter import PolicyAdapter, has_known_kl, unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
@@ -38,11 +39,12 @@ class RowRunner(EagerRunner):
             return super().epoch(index)
         measurements, norms = [], []
         with self.steps(self.update.optimizer, self.update.parameters) as step:
-            for minibatch in self.rollout.minibatches(run.settings.batch_size):
+            for minibatch in self.rollout.minibatches(run.batch_size):
                 measurement, norm = self._step(minibatch, index, step)
                 measurements.append(measurement)
                 norms.append(norm)
         found = statistics_of_all(measurements, self.update.objective, run.knobs.values).row()
+        found = of_all_rows(found, run)
         grad_norm = torch.stack(norms)
         columns = torch.stack((grad_norm, torch.ones_like(grad_norm)), dim=1)
         return EpochStatistics(torch.cat((found, columns.to(found.dtype)), dim=1).double().numpy(), stopped=False)
@@ -55,6 +57,7 @@ class RowRunner(EagerRunner):
         )
         measurement = measurement_of(new, minibatch, terms, loss)
         backward(loss, update.parameters)
+        reduce_gradients(update.parameters, None, run.share, run.processes)
         norm = step.clip(run.settings.max_grad_norm)
         if self.checks_steps and not math.isfinite(norm.item()):
             run.monitor.refuse_step(
@@ -62,6 +65,15 @@ class RowRunner(EagerRunner):
             )
         step.step()
         return measurement, norm
+
+
+def of_all_rows(table: Tensor, run: Run) -> Tensor:
+    """The statistics [M, K] over the rows of all processes; maxima remain those of this process."""
+    if run.processes.count == 1:
+        return table
+    mean = run.average(table)
+    mean[:, MAXIMA] = table[:, MAXIMA]
+    return mean
 
 
 class WithoutEntropyGradient:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sb3_ppo_ext.distributed.processes import Processes
+from sb3_ppo_ext.distributed.reduction import reduce_gradients
 from sb3_ppo_ext.knobs.laws import select
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.losses import Reduce, masked_mean
-from sb3_ppo_ext.objective.statistics import Statistics, statistics
+from sb3_ppo_ext.objective.statistics import MAXIMA, Statistics, statistics
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
 from sb3_ppo_ext.policies.adapter import Evaluator
+from sb3_ppo_ext.run import Run
 
 # The columns of a minibatch's row: its statistics, the gradient's norm before clipping (NaN where no gradient was
 # computed), and whether its step was taken (1 or 0).
@@ -104,6 +109,25 @@ def decided(row: Tensor, kl_limit: float | Tensor) -> tuple[Tensor, Tensor]:
     return go, torch.cat((row[: COLUMNS.index("stepped")], go.to(row.dtype).reshape(1)))
 
 
+@torch.no_grad()
+def of_all_processes(
+    found: Statistics, backward: Callable[[], None], run: Run, parameters: list[nn.Parameter]
+) -> tuple[Statistics, Callable[[], None]]:
+    """The statistics of a minibatch over all processes, and the function that leaves its gradient in the parameters.
+
+    Where there are several, that has been done: gradient and statistics travel together. Maxima remain this process's
+    until the update ends (see ``with_maxima``).
+    """
+    if run.processes.count == 1:
+        return found, backward
+    with torch.enable_grad():
+        backward()
+    row = reduce_gradients(parameters, found.row(), run.share, run.processes)
+    assert row is not None
+    row[MAXIMA] = found.row()[MAXIMA].to(row.dtype)
+    return Statistics.of_row(row), lambda: None
+
+
 class EpochStatistics(NamedTuple):
     """The statistics of an epoch: one row per minibatch, in the order of ``COLUMNS``."""
 
@@ -114,6 +138,16 @@ class EpochStatistics(NamedTuple):
     def of_rows(cls, rows: list[Tensor], *, stopped: bool) -> EpochStatistics:
         """Makes them of the rows of the minibatches, in one transfer from the device."""
         return cls(torch.stack(rows).cpu().double().numpy(), stopped)
+
+    def with_maxima(self, processes: Processes) -> EpochStatistics:
+        """The same with the maxima over all processes."""
+        if processes.count == 1:
+            return self
+        table = torch.from_numpy(self.table.copy())
+        maxima = table[:, MAXIMA].nan_to_num(-math.inf)
+        processes.maximum(maxima)
+        table[:, MAXIMA] = torch.where(maxima == -math.inf, math.nan, maxima)
+        return EpochStatistics(table.numpy(), self.stopped)
 
     def column(self, name: str) -> np.ndarray:
         """The values of one statistic, minibatch after minibatch."""

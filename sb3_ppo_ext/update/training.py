@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Runner
@@ -28,4 +30,6 @@ def train_on(run: Run, rollout: Rollout, runner: Runner, after_epoch: Callable[[
         if found.stopped and run.settings.verbose >= 1:
             kl = found.column("approx_kl")[-1]
             print(f"Early stopping at step {index} due to reaching max kl: {kl:.2f}")
-    return Trained(epochs, runner.exact_kl(epochs), rollout.summary())
+    exact_kl = run.average(torch.tensor(runner.exact_kl(epochs), dtype=torch.float64)).item()
+    epochs = [epoch.with_maxima(run.processes) for epoch in epochs]
+    return Trained(epochs, exact_kl, rollout.summary())

@@ -17,6 +17,7 @@ from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.traced_adam import adam_step, groups_of
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
+from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.update.prepare import row_update
 from sb3_ppo_ext.update.step import COLUMNS, exceeds
@@ -91,11 +92,11 @@ def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_upd
     prepared = UpdateInputs(run, update)
     step = UpdateFunctions(model.policy, update.adapter, prepared.plan).step
     limit = prepared.inputs["kl_limit"]
-    zeros = [torch.zeros_like(parameter) for parameter in prepared.inputs["parameters"].values()]
+    zeros = [torch.zeros(parameter.numel()) for parameter in prepared.inputs["parameters"].values()]
     for kl, stops in ((limit, False), (torch.nextafter(limit, limit + 1), True)):
-        row = torch.zeros(len(COLUMNS))
+        row = torch.zeros(len(Statistics._fields))
         row[COLUMNS.index("approx_kl")] = kl
-        (decided,) = step({**prepared.inputs, "row": row, "gradients": zeros})
+        (decided,) = step({**prepared.inputs, "flat": torch.cat([*zeros, row])})
         assert bool(exceeds(kl, run.settings.kl_limit)) is stops is not bool(decided[COLUMNS.index("stepped")])
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.engines.substitution import WrittenBuffers
-from sb3_ppo_ext.engines.traced_actor import ActorGraph, exploration_of
+from sb3_ppo_ext.engines.traced_actor import ActorGraph
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
+from sb3_ppo_ext.policies.exploration import exploration_of
 from sb3_ppo_ext.rollout.actors import Acted, EagerActor, predicted_values, refuse_nan
 
 

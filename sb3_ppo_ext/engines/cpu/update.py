@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.distributed.processes import Processes
 from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
 from sb3_ppo_ext.engines.cpu.libraries import Call
 from sb3_ppo_ext.engines.errors import CompileError
@@ -19,7 +20,7 @@ from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.host.pytorch.modules import has_gradient_hooks, is_dropout, keeps_running_statistics
 from sb3_ppo_ext.host.pytorch.optimizers import hooks_after_step, hooks_before_step
 from sb3_ppo_ext.objective.batch import Minibatch
-from sb3_ppo_ext.objective.statistics import Statistics
+from sb3_ppo_ext.objective.statistics import MAXIMA, Statistics
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.rollout.rows import gathered_rows
@@ -45,7 +46,7 @@ class CompiledRunner:
         self.update = update
         self.graphs = graphs
         self.eager = EagerRunner(run, rollout, update, RowGradients(update))
-        self.batch_size = min(run.settings.batch_size, rollout.size)
+        self.batch_size = min(run.batch_size, rollout.size)
         self._calls: dict[tuple[str, int | None], tuple[Call, WrittenBuffers]] = {}
         self._update_of_rows: tuple[Minibatch | None, UpdateRows | None] = (None, None)
         self.prepared = UpdateInputs(run, update)
@@ -68,13 +69,14 @@ class CompiledRunner:
     def epoch(self, index: int) -> EpochStatistics:
         """Trains on all minibatches once, or until the sampled KL of a minibatch exceeds the limit."""
         self.prepared.fill_knobs(self.run.knobs.values)
+        orders = self.rollout.orders(self.batch_size)
         train_on = self._compiled()
         limited, limit = self.run.settings.target_kl is not None, self.run.settings.kl_limit
         rows: list[Tensor] = []
         counted = 0  # minibatches whose steps the optimizer's state counts already
         stopped = False
         try:
-            for order in self.rollout.orders(self.batch_size):
+            for order in orders:
                 if order.numel() == self.batch_size:
                     rows.append(train_on(order))
                 else:
@@ -97,7 +99,8 @@ class CompiledRunner:
                 rollout.rows = rollout.rows._replace(observation=observation)
             more: Inputs = {"rollout": rollout.rows, "rows": torch.arange(self.batch_size)}
             tensors = [*self._fixed, *tensors_of(more)]
-            make = self._two_graphs if self.run.knobs.any_at("minibatch") else self._one_graph
+            in_two = self.run.knobs.any_at("minibatch") or self.run.processes.count > 1
+            make = self._two_graphs if in_two else self._one_graph
             update = make({**self.inputs, **more}, tensors)
             self._update_of_rows = (rollout.rows, update)
         return update
@@ -113,20 +116,20 @@ class CompiledRunner:
         return update
 
     def _two_graphs(self, inputs: Inputs, tensors: list[Tensor]) -> UpdateRows:
-        """Gradient and step; between them controllers answer to the KL of the minibatch, unless it takes no step."""
+        """Gradient and step; between them processes add up, and controllers answer to the KL unless it is too high."""
         call, written = self._graph("gradient", inputs)
-        shapes = [torch.empty_like(parameter) for parameter in self.inputs["parameters"].values()]
-        step, _ = self._graph("step", {**self.inputs, "row": torch.zeros(len(COLUMNS)), "gradients": shapes})
+        size = sum(parameter.numel() for parameter in self.inputs["parameters"].values()) + len(Statistics._fields)
+        step, _ = self._graph("step", {**self.inputs, "flat": torch.zeros(size)})
 
         def update(order: Tensor) -> Tensor:
             written.restore()
             tensors[-1] = order
-            row, *gradients = call(tensors)
-            found = Statistics.of_row(row)
+            (flat,) = call(tensors)
+            found = summed(flat, self.run.processes)
             if not exceeds(found.approx_kl, self.run.settings.kl_limit):
-                step_minibatch_controllers(self.run, found, len(order))
+                step_minibatch_controllers(self.run, found, self.run.of_all(len(order)))
                 self.prepared.fill_knobs(self.run.knobs.values)
-            return step([*self._fixed, row, *gradients])[0]
+            return step([*self._fixed, flat])[0]
 
         return update
 
@@ -144,6 +147,19 @@ class CompiledRunner:
         self.prepared.fill_knobs(self.run.knobs.values)
         self.state.advance(steps_in([row]))  # the optimizer has counted this step in its own state
         return row
+
+
+def summed(flat: Tensor, processes: Processes) -> Statistics:
+    """Adds up what ``UpdateFunctions.gradient`` returned in all processes, in place; the statistics in it.
+
+    Maxima remain those of this process until the update ends.
+    """
+    row = flat[-len(Statistics._fields) :]
+    if processes.count > 1:
+        maxima = row[MAXIMA]
+        processes.add(flat)
+        row[MAXIMA] = maxima
+    return Statistics.of_row(row)
 
 
 def steps_in(rows: list[Tensor]) -> int:

@@ -91,11 +91,11 @@ class EpochRecordings:
 
     def _two_graphs(self, gathered: Inputs, counts: Tensor) -> Tensor:
         """Gradient and step, with controllers between them."""
-        row, *gradients = self._call("gradient", gathered)
-        found = Statistics.of_row(row)
+        flat = self._call("gradient", gathered)[0]
+        found = Statistics.of_row(flat[-len(Statistics._fields) :])
         within = counts & ~exceeds(found.approx_kl, self.inputs["kl_limit"])
         self._step_controllers("minibatch", found, len(gathered["rows"]), within)
-        stepped: Tensor = self._call("step", {"row": row, "gradients": gradients})[0]
+        stepped: Tensor = self._call("step", {"flat": flat})[0]
         return stepped
 
     def _step_controllers(self, moment: str, found: Statistics, samples: int, go: Tensor) -> None:

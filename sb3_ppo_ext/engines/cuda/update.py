@@ -52,7 +52,7 @@ class RecordedRunner:
         self.run = run
         self.rollout = rollout
         self.update = update
-        self.batch_size = min(run.settings.batch_size, rollout.size)
+        self.batch_size = min(run.batch_size, rollout.size)
         prepared = UpdateInputs(run, update)
         prepared.fill_knobs(run.knobs.values)
         self.state, inputs = prepared.state, prepared.inputs

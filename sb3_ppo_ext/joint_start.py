@@ -1,0 +1,68 @@
+"""Several processes begin to train a model together: what differs between them is an error, or is taken from rank 0."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import Logger
+
+from sb3_ppo_ext.distributed.likeness import copy_from_first, description, require_alike, require_little_drift
+from sb3_ppo_ext.distributed.processes import together
+
+# Arguments that may differ: each process has environments of its own, and rank 0 alone prints and logs.
+OF_THIS_PROCESS = {"self", "env", "verbose", "tensorboard_log", "device", "_init_setup_model"}
+
+
+def log_on_first_alone(model: Any) -> None:
+    """Gives the other processes a logger without outputs, before ``learn()`` makes files."""
+    if model._processes.rank > 0:
+        model.verbose = 0
+        model.set_logger(Logger(None, []))
+
+
+def start_together(model: Any) -> None:
+    """Before a rollout or an update: at the first one compares the processes, then copies parameters from rank 0."""
+    processes = model._processes
+    if processes.count == 1:
+        return
+    if not model._alike:
+        require_alike(processes, _described(model))
+        _take_from_first(model)
+        model._alike = True
+    difference = copy_from_first(model.policy.state_dict(keep_vars=True).values(), processes)
+    with together(processes):
+        require_little_drift(difference)
+
+
+def _take_from_first(model: Any) -> None:
+    processes = model._processes
+    model._shard_seed = processes.objects(model._shard_seed)[0]
+    model._shards = replace(model._shards, seed=model._shard_seed)
+    states = model.policy.optimizer.state.values()
+    moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+    copy_from_first([*model.policy.parameters(), *model.policy.buffers(), *moments], processes)
+
+
+def _described(model: Any) -> dict[str, str]:
+    names = [name for name in inspect.signature(type(model).__init__).parameters if name not in OF_THIS_PROCESS]
+    arguments = {name: description(getattr(model, name)) for name in names if hasattr(model, name)}
+    state = model.policy.optimizer.state
+    steps = sorted({float(entry["step"]) for entry in state.values() if "step" in entry})
+    return {
+        **arguments,
+        "algorithm": description(type(model)),
+        "policy": description(model.policy_class),
+        "parameters": description({name: tuple(p.shape) for name, p in model.policy.named_parameters()}),
+        "optimizer": f"{description(type(model.policy.optimizer))} after {steps} steps",
+        "observation_space": repr(model.observation_space),
+        "action_space": repr(model.action_space),
+        "environments in a shard": str(model.n_envs // len(model._shards.own)),
+        "num_timesteps": str(model.num_timesteps),
+        "last timestep of learn()": str(model._total_timesteps),
+        "updates": str(model._n_updates),
+        "device": model.device.type,
+        "torch": torch.__version__,
+    }
