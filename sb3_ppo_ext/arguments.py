@@ -118,8 +118,25 @@ def check_buffer(model: Any) -> None:
             )
 
 
+def check_shard_count(model: Any) -> None:
+    """``ValueError`` for a number of shards that is none, or below that of the processes."""
+    shards, processes = model.shards, model._processes.count
+    if shards is not None and (isinstance(shards, bool) or not isinstance(shards, int) or shards < 1):
+        raise ValueError(f"shards={shards!r}: a whole number of at least 1 is needed, or None")
+    if shards is not None and shards < processes:
+        raise ValueError(
+            f"shards={shards}: {processes} processes need a shard each. Start {shards} or fewer processes, or pass "
+            f"shards={processes}, with which the run has other numbers"
+        )
+
+
 def check_shards(model: Any, shards: Shards) -> None:
     """``ValueError`` where minibatches or environments cannot be divided into shards of equal size."""
+    if not model._family.divisible:
+        raise ValueError(
+            f"shards={shards.count}: a {model.policy_class.__name__} is trained in one process without shards; start "
+            "one process, and pass shards=None"
+        )
     own, n_envs = len(shards.own), model.n_envs
     if model.batch_size % shards.count:
         raise ValueError(
@@ -162,6 +179,12 @@ def check_learn(model: Any, total_timesteps: float | None) -> None:
         )
     if model.env is None:
         raise ValueError("learn(): the model has no environment; call set_env(env), or pass env=... to load()")
+    normalizing = model.get_vec_normalize_env()
+    if model._processes.count > 1 and normalizing is not None and normalizing.training:
+        raise ValueError(
+            "VecNormalize: each process would have statistics of its own environments alone. Load statistics and set "
+            "env.training=False, or train in one process"
+        )
 
 
 def joined_signature(host: Callable[..., Any], ours: Callable[..., Any]) -> inspect.Signature:

@@ -71,6 +71,7 @@ def divide(model: Any) -> None:
     model._alike = False  # whether the processes have been compared
     if model.shards is None and model._processes.count > 1:
         model.shards = model._processes.count
+    arguments.check_shard_count(model)
     own = None if model.shards is None else dealt(model.shards, model._processes.count, model._processes.rank)
     if model.seed is not None or model._shard_seed is None:
         model._shard_seed = np.random.SeedSequence(model.seed).entropy if model.seed is None else model.seed

@@ -46,6 +46,11 @@ class RunCheckpoints:
     def arranged(self, model: Any, call: LearnCall, checkpoint: Checkpoints | str | Path | None) -> LearnCall | None:
         """The arguments for Stable-Baselines3's ``learn()``; None for a resumed run that is finished."""
         settings = settings_of(checkpoint)
+        if model._processes.count > 1 and (settings is not None or self.resumed is not None):
+            raise ValueError(
+                f"checkpoint={checkpoint!r}: a run of {model._processes.count} processes has no checkpoints; pass "
+                "checkpoint=None, and a CheckpointCallback, whose models load"
+            )
         self._rollouts, self._skipped, self._log_interval = None, 0, None
         if self.resumed is None:
             self._call = call

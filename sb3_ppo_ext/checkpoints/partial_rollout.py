@@ -21,7 +21,15 @@ def can_be_saved(model: Any) -> bool:
 
 def save_partial_rollout(model: Any) -> State:
     """The buffer's rows and numbers, and the exploration matrices."""
-    return {"buffer": _rows(vars(model.rollout_buffer), model.rollout_buffer), "noise": _noise(model.policy)}
+    return {
+        "buffer": _rows(vars(model.rollout_buffer), model.rollout_buffer),
+        "noise": _noise(model.policy),
+        **_streams(model),
+    }
+
+
+def _streams(model: Any) -> State:
+    return {} if model._acting_streams is None else {"shards": model._acting_streams.state_dict()}
 
 
 def _rows(attributes: State, buffer: RolloutBuffer) -> State:
@@ -59,6 +67,8 @@ def restore_partial_rollout(model: Any, state: State) -> int:
         for name, value in state["noise"].items():
             moved = value.to(model.device) if isinstance(value, torch.Tensor) else value
             setattr(model.policy.action_dist, name, moved)
+    if "shards" in state:
+        model._acting_streams.load_state_dict(state["shards"])
     return int(buffer.pos)
 
 

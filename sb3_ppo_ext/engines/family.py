@@ -32,6 +32,7 @@ class Family(Protocol):
 
     buffer_class: type[RolloutBuffer] | None  # unless the user names another; None: Stable-Baselines3's choice
     compilable: bool
+    divisible: bool  # into shards, and among processes
     eager: Engine
 
     def check(self, arguments: Any) -> None:

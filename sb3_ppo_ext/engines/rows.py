@@ -61,6 +61,7 @@ class RowFamily:
 
     buffer_class: type[RolloutBuffer] | None = None
     compilable = True
+    divisible = True
 
     def __init__(self) -> None:
         self.acted = ActedDistributions()
@@ -126,3 +127,4 @@ class EagerRowFamily(RowFamily):
     """Policies whose computation depends on lengths in the data or on caches, so that no graph fits all of it."""
 
     compilable = False
+    divisible = False

@@ -42,6 +42,7 @@ class TokenFamily:
 
     buffer_class: type[RolloutBuffer] | None = SequenceRolloutBuffer
     compilable = True
+    divisible = False
 
     def __init__(self) -> None:
         self.eager: Engine = EagerTokenEngine()

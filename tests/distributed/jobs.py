@@ -1,0 +1,99 @@
+"""Trainings that one process and several are compared on, each a function of a process's shards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_ppo_ext import PPOX
+from sb3_ppo_ext.distributed.group import join_processes
+from sb3_ppo_ext.distributed.shards import dealt
+from tests.cases import CASES
+from tests.environments import Toy
+
+Result = dict[str, Any]
+ENVS = 4  # of all processes
+
+
+class OwnSpaces(Toy):
+    """Its spaces, which it draws observations from, belong to it alone."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.observation_space = copy.deepcopy(self.observation_space)
+
+
+def shares(shards: int, make: Callable[[int], gym.Env[Any, Any]]) -> VecEnv:
+    """The environments of this process, each made by its index among all."""
+    processes = join_processes()
+    each = ENVS // shards
+    own = [
+        index
+        for shard in dealt(shards, processes.count, processes.rank)
+        for index in range(shard * each, (shard + 1) * each)
+    ]
+    return DummyVecEnv([partial(lambda index: Monitor(make(index)), index) for index in own])
+
+
+def case_model(name: str, shards: int = 2, **more: Any) -> PPOX:
+    """A case of ``tests.cases`` over four environments, its minibatches divisible by the shards."""
+    observation, action, policy, options = CASES[name]
+    settings = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 3, "device": "cpu", "compile": False, **options}
+    settings["batch_size"] = settings["batch_size"] // shards * shards
+    environments = shares(shards, lambda index: OwnSpaces(observation, action, 10 + index))
+    return PPOX(policy, environments, shards=shards, **{**settings, **more})
+
+
+def result_of(model: PPOX) -> Result:
+    """What has to be the same for any number of processes."""
+    log = {key: value for key, value in model.logger.name_to_value.items() if not key.startswith("time/")}
+    return {
+        "parameters": {name: tensor.clone() for name, tensor in model.policy.state_dict().items()},
+        "log": log,
+        "episodes": [(int(info["l"]), float(info["r"])) for info in model.ep_info_buffer or []],
+        "knobs": model.knobs.numbers(),
+        "counts": (model.num_timesteps, model._n_updates),
+        "steps": [state["step"].item() for state in model.policy.optimizer.state.values()],
+    }
+
+
+def learned(name: str, shards: int = 2, rollouts: int = 2, **more: Any) -> Result:
+    """A case after ``learn()``."""
+    torch.set_num_threads(1)
+    return result_of(case_model(name, shards, **more).learn(rollouts * ENVS * 16))
+
+
+def cart_pole() -> Result:
+    """Five rollouts of CartPole, with their observations."""
+    environments = shares(2, lambda index: gym.make("CartPole-v1"))
+    settings: dict[str, Any] = {"n_steps": 64, "batch_size": 64, "n_epochs": 4, "seed": 1, "device": "cpu"}
+    model = PPOX("MlpPolicy", environments, shards=2, compile=False, **settings)
+    seen = []
+    inherited = model.train
+
+    def train() -> None:
+        seen.append(model.rollout_buffer.observations.copy())
+        inherited()
+
+    model.train = train  # type: ignore[method-assign]
+    return {**result_of(model.learn(5 * ENVS * 64)), "observations": seen}
+
+
+# Of the cases of ``tests.cases`` those that differ in what is reduced, or in the rows and noise of a shard.
+COMPARED = (
+    *("box", "discrete", "dict", "image", "gSDE", "target_kl, clip_range_vf", "last minibatch of one"),
+    *("AdamW, separate networks", "everything", "minibatch controller, two rates, gSDE", "KL bound, multiplier"),
+    *("stopped early, minibatch controller", "controllers of the epoch", "stopped early, two moments"),
+)
+JOBS: dict[str, Callable[[], Result]] = {
+    **{name: partial(learned, name) for name in COMPARED},
+    **{f"4 shards, {name}": partial(learned, name, 4) for name in ("box", "gSDE", "everything", "dict")},
+    "CartPole": cart_pole,
+}
