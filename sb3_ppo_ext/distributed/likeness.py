@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sb3_ppo_ext.distributed.processes import Processes
+from sb3_ppo_ext.distributed.processes import Processes, together
 
 DRIFT = 1e-4  # of a parameter, between two rollouts: processors of several kinds round differently
 
@@ -25,11 +25,12 @@ def require_alike(processes: Processes, described: Mapping[str, str]) -> None:
         if len(ranks) > 1:
             values = "; ".join(f"{value} on rank {', '.join(map(str, having))}" for value, having in ranks.items())
             different.append(f"{name}: {values}")
-    if different:
-        raise ValueError(
-            "the processes of one training need the same arguments, policy and versions. These differ: "
-            + " | ".join(different)
-        )
+    with together(processes):  # all have found the same
+        if different:
+            raise ValueError(
+                "the processes of one training need the same arguments, policy and versions. These differ: "
+                + " | ".join(different)
+            )
 
 
 def description(value: Any) -> str:
