@@ -20,6 +20,7 @@ from sb3_ppo_ext.language.envs.turns.groups import conversation_vec_env  # noqa:
 from sb3_ppo_ext.language.envs.turns.openenv import OpenEnvAdapter  # noqa: E402
 from sb3_ppo_ext.language.envs.turns.text_game import TextGameEnv  # noqa: E402
 from sb3_ppo_ext.language.evaluation.callback import PromptEvalCallback  # noqa: E402
+from sb3_ppo_ext.language.model.generators import Generated, Generator, Request, SamplerError  # noqa: E402
 from sb3_ppo_ext.language.monitoring.samples import SampleTable  # noqa: E402
 from sb3_ppo_ext.language.monitoring.trl_names import TRLNames  # noqa: E402
 from sb3_ppo_ext.language.policies.candidates import CandidatePolicy  # noqa: E402
@@ -33,6 +34,8 @@ __all__ = [
     "CandidatePolicy",
     "ClassifierReward",
     "ConversationEnv",
+    "Generated",
+    "Generator",
     "LanguageModelPolicy",
     "OpenEnvAdapter",
     "PolicyOpponent",
@@ -40,8 +43,10 @@ __all__ = [
     "PromptEvalCallback",
     "PromptVecEnv",
     "RatioError",
+    "Request",
     "ResponseSpace",
     "SampleTable",
+    "SamplerError",
     "SequenceRolloutBuffer",
     "TRLNames",
     "TextGameEnv",
@@ -66,6 +71,7 @@ for _public in (
     ),
     *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, ValuePretraining),
     *(ConversationEnv, OpenEnvAdapter, PolicyOpponent, TextGameEnv, Turn),
+    *(Generated, Generator, Request, SamplerError),
     *(conversation_vec_env, prompt_space, reasoning_prompts),
 ):
     _public.__module__ = __name__  # what saved models name

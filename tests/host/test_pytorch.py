@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from sb3_ppo_ext.host.pytorch import compile_worker, compilers, graphs, modules, optimizers, sampling, trees
+from sb3_ppo_ext.host.pytorch import compile_worker, compilers, graphs, layouts, modules, optimizers, sampling, trees
 from sb3_ppo_ext.host.pytorch.graphs import aten
 from sb3_ppo_ext.host.pytorch.without_gil import LibraryWithoutGIL, without_gil
 
@@ -405,3 +405,25 @@ def test_inductor_builds_a_wrapper_and_kernels_and_links_them_last(library: Libr
 def test_inductor_compiles_a_graph_in_this_process() -> None:
     call = compilers.inductor(graph_of(affine, torch.ones(3), torch.ones(3)), [torch.ones(3)] * 2)
     torch.testing.assert_close(call(torch.ones(3), torch.arange(3.0))[0], EXPECTED)
+
+
+# Layouts of weights
+
+
+@pytest.mark.parametrize("dtype", layouts.TYPES)
+def test_a_packed_weight_gives_the_products_of_the_weight(dtype: torch.dtype) -> None:
+    if not layouts.has_packed_products(dtype):
+        pytest.skip(f"oneDNN has no {dtype} here")
+    states, weight, bias = torch.randn(2, 5, 32), torch.randn(24, 32), torch.randn(24)
+    exact = nn.functional.linear(states, weight, bias)
+    for rows in (10, 1):  # the number that it is packed for is a hint
+        packed = layouts.pack_weight(weight.to(dtype), rows)
+        for shift in (None, bias.to(dtype)):
+            result = layouts.packed_linear(states.to(dtype), packed, shift)
+            expected = exact if shift is not None else exact - bias
+            assert result.dtype is dtype
+            torch.testing.assert_close(result.float(), expected, rtol=0, atol=1e-4 if dtype is torch.float32 else 0.3)
+
+
+def test_other_types_have_no_packed_products() -> None:
+    assert not layouts.has_packed_products(torch.float16)

@@ -40,14 +40,24 @@ class EagerTokenActor:
         """Responses, and value and log-probability of every token, all [N, L]."""
         if (groups := group_ids_of(self.run.env)) is not None:
             self.buffer.group_ids[self.buffer.pos] = groups
-        started = time.perf_counter()
-        with torch.no_grad():
-            responses, values, log_probs = self.policy(
-                observation, decoder_of=self.decoder_of, progress=self.run.progress
-            )
-        on_host, seconds = responses.cpu().numpy(), self.run.seconds
-        seconds["generation"] = seconds.get("generation", 0.0) + time.perf_counter() - started
+        started, scoring = time.perf_counter(), self.run.seconds.get("rescoring", 0.0)
+        responses, values, log_probs = self.sampled(observation)
+        on_host = responses.cpu().numpy()
+        scoring -= self.run.seconds.get("rescoring", 0.0)
+        self.spent("generation", time.perf_counter() - started + scoring)
         return Acted(on_host, responses, values, log_probs)
+
+    @torch.no_grad()
+    def sampled(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Responses, and value and log-probability of every token, all [N, L]."""
+        found: tuple[Tensor, Tensor, Tensor] = self.policy(
+            observation, decoder_of=self.decoder_of, progress=self.run.progress
+        )
+        return found
+
+    def spent(self, work: str, seconds: float) -> None:
+        """Adds the seconds to those of this part of the run's work."""
+        self.run.seconds[work] = self.run.seconds.get(work, 0.0) + seconds
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """Values [1] of the last observations of episodes that a time limit has cut."""

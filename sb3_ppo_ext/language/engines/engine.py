@@ -15,6 +15,7 @@ from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines.actors import CompiledTokenActor, EagerTokenActor
 from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
+from sb3_ppo_ext.language.engines.sampler_actor import SamplerActor
 from sb3_ppo_ext.language.engines.separate_critic import ConcurrentGradients
 from sb3_ppo_ext.language.model.critics import SeparateCritic
 from sb3_ppo_ext.language.training.critic import CriticTraining
@@ -50,8 +51,11 @@ class EagerTokenEngine:
         """Does nothing."""
 
     def actor(self, run: Run) -> Actor:
-        """The policy itself."""
-        return EagerTokenActor(language_model(run), run)
+        """The policy itself, or its sampler."""
+        policy = language_model(run)
+        if policy.sampler is not None:
+            return SamplerActor(policy, run, policy.sampler)
+        return EagerTokenActor(policy, run)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> Runner:
         """The loop over minibatches with gradients by autograd."""
@@ -74,7 +78,9 @@ class CompiledTokenEngine:
         """Does nothing: shapes follow from the lengths of responses, which are known after a rollout."""
 
     def actor(self, run: Run) -> Actor:
-        """Responses by the graph of one token."""
+        """Responses by the graph of one token, or by the policy's sampler."""
+        if (sampler := language_model(run).sampler) is not None:
+            return SamplerActor(language_model(run), run, sampler)
         self.verbose = run.settings.verbose
         decoder = RecordedDecoder if self.recorded else CompiledDecoder
         return CompiledTokenActor(language_model(run), run, self.graphs, decoder)

@@ -88,7 +88,8 @@ class TokenFamily:
         layers = config.num_hidden_layers
         slots = epochs * run.settings.n_steps * run.n_envs * (policy.prompt_length + longest)
         saved = slots * layers * config.hidden_size * costs.saved_per_state
-        saved += steps * longest * layers * costs.saved_per_decoded_layer
+        if policy.sampler is None:
+            saved += steps * longest * layers * costs.saved_per_decoded_layer
         return saved, 2 * layers * costs.compile_time_per_layer
 
     def records(self, run: Run, rollout: Rollout) -> dict[str, float]:

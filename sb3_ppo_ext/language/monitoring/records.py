@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sb3_ppo_ext.language.training.groups import Episodes, groups_of
+from sb3_ppo_ext.language.training.importance import mismatch
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
@@ -41,6 +42,10 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
         records["lm/length_penalty"] = buffer.length_penalties().mean()
     if buffer.settings.positive_nll_coef > 0:
         records["lm/right_fraction"] = buffer.right().mean()
+    if buffer.sampler_log_probs is not None:
+        masks, bound = buffer.masks, buffer.settings.importance_bound
+        found = mismatch(buffer.log_probs[masks], buffer.sampler_log_probs[masks], bound)
+        records |= {f"sampler/{name}": value for name, value in found.items()}
     records |= group_records(buffer)
     records |= speeds(int(lengths.sum()), rollout.seconds())
     return {key: float(value) for key, value in records.items()}

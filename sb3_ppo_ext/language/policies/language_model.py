@@ -19,6 +19,7 @@ from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
 from sb3_ppo_ext.language.model.critics import NoCritic, SharedCritic, build_critic
 from sb3_ppo_ext.language.model.generation import Decoder, Response, generate
+from sb3_ppo_ext.language.model.generators import Request
 from sb3_ppo_ext.language.model.loading import (
     Lora,
     ModelSource,
@@ -31,6 +32,7 @@ from sb3_ppo_ext.language.model.loading import (
 from sb3_ppo_ext.language.model.nan_origin import require_finite
 from sb3_ppo_ext.language.model.progress import RolloutProgress
 from sb3_ppo_ext.language.model.reference import WithReference
+from sb3_ppo_ext.language.model.samplers import sampler_of
 from sb3_ppo_ext.language.policies.causal_lm_policy import CausalLMPolicy
 from sb3_ppo_ext.language.policies.sampling import BestOfN, best_of_n
 from sb3_ppo_ext.update.optimizers import RATIO
@@ -54,6 +56,10 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
     :param reference: whether the model as it began is kept, for the KL to it; with ``lora`` it costs no memory
     :param value_lr_ratio: the value function's learning rate over the model's
     :param value_warmup: rollouts from which only the value function learns, before the model begins to
+    :param sampler: what draws the responses of rollouts: None, the model itself; a copy of it for a CPU, adapters
+        merged and weights laid out for the processor, in "float32", in "bfloat16", or in what a measurement at the
+        start finds to be faster ("auto"); or a function that returns a ``Generator``. Where its log-probabilities are
+        not the model's own, these are computed again, and the buffer's ``importance_bound`` applies
     :param dtype: of the model's weights, as "bfloat16"; None leaves them as they are
     """
 
@@ -73,6 +79,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         reference: bool = True,
         value_lr_ratio: float = 1.0,
         value_warmup: int = 0,
+        sampler: str | Callable[[], Any] | None = None,
         dtype: str | torch.dtype | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -85,11 +92,12 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         self.prompt_length, self.responses = require_spaces(observation_space, action_space)
         options = {
             **{"model": model, "lora": lora, "value": value, "temperature": temperature, "reference": reference},
-            **{"value_lr_ratio": value_lr_ratio, "value_warmup": value_warmup, "dtype": dtype},
+            **{"value_lr_ratio": value_lr_ratio, "value_warmup": value_warmup, "dtype": dtype, "sampler": sampler},
         }
         self._begin(observation_space, action_space, optimizer_class, optimizer_kwargs, options)
         self.value_lr_ratio, self.value_warmup = value_lr_ratio, value_warmup
         self._build_models(load_model(model, dtype), lora, value, temperature, reference)
+        self.sampler = sampler_of(sampler, self.lm)
         self.optimizer = self._build_optimizer(lr_schedule(1))
 
     def _build_models(
@@ -126,6 +134,12 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         """Prompts and responses as the model takes them."""
         assert isinstance(observation, dict)
         return Tokens(observation[INPUT_IDS].long(), observation[ATTENTION_MASK].bool(), response.long(), mask.bool())
+
+    def request(self) -> Request:
+        """What a sampler is asked for."""
+        space = self.responses
+        ends, temperature = tuple(space.eos_token_ids), self.lm.temperature
+        return Request(space.max_new_tokens, space.vocab_size, temperature, ends, space.pad_token_id)
 
     def generate(self, observation: PyTorchObs, *, deterministic: bool = False, **options: Any) -> Response:
         """Responses [B, L] to the prompts, with their values where the critic shares the model's states."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from sb3_ppo_ext.language.envs.spaces import require_spaces
 from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.language.training.groups import Episodes, critic_corrections, episode_advantages, informative
+from sb3_ppo_ext.language.training.importance import importance_weights
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
@@ -59,6 +60,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
     :param positive_nll_coef: weight of the negative log-likelihood of right responses in the loss (0.1 in VAPO); its
         mean, by ``loss_mean``, is over those of the whole optimizer step
     :param critic_epochs: epochs of the value function, which goes on alone after ``n_epochs``; None: as many as these
+    :param importance_bound: where a sampler mu draws from another distribution than the policy pi, tokens have the
+        weight min(pi / mu, bound) in the policy's loss; at least 1, and None leaves the weights off
     :param success_score: from this score on, as the environment gives it, a response is right; an environment's own
         rule (``PromptVecEnv(..., success=...)``) comes first
     """
@@ -93,6 +96,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.ended = np.zeros(shape[:2], bool)
         self.successes = np.full(shape[:2], -1, np.int8)  # 1 or 0 where the environments have a rule of success
         self.group_ids = np.full(shape[:2], -1, np.int64)  # written by the actor where the environments have groups
+        self.sampler_log_probs: np.ndarray | None = None  # [T, N, L] where a sampler has others than the policy
         self.ref_log_probs = None
         self.full_kl: np.ndarray | None = None
 
@@ -152,6 +156,19 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
     def cut_off(self) -> np.ndarray:
         """True for the responses [T, N] that reached the last slot without ending."""
         return self.response_space.cut_off(self.actions, self.masks)
+
+    def add_sampler_log_probs(self, log_prob: Tensor) -> None:
+        """Takes in the sampler's log-probabilities [N, L] of the responses that ``add`` gets next."""
+        if self.sampler_log_probs is None:
+            self.sampler_log_probs = np.full(self.masks.shape, np.nan, np.float32)
+        self.sampler_log_probs[self.pos] = log_prob.cpu().numpy()
+
+    def importance_weights(self) -> np.ndarray | None:
+        """The weights [T, N, L] of tokens in the policy's loss, 1 outside of ``masks``; None where all are 1."""
+        if self.sampler_log_probs is None or self.settings.importance_bound is None:
+            return None
+        weights = importance_weights(self.log_probs, self.sampler_log_probs, self.settings.importance_bound)
+        return np.where(self.masks, weights, np.float32(1))
 
     def length_penalties(self) -> np.ndarray:
         """The amount that each response [T, N] loses by the rules on length, in units of the score."""

@@ -54,6 +54,8 @@ class TokenRollout(Rollout):
             buffer.penalize(log_probs, self.ref_kl_coef, exact_kl)
         self.began = time.perf_counter()
         self._seconds = {"generation": run.seconds.pop("generation", 0.0), "reference": self.began - started}
+        if (rescoring := run.seconds.pop("rescoring", None)) is not None:
+            self._seconds["rescoring"] = rescoring
         if (scoring := take_scoring_seconds(run.env)) is not None:
             self._seconds["scoring"] = scoring
         self.reward_means = take_reward_means(run.env)
@@ -66,6 +68,8 @@ class TokenRollout(Rollout):
         assert mask is not None
         chosen = buffer.in_policy_loss()
         self.in_policy_loss = None if chosen is None else buffer.flat(chosen)
+        weights = buffer.importance_weights()
+        self.importance = None if weights is None else buffer.flat(weights)
         if self.normalize_advantage:
             self.rows = self.rows._replace(advantage=normalized(self.rows.advantage, self._chosen(mask)))
         if self.settings.positive_nll_coef > 0:
@@ -85,7 +89,10 @@ class TokenRollout(Rollout):
             index = on_buffer_device[rows]
             minibatch = rows_of(self.rows, index)._replace(lengths=self.lengths[order[rows]])
             if minibatch.nll_weight is not None and minibatch.mask is not None:
-                minibatch = minibatch._replace(nll_weight=self._nll_weight(minibatch.mask, self.right[index]))
+                nll_weight = self._nll_weight(minibatch.mask, self.right[index])
+                if self.importance is not None:
+                    nll_weight = nll_weight * self.importance[index]
+                minibatch = minibatch._replace(nll_weight=nll_weight)
             yield minibatch._replace(advantage=self._advantage(minibatch, index))
 
     def _advantage(self, minibatch: Minibatch, index: Tensor) -> Tensor:
@@ -97,7 +104,8 @@ class TokenRollout(Rollout):
         if self.in_policy_loss is not None:
             factor = rescaled(self.in_policy_loss[index], mask, self.settings.loss_mean)
             advantage = advantage * factor.to(advantage.dtype)[:, None]
-        return advantage
+        # Every surrogate is proportional to the advantage, so that the weight of the loss is that of the advantage.
+        return advantage if self.importance is None else advantage * self.importance[index]
 
     def _nll_weight(self, mask: Tensor, right: Tensor) -> Tensor:
         """The weights [B, L] of an optimizer step under which the loss has the mean over its right responses."""

@@ -46,6 +46,7 @@ class TokenSettings:
     turn_lambda: float | None = None
     positive_nll_coef: float = 0.0
     critic_epochs: int | None = None
+    importance_bound: float | None = 2.0
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -69,6 +70,11 @@ class TokenSettings:
                 object.__setattr__(self, name, at_least(1, name, value))
         if (score := number_of(self.success_score)) is None or not math.isfinite(score):
             raise ValueError(f"success_score={self.success_score!r}: a finite number is needed")
+        if self.importance_bound is not None:
+            bound = number_of(self.importance_bound)
+            if bound is None or not bound >= 1:
+                raise ValueError(f"importance_bound={self.importance_bound!r}: at least 1, or None, is needed")
+            object.__setattr__(self, "importance_bound", bound)
         self._check_length_rules()
         self._check_lambdas()
 

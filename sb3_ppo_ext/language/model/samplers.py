@@ -1,0 +1,126 @@
+"""Samplers: what draws the responses of a rollout in the trained model's place. Letters: see ``causal_lm``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sb3_ppo_ext.language.model.adapters import has_adapter
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
+from sb3_ppo_ext.language.model.generation import Response, generate
+from sb3_ppo_ext.language.model.generators import GeneratorSampler, Request, Versions
+from sb3_ppo_ext.language.model.packed_layers import Layout, fastest_layout
+from sb3_ppo_ext.language.model.progress import RolloutProgress
+from sb3_ppo_ext.language.model.sampling_copy import SamplingCopy, shapes_of
+
+PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+TYPES = (torch.float32, torch.bfloat16)
+
+
+class Sampler(Protocol):
+    """What draws the responses of a rollout."""
+
+    @property
+    def exact(self) -> bool:
+        """True where log-probabilities are the trained model's up to rounding; else these are computed again."""
+        ...
+
+    def respond(
+        self,
+        prompt: Tensor,
+        mask: Tensor,
+        request: Request,
+        *,
+        value_of: Callable[[Tensor], Tensor] | None = None,
+        progress: RolloutProgress | None = None,
+    ) -> Response:
+        """Responses to prompts [B, P], and values where ``value_of`` can have the states."""
+        ...
+
+
+class CopySampler:
+    """Draws from a ``SamplingCopy``; from the model itself where no layout of a copy is faster here."""
+
+    def __init__(self, model: CausalLM, precision: str) -> None:
+        self.trained, self.precision = model, precision
+        self.versions, self.version = Versions(model), 0
+        self.layout: Layout | None = None  # measured with the first batch
+        self.copy: SamplingCopy | None = None
+
+    @property
+    def exact(self) -> bool:
+        """True where the copy computes in the precision of the model."""
+        return self.copy is None or self.copy.layout.dtype is self.trained.plain.dtype
+
+    def respond(
+        self,
+        prompt: Tensor,
+        mask: Tensor,
+        request: Request,
+        *,
+        value_of: Callable[[Tensor], Tensor] | None = None,
+        progress: RolloutProgress | None = None,
+    ) -> Response:
+        """Responses by the copy, with the weights of now."""
+        self._prepare(prompt, request)
+        return generate(
+            self.trained if self.copy is None else self.copy.model,
+            prompt,
+            mask,
+            max_new_tokens=request.max_new_tokens,
+            eos_token_id=request.end_tokens,
+            pad_token_id=request.pad_token_id,
+            value_of=value_of,
+            progress=progress,
+        )
+
+    def _prepare(self, prompt: Tensor, request: Request) -> None:
+        if self.layout is None:
+            self._choose(prompt, request)
+        if self.copy is not None and (version := self.versions.current()) != self.version:
+            self.copy.refresh()
+            self.version = version
+
+    def _choose(self, prompt: Tensor, request: Request) -> None:
+        """Measures the layouts, each with the work that it adds, and makes the copy."""
+        model, rows = self.trained, len(prompt)
+        if model.plain.device.type != "cpu":
+            raise ValueError(
+                f"sampler={self.precision!r} with the model on {model.plain.device}: the copy is laid out for a CPU; "
+                'pass sampler=None (dtype="bfloat16" and compile are what makes sampling faster there)'
+            )
+        scored = rows * (prompt.shape[1] + request.max_new_tokens)  # states of a pass over all that was sampled
+        chosen = PRECISIONS[self.precision]
+        own = Layout(model.plain.dtype, packed=False)
+        self.layout = fastest_layout(own, chosen, shapes_of(model), rows, request.max_new_tokens, scored)
+        if self.layout != own or has_adapter(model.plain):
+            self.copy = SamplingCopy(model, self.layout, rows)
+
+
+def sampler_of(choice: Any, model: CausalLM) -> Sampler | None:
+    """The sampler that the argument ``sampler`` of a policy names; None for the model itself."""
+    if choice is None:
+        return None
+    if isinstance(choice, str) and choice in PRECISIONS:
+        dtype = model.plain.dtype
+        if dtype not in TYPES or (dtype is torch.bfloat16 and PRECISIONS[choice] is torch.float32):
+            raise ValueError(
+                f"sampler={choice!r} with a model in {dtype}: a copy of float32 is in float32 or bfloat16, and a copy "
+                "of bfloat16 in bfloat16; other types are not copied"
+            )
+        return CopySampler(model, choice)
+    if not callable(choice):
+        raise ValueError(
+            f"sampler={choice!r}: {', '.join(map(repr, PRECISIONS))}, None, or a function (or class) that returns a "
+            "Generator is needed"
+        )
+    generator = choice()
+    if not all(callable(getattr(generator, name, None)) for name in ("update_weights", "generate")):
+        raise ValueError(
+            f"sampler={choice!r} has returned a {type(generator).__name__}; a Generator has the methods "
+            "update_weights() and generate()"
+        )
+    return GeneratorSampler(model, generator)
