@@ -9,6 +9,7 @@ from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.objective.registration import kl_estimator, surrogate, value_clip, value_error
 from sb3_ppo_ext.ppox import PPOX
+from sb3_ppo_ext.recipes import recipe
 
 __all__ = [
     "PPOX",
@@ -27,6 +28,7 @@ __all__ = [
     "TrainingWarning",
     "Warmup",
     "kl_estimator",
+    "recipe",
     "surrogate",
     "value_clip",
     "value_error",

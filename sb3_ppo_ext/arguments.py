@@ -17,7 +17,7 @@ from sb3_ppo_ext.knobs.schedules import endpoints
 from sb3_ppo_ext.knobs.table import ADDED, KNOBS, is_on
 from sb3_ppo_ext.objective.registry import SURROGATES, require_fitting
 from sb3_ppo_ext.objective.terms import Objective
-from sb3_ppo_ext.policies.adapter import has_known_kl
+from sb3_ppo_ext.policies.adapter import has_known_kl, has_mean_and_deviation
 from sb3_ppo_ext.rollout.minibatches import indexable
 from sb3_ppo_ext.unknown_arguments import require_choice
 
@@ -64,6 +64,7 @@ def _check_objective(model: Any) -> None:
     Objective(
         surrogate=model.surrogate,
         dual_clip=model.dual_clip,
+        splits_kl=model.kl_coef_std is not None,
         kl_estimator=model.kl_estimator,
         value_clip=model.value_clip,
         value_error=model.value_error,
@@ -88,8 +89,13 @@ def _checked_lambda(value: object) -> float | None:
 def check_exact_kl(model: Any) -> None:
     """``ValueError`` where the exact KL is needed and cannot be computed; called when policy and buffer exist."""
     consumers = [name for name, knob in model.knobs.controllers.items() if knob.measures == "kl"]
-    if model.knobs.is_on("kl_coef") and "kl_coef" not in consumers:
-        consumers.append("kl_coef")
+    weights = {"kl_coef": model.knobs.is_on("kl_coef"), "kl_coef_std": model.kl_coef_std is not None}
+    consumers += [name for name, weighs in weights.items() if weighs and name not in consumers]
+    if weights["kl_coef_std"] and not has_mean_and_deviation(model.policy):
+        raise ValueError(
+            f"kl_coef_std={model.kl_coef_std!r}: actions of a {type(model.action_space).__name__} have no mean and "
+            "deviation of a Gaussian to weigh apart; pass None"
+        )
     measured = SURROGATES[model.surrogate].measures_kl
     if not measured and (not consumers or model.kl_estimator != "exact"):
         return

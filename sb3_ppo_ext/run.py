@@ -131,7 +131,12 @@ class Run:
     @property
     def penalized(self) -> bool:
         """True where a penalty on the KL to the policy that collected the rollout is part of the loss."""
-        return self.knobs.is_on("kl_coef")
+        return self.knobs.is_on("kl_coef") or self.splits_kl
+
+    @property
+    def splits_kl(self) -> bool:
+        """True where the penalty weighs the KL of a Gaussian's mean and of its deviation apart."""
+        return self.knobs.knobs["kl_coef_std"] is not None
 
     @property
     def needs_exact_kl(self) -> bool:

@@ -116,6 +116,17 @@ OF_PPOX: dict[str, Case] = {
             "learning_rate": 3e-3,
         },
     ),
+    "KL of mean and deviation": (
+        "vector",
+        "box",
+        "MlpPolicy",
+        {
+            "kl_coef": 0.3,
+            "kl_coef_std": AdaptiveKL(1.0, 1e-6, Lagrangian(0.2), every="minibatch"),
+            "ent_coef": 0.1,
+            "learning_rate": 3e-3,
+        },
+    ),
     "held back by the KL": ("dict", "box", "MultiInputPolicy", {"surrogate": "dppo_kl", "divergence_limit": 1e-4}),
     "held back by the probability": (
         "vector",

@@ -41,6 +41,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"compile": "always"}, "compile='always'"),
     ({"recompute_advantage": 1}, "recompute_advantage=1"),
     ({"recompute_advantage": True, "rollout_buffer_class": Doubling}, "recompute_advantage=True: Doubling"),
+    ({"kl_coef_std": 0.0, "kl_estimator": "k3"}, "kl_estimator='k3': kl_coef_std weighs a part of the exact KL"),
+    (
+        {"kl_coef_std": 0.1, "kl_coef": 1.0, "surrogate": "kl_bound"},
+        'kl_coef_std: surrogate="kl_bound" weighs the whole',
+    ),
     ({"value_lambda": 1.5}, "value_lambda=1.5: a number from 0 to 1, or None"),
     ({"value_lambda": 0.0, "rollout_buffer_class": Doubling}, "value_lambda=0.0: Doubling .* pass value_lambda=None"),
     ({"kl_coef": 0.1, "rollout_buffer_class": Doubling}, 'kl_coef.*Doubling.*kl_estimator="k3"'),
@@ -69,6 +74,13 @@ def test_sampled_kl_serves_where_the_exact_one_cannot() -> None:
     model = model_with(kl_coef=AdaptiveKL(1.0, 1e-9), kl_estimator="k3", rollout_buffer_class=Doubling).learn(64)
     assert model.knobs.values.kl_coef > 1.0
     assert "train/kl_exact" not in model.logger.name_to_value
+
+
+def test_a_choice_has_no_deviation_to_weigh() -> None:
+    with pytest.raises(
+        ValueError, match=r"kl_coef_std=0.0: actions of a Discrete have no mean and deviation.* pass None"
+    ):
+        PPOX("MlpPolicy", "CartPole-v1", kl_coef_std=0)
 
 
 def test_probabilities_are_not_taken_of_a_density() -> None:

@@ -11,6 +11,7 @@ import pytest
 from sb3_ppo_ext import PPOX
 from tests.benchmarks.learning import intervals, records, runs
 from tests.benchmarks.learning.arms import ARMS, SUITE
+from tests.benchmarks.learning.plan import PLAN, Stage, order_of
 
 
 def test_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
@@ -72,7 +73,7 @@ def test_a_run_is_its_settings_and_not_the_name_of_its_arm() -> None:
 
 def test_every_arm_builds_on_every_task() -> None:
     for name, arm in ARMS.items():
-        if arm.algorithm == "SBX" or not arm.everywhere:  # in an interpreter of its own; in the zoo's tests
+        if arm.algorithm in ("SBX", "random") or not arm.everywhere:  # in an interpreter of its own; in the zoo's tests
             continue
         for task in SUITE[:1] if not arm.tasks else SUITE:
             settings = arm.settings(task)
@@ -107,6 +108,26 @@ def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: py
     assert record["versions"]["sb3_ppo_ext"]
     assert record["defaults"]["clip_range"] == 0.2
     assert "gamma" not in record["defaults"]
+
+
+def test_random_actions_are_a_record_without_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "EPISODES", 3)
+    record = runs.run(order_of(ARMS["random"], "random", "CartPole-v1", 0))
+    assert record["settings"]["algorithm"] == "random" and "curve" not in record
+    assert len(record["deterministic"]) == 3 and record["last_100"] == pytest.approx(
+        np.mean(record["deterministic"]), rel=1e-4
+    )
+
+
+def test_a_stage_of_the_plan_names_what_its_records_lack() -> None:
+    stage = Stage(("sb3", "recipe"), ("Hopper-v5", "Ant-v5"), range(2))
+    orders = stage.orders()
+    assert [(order["arm"], order["task"], order["seed"]) for order in orders[:3]] == [
+        *(("sb3", "Hopper-v5", 0), ("recipe", "Hopper-v5", 0), ("sb3", "Ant-v5", 0)),
+    ]
+    assert stage.missing(orders[1:]) == orders[:1]
+    for name, planned in PLAN.items():
+        assert planned.orders(), name
 
 
 def test_a_training_that_diverges_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_the_signature_is_ppos_followed_by_our_own() -> None:
     own = list(inspect.signature(PPOX.__init__).parameters)
     assert own[: len(host)] == host
     assert own[len(host) :] == [
-        *("clip_range_high", "kl_coef", "ref_kl_coef", "divergence_limit"),  # knobs
+        *("clip_range_high", "kl_coef", "ref_kl_coef", "divergence_limit", "kl_coef_std"),  # knobs
         *("surrogate", "dual_clip", "kl_estimator", "value_clip", "value_error", "advantage_scope"),
         *("value_lambda", "recompute_advantage", "normalize_value", "compile", "_init_setup_model"),
     ]
@@ -49,6 +49,7 @@ def test_positional_arguments_are_ppos_and_typos_raise() -> None:
         {"surrogate": "none", "kl_coef": 1.0},
         {"clip_range_high": 0.3, "dual_clip": 3.0},
         {"kl_coef": 0.5, "kl_estimator": "k1"},
+        {"kl_coef_std": 0.5},
         {"kl_coef": 0.5, "kl_estimator": "k2"},
         {"clip_range_vf": 0.1, "value_clip": "max"},
         {"advantage_scope": "rollout"},

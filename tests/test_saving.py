@@ -86,6 +86,7 @@ OWN: dict[str, Any] = {
     "dual_clip": 1.001,
     "clip_range_high": 0.3,
     "kl_coef": 0.3,
+    "kl_coef_std": 0.3,
     "kl_estimator": "k3",
     "value_clip": "max",
     "advantage_scope": "rollout",

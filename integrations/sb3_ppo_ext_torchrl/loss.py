@@ -49,6 +49,7 @@ class PPOXLoss(host.ExtensibleLoss):
     :param clip_epsilon: one number, or (low, high) for an asymmetric clip
     :param dual_clip: c > 1 bounds the loss of a bad action, or None
     :param kl_coef: weight of KL(old || new), nats per action, in ``loss_objective``; None: no such term
+    :param kl_coef_std: weight of the KL that a Gaussian's deviation makes; ``kl_coef`` is that of its mean then
     :param kl_estimator: "exact" needs the old distribution's parameters in the data ("loc", "scale" or "logits", as the
         actor writes them); "k1", "k2", "k3" do not
     :param ref_kl_coef: weight of KL(new || reference), from its log-probabilities under "ref_log_prob"; None: no term
@@ -66,7 +67,7 @@ class PPOXLoss(host.ExtensibleLoss):
         value_clip: str = "max",
         **options: Any,
     ) -> None:
-        coefficients = {name: options.pop(name, None) for name in ADDED_COEFFICIENTS}
+        coefficients = arguments.checked_coefficients({name: options.pop(name, None) for name in ADDED_COEFFICIENTS})
         options = arguments.checked_options(options, critic_network)
         choices = {"surrogate": surrogate, "kl_estimator": kl_estimator, "value_clip": value_clip}
         objective = arguments.checked_objective(options, coefficients, dual_clip=dual_clip, **choices)
@@ -74,7 +75,7 @@ class PPOXLoss(host.ExtensibleLoss):
         self.objective = objective
         device = self.entropy_coeff.device
         for name, value in coefficients.items():
-            self.register_coeff_buffer(name, arguments.as_float(name, value), device=device)
+            self.register_coeff_buffer(name, value, device=device)
         self.value_scale: Tensor | None = None
         self.update_in_keys()
 
@@ -132,7 +133,7 @@ class PPOXLoss(host.ExtensibleLoss):
             read, read.minibatch, self.objective, knobs, value_scale=scale, reduce=reduce
         )
         weighted = evaluated.weighted
-        result = {"loss_objective": sum_of(weighted.policy, weighted.kl, weighted.ref_kl)}
+        result = {"loss_objective": sum_of(weighted.policy, weighted.kl, weighted.ref_kl, weighted.kl_std)}
         if read.entropy is not None:
             by_head = host.entropy_loss_by_head(self, read.entropy)
             result["loss_entropy"] = weighted.entropy if by_head is None else reduce(by_head, read.new.mask)
@@ -210,6 +211,7 @@ class PPOXLoss(host.ExtensibleLoss):
         keys += ["value_clip_fraction"] if critic and self.clip_value is not None else []
         keys += ["ESS", "kl_approx", "max_ratio", "mean_ratio"]
         keys += ["kl"] if self.objective.penalized else []
+        keys += ["kl_std"] if self.objective.splits_kl else []
         return [*keys, "ref_kl"] if self.ref_kl_coef is not None else keys
 
     def further_in_keys(self) -> set[NestedKey]:

@@ -65,6 +65,7 @@ def checked_objective(
         surrogate=surrogate,
         dual_clip=checked_dual_clip(dual_clip),
         penalized=coefficients["kl_coef"] is not None,
+        splits_kl=coefficients["kl_coef_std"] is not None,
         kl_estimator=kl_estimator,
         value_clip=value_clip,
         normalize_advantage=False,  # done before, where TorchRL's own ways to do it are at hand
@@ -80,6 +81,14 @@ def checked_objective(
             "pass one number"
         )
     return objective
+
+
+def checked_coefficients(added: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of the terms that PPOX adds, as floats; with ``kl_coef_std`` the mean's KL has a weight too, or 0."""
+    weights = {name: as_float(name, value) for name, value in added.items()}
+    if weights["kl_coef_std"] is not None and weights["kl_coef"] is None:
+        weights["kl_coef"] = 0.0
+    return weights
 
 
 def as_float(name: str, value: Any) -> Any:

@@ -35,6 +35,8 @@ def diagnostics(loss: Any, read: Read, found: Statistics, knobs: KnobValues) -> 
             result["composite_entropy"] = read.entropy.detach()
     if loss.objective.penalized:
         result["kl"] = found.kl
+    if loss.objective.splits_kl:
+        result["kl_std"] = found.kl_std
     if new.ref_log_prob is not None:
         result["ref_kl"] = reference_kl(new, loss.objective)
     if host.has_critic(loss) and knobs.clip_range_vf is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from sb3_ppo_ext.knobs.table import is_on
+from sb3_ppo_ext.knobs.table import KNOBS, is_on
 from sb3_ppo_ext.policies.adapter import unwrapped
 from sb3_ppo_ext_torchrl.coefficients import ADDED_COEFFICIENTS
 from sb3_ppo_ext_torchrl.modules import actor_module, critic_module
@@ -29,7 +29,10 @@ def arguments_of(model: PPOX) -> dict[str, Any]:
         "surrogate": model.surrogate,
         "clip_epsilon": knobs.clip_range if high is None else (knobs.clip_range, high),
         "dual_clip": model.dual_clip,
-        **{name: getattr(knobs, name) if is_on(model.knobs.knobs[name]) else None for name in ADDED_COEFFICIENTS},
+        **{
+            name: getattr(knobs, name) if _is_set(name, model.knobs.knobs[name]) else None
+            for name in ADDED_COEFFICIENTS
+        },
         "kl_estimator": model.kl_estimator,
         "value_clip": model.value_clip,
         "clip_value": knobs.clip_range_vf,
@@ -40,6 +43,10 @@ def arguments_of(model: PPOX) -> dict[str, Any]:
         # The modules stay the policy's own, as DDP needs them, and a call is a third cheaper.
         "functional": False,
     }
+
+
+def _is_set(name: str, knob: object) -> bool:
+    return knob is not None if KNOBS[name].optional else is_on(knob)
 
 
 def value_scale_of(model: PPOX) -> Any:

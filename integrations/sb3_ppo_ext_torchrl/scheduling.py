@@ -214,7 +214,7 @@ def _mean(measured: Mapping[str, Any] | TensorDictBase | None, name: str) -> flo
         value = None if measured is None else measured.get(key, None)
         if value is not None:
             mean = float(torch.as_tensor(value).float().mean())
-            return controller_inputs(mean, 0.0)["kl"] if name == "kl" else mean
+            return controller_inputs(mean, mean, mean).get(name, mean)
     raise ValueError(
         f"a controller answers to {name!r}, which was not measured; pass the outputs of the loss to step()"
     )

@@ -42,14 +42,16 @@ def optimize(arguments: Sequence[str]) -> None:
 
 def _train(command: str, arguments: Sequence[str]) -> None:
     from sb3_ppo_ext_zoo.experiment import install
+    from sb3_ppo_ext_zoo.recipes import recipe_option
     from sb3_ppo_ext_zoo.resume import run_options
     from sb3_ppo_ext_zoo.vector_environments import vec_env_as_setting
 
     arguments, run = run_options(command, arguments)
+    arguments, recipe = recipe_option(command, arguments)
     warn_of_idle_options(command, arguments)
     arguments = vec_env_as_setting(command, joined(command, arguments))
     register()
-    install(run)
+    install(run, recipe)
     from rl_zoo3.train import train as zoo_train
 
     with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(arguments)]):
@@ -93,7 +95,9 @@ def plot(arguments: Sequence[str]) -> None:
 
 COMMANDS = {
     "train": Command(
-        train, "train with the settings of ppox.yml (or of -conf FILE)", "ppox train --env CartPole-v1 -P -tb tb"
+        train,
+        "train with the settings of ppox.yml (or of --recipe NAME, or -conf FILE)",
+        "ppox train --env CartPole-v1 -P -tb tb",
     ),
     "enjoy": Command(enjoy, "evaluate what train saved", "ppox enjoy --env CartPole-v1 --no-render -n 5000"),
     "record-video": Command(record_video, "film what train saved", "ppox record-video --env CartPole-v1 -n 500"),

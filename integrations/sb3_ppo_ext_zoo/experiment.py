@@ -14,7 +14,7 @@ import yaml
 
 from sb3_ppo_ext.knobs.parsing import parse_knob
 from sb3_ppo_ext.knobs.table import KNOBS
-from sb3_ppo_ext_zoo import resume
+from sb3_ppo_ext_zoo import recipes, resume
 from sb3_ppo_ext_zoo.registration import NAME
 from sb3_ppo_ext_zoo.resume import NamedRun
 from sb3_ppo_ext_zoo.trials import require_whole_name, trial_number
@@ -35,11 +35,14 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
     trial_id: int | None
     vec_env: VectorEnvironment | None = None
     run: NamedRun | None = None  # set on the class while ``ppox train --run`` works
+    recipe: str | None = None  # and while ``ppox train --recipe`` does
 
     def __init__(
         self, args: argparse.Namespace, algo: str, env_id: str, *rest: Any, config: str | None = None, **options: Any
     ) -> None:
-        if algo == NAME and not config:
+        if algo == NAME and self.recipe is not None:
+            config = str(recipes.EMPTY)
+        elif algo == NAME and not config:
             config = str(default_settings(env_id, self.is_atari(env_id)))
         super().__init__(args, algo, env_id, *rest, config=config, **options)
         self._creating = threading.Lock()
@@ -81,6 +84,8 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         fixed = {"policy", "policy_kwargs"} & (self.custom_hyperparams or {}).keys()
         if fixed and self.continue_training and self.run is None:
             warnings.warn(f"{', '.join(sorted(fixed))}: of no effect, the trained agent keeps its policy", stacklevel=2)
+        if self.algo == NAME and self.recipe is not None:
+            self.custom_hyperparams = recipes.settings_of(self.recipe, self.custom_hyperparams or {})
         read: tuple[dict[str, Any], dict[str, Any]] = super().read_hyperparameters()
         if self.run is not None:
             self.run.require_same(Path(self.save_path), {**vars(self.args), **read[1]}, self.seed)
@@ -188,12 +193,12 @@ def _number(name: str, value: object) -> object:
     return int(number)
 
 
-def install(run: NamedRun | None = None) -> None:
+def install(run: NamedRun | None = None, recipe: str | None = None) -> None:
     """Puts ``Experiment`` in the place of rl_zoo3's class, also in a training script that is already imported.
 
-    The experiments that are made then are the ``run``, where one is named.
+    The experiments that are made then are the ``run``, where one is named, and have the settings of the ``recipe``.
     """
-    Experiment.run = run
+    Experiment.run, Experiment.recipe = run, recipe
     rl_zoo3.exp_manager.ExperimentManager = Experiment
     train = sys.modules.get("rl_zoo3.train")
     if train is not None:

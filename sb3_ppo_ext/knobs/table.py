@@ -15,8 +15,8 @@ class KnobEntry:
 
     ``smallest`` is the least number allowed; with ``optional``, None is allowed too and switches the knob off.
     ``bounds`` are those of a controller for which the user named none; None: within a factor 1000 of its start.
-    ``grows_with`` names the measured quantities ("kl", "clip_fraction", "ref_kl") of which too much makes the knob
-    grow; it shrinks with every other. ``kl`` is the quantity that ``AdaptiveKL`` measures for it.
+    ``grows_with`` names the measured quantities ("kl", "clip_fraction", "ref_kl", "kl_std") of which too much makes the
+    knob grow; it shrinks with every other. ``kl`` is the quantity that ``AdaptiveKL`` measures for it.
 
     ``double`` knobs are added or clamped and count in the precision of Python's numbers; the others are multiplied into
     a loss and rounded to its precision first: as torch does with a Python number in either place, so that the eager
@@ -102,6 +102,17 @@ _ENTRIES = (
         added=True,
         default=None,
         meaning="the divergence beyond which the surrogates that measure it hold a sample back; None: their default",
+    ),
+    KnobEntry(
+        "kl_coef_std",
+        "Weight of the deviation's KL",
+        ("kl_coef_std",),
+        optional=True,
+        grows_with=frozenset({"kl_std", "clip_fraction"}),
+        kl="kl_std",
+        added=True,
+        default=None,
+        meaning="weight of the KL that a Gaussian's deviation makes; kl_coef weighs that of its mean then; or None",
     ),
 )
 KNOBS: dict[str, KnobEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -47,7 +47,7 @@ SETTINGS = (
     *("normalize_advantage", "normalize_value", "use_sde", "policy_class"),
 )
 NUMBERS_OR_NONE = ("target_kl", "dual_clip", "value_lambda", "seed")
-NOT_LOGGED = {"kl_exact", "kl", "stepped", *OF_TOKENS}  # or NaN where they are not measured
+NOT_LOGGED = {"kl_exact", "kl", "kl_std", "stepped", *OF_TOKENS}  # or NaN where they are not measured
 
 
 @dataclass

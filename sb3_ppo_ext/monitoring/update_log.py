@@ -51,6 +51,8 @@ def training_records(run: Run, rollout: Rollout, trained: Trained) -> dict[str, 
         records["grad_norm"] = norms.mean()
     if not np.isnan(exact_kl):
         records["kl_exact"] = exact_kl
+    if run.splits_kl:
+        records["kl_std"] = last.mean("kl_std")
     if run.settings.target_kl is not None:  # n_epochs where nothing stopped it
         records["early_stop_epoch"] = len(epochs) - last.stopped
     records.update(run.knobs.numbers())

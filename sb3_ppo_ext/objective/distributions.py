@@ -27,6 +27,14 @@ class Gaussian(NamedTuple):
         spread = (self.scale**2 + (self.loc - other.loc) ** 2) / (2 * other.scale**2)
         return ((other.scale / self.scale).log() + spread - 0.5).sum(dim=-1)
 
+    def kl_of_mean(self, other: Gaussian) -> Tensor:
+        """KL(self || self with the mean of other) = sum_a (m - m')^2 / (2 s^2)."""
+        return ((self.loc - other.loc) ** 2 / (2 * self.scale**2)).sum(dim=-1)
+
+    def kl_of_deviation(self, other: Gaussian) -> Tensor:
+        """KL(self || self with the deviation of other) = sum_a log(s'/s) + s^2 / (2 s'^2) - 1/2."""
+        return ((other.scale / self.scale).log() + self.scale**2 / (2 * other.scale**2) - 0.5).sum(dim=-1)
+
 
 class Categorical(NamedTuple):
     """One or several choices; ``logits`` is [B, sum(sizes)], one block per choice."""
@@ -56,9 +64,9 @@ class Bernoulli(NamedTuple):
 ActionDistribution = Gaussian | Categorical | Bernoulli
 
 # What ``parameters_of`` reads; DiagGaussianDistribution includes the squashed one.
+GAUSSIANS = (sb3.DiagGaussianDistribution, sb3.StateDependentNoiseDistribution)
 KNOWN_DISTRIBUTIONS = (
-    sb3.DiagGaussianDistribution,
-    sb3.StateDependentNoiseDistribution,
+    *GAUSSIANS,
     sb3.CategoricalDistribution,
     sb3.MultiCategoricalDistribution,
     sb3.BernoulliDistribution,
@@ -79,9 +87,21 @@ def exact_kl(old: ActionDistribution, new: ActionDistribution) -> Tensor:
     return old.kl_to(new)  # type: ignore[arg-type]  # same kind, checked just above
 
 
+def split_kl(old: ActionDistribution, new: ActionDistribution) -> tuple[Tensor, Tensor]:
+    """The KL [B] that the change of the mean alone makes, and that of the deviation alone; only of Gaussians.
+
+    To the second order in the change they add up to ``exact_kl``. Neither has a gradient in the other's parameter, so
+    the deviation can be held without holding the mean (Abdolmaleki et al. 2018, "Relative Entropy Regularized Policy
+    Iteration"; V-MPO, Song et al. 2020).
+    """
+    if not (isinstance(old, Gaussian) and isinstance(new, Gaussian)):
+        raise ValueError(f"kl_coef_std: a {type(new).__name__} has no mean and deviation to weigh apart; pass None")
+    return old.kl_of_mean(new), old.kl_of_deviation(new)
+
+
 def parameters_of(distribution: sb3.Distribution) -> ActionDistribution:
     """The current parameters of one of Stable-Baselines3's distributions; ``ValueError`` for an unknown kind."""
-    if isinstance(distribution, (sb3.DiagGaussianDistribution, sb3.StateDependentNoiseDistribution)):
+    if isinstance(distribution, GAUSSIANS):
         normal = distribution.distribution
         return Gaussian(normal.mean, normal.stddev)
     if isinstance(distribution, sb3.CategoricalDistribution):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
+from sb3_ppo_ext.objective.distributions import split_kl
 from sb3_ppo_ext.objective.losses import fill_masked, k3_of_slots, kl_k2, masked_mean
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, kl_divergence
@@ -33,6 +34,7 @@ class Statistics(NamedTuple):
     clip_fraction_low: Tensor
     clip_fraction_high: Tensor
     ratio_max: Tensor
+    kl_std: Tensor  # that of the deviation alone, where the penalty weighs it apart
     log_ratio_max: Tensor  # the greatest |log r|
     ratio_mean: Tensor
     kl_k2: Tensor
@@ -60,6 +62,7 @@ class Measurement(NamedTuple):
     log_ratio: Tensor  # [B], or [B, L] with a mask
     kl_exact: Tensor | None
     mask: Tensor | None
+    kl_std: Tensor | None = None
 
 
 def statistics(
@@ -78,7 +81,15 @@ def measurement_of(new: Evaluation, minibatch: Minibatch, terms: Terms, loss: Te
     if new.distribution is not None and minibatch.distribution is not None:
         exact = kl_divergence(new, minibatch, "exact")
     losses = (loss.detach(), terms.policy.detach(), terms.value.detach(), terms.entropy.detach())
-    return Measurement(losses, fill_masked(new.log_prob - minibatch.action_log_prob, new.mask), exact, new.mask)
+    log_ratio = fill_masked(new.log_prob - minibatch.action_log_prob, new.mask)
+    return Measurement(losses, log_ratio, exact, new.mask, _kl_of_deviation(new, minibatch, terms))
+
+
+def _kl_of_deviation(new: Evaluation, minibatch: Minibatch, terms: Terms) -> Tensor | None:
+    if terms.kl_std is None:
+        return None
+    assert minibatch.distribution is not None and new.distribution is not None, "the term is made of them"
+    return masked_mean(split_kl(minibatch.distribution, new.distribution)[1], new.mask)
 
 
 @torch.no_grad()
@@ -87,7 +98,8 @@ def statistics_of(measurement: Measurement, choices: Objective, knobs: KnobValue
     unknown = measurement.losses[0].new_full((), math.nan)
     exact = unknown if measurement.kl_exact is None else measurement.kl_exact
     of_ratio = _of_ratio(measurement.log_ratio, measurement.mask, exact, choices, knobs)
-    return Statistics(*measurement.losses, *of_ratio, *(unknown for _ in OF_TOKENS))
+    kl_std = unknown if measurement.kl_std is None else measurement.kl_std
+    return Statistics(*measurement.losses, *of_ratio, kl_std, *(unknown for _ in OF_TOKENS))
 
 
 @torch.no_grad()
@@ -98,11 +110,12 @@ def statistics_of_all(measurements: Sequence[Measurement], choices: Objective, k
         alike = list(group)
         losses = torch.stack([loss for measurement in alike for loss in measurement.losses]).view(len(alike), -1)
         unknown = losses.new_full((len(alike),), math.nan)
-        exact, mask = _stacked(alike, "kl_exact"), _stacked(alike, "mask")
+        exact, mask, kl_std = (_stacked(alike, name) for name in ("kl_exact", "mask", "kl_std"))
         log_ratio = torch.stack([measurement.log_ratio for measurement in alike])
         of_each = torch.vmap(_of_ratio, in_dims=(0, None if mask is None else 0, 0, None, None))
         of_ratio = of_each(log_ratio, mask, unknown if exact is None else exact, choices, knobs)
-        tables.append(Statistics(*losses.unbind(dim=1), *of_ratio, *(unknown for _ in OF_TOKENS)))
+        kl_std = unknown if kl_std is None else kl_std
+        tables.append(Statistics(*losses.unbind(dim=1), *of_ratio, kl_std, *(unknown for _ in OF_TOKENS)))
     return Statistics(*map(torch.cat, zip(*tables, strict=True)))
 
 

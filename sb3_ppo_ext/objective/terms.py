@@ -10,7 +10,7 @@ from torch import Tensor
 from sb3_ppo_ext.objective import losses as objective
 from sb3_ppo_ext.objective import sequence_ratios, trust_regions  # noqa: F401  # they register their surrogates
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.distributions import exact_kl
+from sb3_ppo_ext.objective.distributions import exact_kl, split_kl
 from sb3_ppo_ext.objective.losses import Reduce, Scalar, fill_masked, masked_mean
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, OF_SAMPLES, SURROGATES, VALUE_CLIPS, VALUE_ERRORS, Registered
 
@@ -27,6 +27,7 @@ class KnobValues(NamedTuple):
     ref_kl_coef: Scalar = 0.0
     learning_rate: Scalar = 3e-4  # for the optimizer; no term depends on it
     divergence_limit: Scalar | None = None
+    kl_coef_std: Scalar | None = None
 
     @property
     def low(self) -> Scalar:
@@ -54,6 +55,7 @@ class Objective:
     normalize_advantage: bool = True  # over each minibatch
     value_error: str = "l2"
     ref_kl_estimator: str | None = None  # of the KL to the reference; None: by kl_estimator
+    splits_kl: bool = False  # whether the penalty weighs the KL of mean and deviation apart
     surrogate_inputs: tuple[str, ...] = field(init=False, repr=False)
     # What the names stand for: a graph made for another function is another one.
     functions: tuple[Registered, ...] = field(init=False, repr=False)
@@ -66,6 +68,13 @@ class Objective:
         if self.dual_clip is not None and "dual_clip" not in SURROGATES[self.surrogate].uses:
             users = SURROGATES.users_of("dual_clip")
             raise ValueError(f'dual_clip={self.dual_clip!r}: only with surrogate={users}, not "{self.surrogate}"')
+        if self.splits_kl and self.kl_estimator != "exact":
+            raise ValueError(
+                f'kl_estimator={self.kl_estimator!r}: kl_coef_std weighs a part of the exact KL; pass "exact", or '
+                "kl_coef_std=None"
+            )
+        if self.splits_kl and SURROGATES[self.surrogate].weighs_kl:
+            raise ValueError(f'kl_coef_std: surrogate="{self.surrogate}" weighs the whole KL by kl_coef; pass None')
         object.__setattr__(self, "functions", tuple(functions))
         object.__setattr__(self, "surrogate_inputs", inputs_of(self.surrogate))
 
@@ -104,6 +113,7 @@ class Terms(NamedTuple):
     entropy: Tensor  # -E[H]
     kl: Tensor | None  # None: no penalty in the loss
     ref_kl: Tensor | None = None  # None: no reference policy
+    kl_std: Tensor | None = None  # the deviation's KL where ``kl`` is the mean's alone; None: ``kl`` is the whole
     nll: Tensor | None = None  # of actions to be imitated, weighted by the minibatch already
 
     def weighted(self, knobs: KnobValues) -> Terms:
@@ -114,12 +124,13 @@ class Terms(NamedTuple):
             knobs.ent_coef * self.entropy,
             None if self.kl is None else knobs.kl_coef * self.kl,
             None if self.ref_kl is None else knobs.ref_kl_coef * self.ref_kl,
+            None if self.kl_std is None else knobs.kl_coef_std * self.kl_std,
             self.nll,
         )
 
     def total(self) -> Tensor:
         """Their sum, in Stable-Baselines3's order of summation."""
-        return objective.sum_of(self.policy + self.entropy + self.value, self.kl, self.ref_kl, self.nll)
+        return objective.sum_of(self.policy + self.entropy + self.value, self.kl, self.ref_kl, self.kl_std, self.nll)
 
 
 def ppo_terms(
@@ -140,14 +151,29 @@ def ppo_terms(
     advantage = minibatch.advantage
     if choices.normalize_advantage:
         advantage = objective.normalized(advantage, mask)
+    kl, kl_std = _penalties(new, minibatch, choices, reduce)
     return Terms(
         _policy_term(new, minibatch._replace(advantage=advantage), choices, knobs, reduce),
         value_term(new.value, minibatch, choices, knobs, mask, value_scale, reduce),
         objective.entropy_loss(new.entropy, new.log_prob, mask, reduce),
-        kl_divergence(new, minibatch, choices.kl_estimator, reduce) if choices.adds_penalty else None,
+        kl,
         None if new.ref_log_prob is None and new.ref_kl is None else reference_kl(new, choices, reduce),
+        kl_std,
         None if minibatch.nll_weight is None else reduce(-new.log_prob * minibatch.nll_weight, mask),
     )
+
+
+def _penalties(
+    new: Evaluation, minibatch: Minibatch, choices: Objective, reduce: Reduce
+) -> tuple[Tensor | None, Tensor | None]:
+    """The KL that ``kl_coef`` weighs, and the one that ``kl_coef_std`` does; None for what is no term."""
+    if not choices.adds_penalty:
+        return None, None
+    if not choices.splits_kl:
+        return kl_divergence(new, minibatch, choices.kl_estimator, reduce), None
+    assert minibatch.distribution is not None and new.distribution is not None, "kept wherever it is asked for"
+    of_mean, of_deviation = split_kl(minibatch.distribution, new.distribution)
+    return reduce(of_mean, new.mask), reduce(of_deviation, new.mask)
 
 
 def _policy_term(

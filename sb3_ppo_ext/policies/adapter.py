@@ -15,7 +15,7 @@ from sb3_ppo_ext.host.pytorch.distributions import check_arguments
 from sb3_ppo_ext.host.pytorch.modules import without_compile
 from sb3_ppo_ext.host.sb3 import evaluates_as_sb3
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch, Observation
-from sb3_ppo_ext.objective.distributions import KNOWN_DISTRIBUTIONS, ActionDistribution, parameters_of
+from sb3_ppo_ext.objective.distributions import GAUSSIANS, KNOWN_DISTRIBUTIONS, ActionDistribution, parameters_of
 from sb3_ppo_ext.policies.direct_forward import HooklessNetworks
 from sb3_ppo_ext.process_wide import ProcessWide
 
@@ -58,6 +58,11 @@ def evaluation_mode(policy: torch.nn.Module) -> Iterator[None]:
 def has_known_kl(policy: torch.nn.Module) -> bool:
     """Whether the exact KL of the policy's kind of action distribution is known."""
     return isinstance(getattr(unwrapped(policy), "action_dist", None), KNOWN_DISTRIBUTIONS)
+
+
+def has_mean_and_deviation(policy: torch.nn.Module) -> bool:
+    """Whether the policy's actions are Gaussian, squashed or not."""
+    return isinstance(getattr(unwrapped(policy), "action_dist", None), GAUSSIANS)
 
 
 class SB3Adapter:

@@ -132,6 +132,7 @@ class EagerRunner:
 def step_minibatch_controllers(run: Run, found: Statistics, samples: int) -> None:
     """Moves the controllers of "minibatch", before the step: a learning rate answers to its KL, as in rsl_rl."""
     if run.knobs.any_at("minibatch"):
-        kl, low, high = (float(number) for number in (found.kl, found.clip_fraction_low, found.clip_fraction_high))
-        run.knobs.step("minibatch", controller_inputs(kl, low + high), samples)
+        columns = (found.kl, found.clip_fraction_low, found.clip_fraction_high, found.kl_std)
+        kl, low, high, kl_std = (float(number) for number in columns)
+        run.knobs.step("minibatch", controller_inputs(kl, low + high, kl_std), samples)
         run.apply_learning_rate()

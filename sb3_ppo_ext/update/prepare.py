@@ -62,6 +62,7 @@ def objective_of(run: Run) -> Objective:
         surrogate=settings.surrogate,
         dual_clip=settings.dual_clip,
         penalized=run.penalized,
+        splits_kl=run.splits_kl,
         kl_estimator=settings.kl_estimator,
         value_clip=settings.value_clip,
         value_error=settings.value_error,

@@ -86,12 +86,17 @@ def takes_step(approx_kl: Tensor, grad_norm: Tensor, kl_limit: float | Tensor) -
     return grad_norm.isfinite() & ~exceeds(approx_kl, kl_limit)
 
 
-def controller_inputs(kl: Number, clip_fraction: Number) -> dict[str, Number]:
-    """The measurements for controllers: the KL by ``kl_estimator``, and the fraction of ratios outside the clip range.
+def controller_inputs(kl: Number, clip_fraction: Number, kl_std: Number) -> dict[str, Number]:
+    """The measurements for controllers: the KL by ``kl_estimator``, the fraction of ratios outside the clip range, and
+    the KL of the deviation (NaN where it is not measured: no controller answers to it then).
 
     Rounding leaves a KL of some 1e-7 where old and new policy are the same; a law is given exactly 0 for it.
     """
-    return {"kl": select(abs(kl) < KL_RESOLUTION, 0.0, kl, like=kl), "clip_fraction": clip_fraction}
+    return {"kl": _resolved(kl), "clip_fraction": clip_fraction, "kl_std": _resolved(kl_std)}
+
+
+def _resolved(kl: Number) -> Number:
+    return select(abs(kl) < KL_RESOLUTION, 0.0, kl, like=kl)
 
 
 def row_of(found: Statistics, grad_norm: Tensor | None, stepped: bool | Tensor) -> Tensor:
@@ -170,4 +175,5 @@ class EpochStatistics(NamedTuple):
 
     def for_controllers(self) -> dict[str, float]:
         """The measurements for controllers, as means over the minibatches."""
-        return controller_inputs(self.mean("kl"), self.mean("clip_fraction_low") + self.mean("clip_fraction_high"))
+        clip_fraction = self.mean("clip_fraction_low") + self.mean("clip_fraction_high")
+        return controller_inputs(self.mean("kl"), clip_fraction, self.mean("kl_std"))

@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 from collections.abc import Callable
 
@@ -139,9 +140,9 @@ def test_of_noisy_kls_the_median_is_held_and_not_the_mean(knob: str) -> None:
 
 
 def test_rounding_is_not_a_kl() -> None:
-    assert controller_inputs(-6e-8, 0.3) == {"kl": 0.0, "clip_fraction": 0.3}
-    assert controller_inputs(1e-5, 0.3)["kl"] == 1e-5
-    assert controller_inputs(torch.tensor(-6e-8), torch.tensor(0.3))["kl"] == 0.0
+    assert controller_inputs(-6e-8, 0.3, 3e-8) == {"kl": 0.0, "clip_fraction": 0.3, "kl_std": 0.0}
+    assert controller_inputs(1e-5, 0.3, math.nan)["kl"] == 1e-5
+    assert controller_inputs(*torch.tensor([-6e-8, 0.3, math.nan]))["kl"] == 0.0
 
 
 def test_a_long_rollout_cannot_turn_the_pressure_around() -> None:

@@ -23,7 +23,7 @@ ALL = {name: 0.1 for name in KNOBS}
 def test_the_names_are_those_of_the_values_a_minibatch_is_trained_with() -> None:
     assert list(KNOBS) == [
         *("learning_rate", "clip_range", "clip_range_high", "clip_range_vf"),
-        *("ent_coef", "vf_coef", "kl_coef", "ref_kl_coef", "divergence_limit"),
+        *("ent_coef", "vf_coef", "kl_coef", "ref_kl_coef", "divergence_limit", "kl_coef_std"),
     ]
     assert set(KnobValues._fields) == set(KNOBS)
 
@@ -34,12 +34,12 @@ def test_smallest_values_and_which_may_be_none() -> None:
         name: -math.inf if name in unbounded else 0.0 for name in KNOBS
     }
     assert {name for name, knob in KNOBS.items() if knob.optional} == {
-        *("clip_range_high", "clip_range_vf", "divergence_limit")
+        *("clip_range_high", "clip_range_vf", "divergence_limit", "kl_coef_std")
     }
 
 
 def test_controllers_move_every_knob_as_the_table_says() -> None:
-    penalties, ranges = {"kl_coef", "ref_kl_coef"}, {"clip_range", "clip_range_high", "divergence_limit"}
+    penalties, ranges = {"kl_coef", "ref_kl_coef", "kl_coef_std"}, {"clip_range", "clip_range_high", "divergence_limit"}
     by_kl = {name: AdaptiveKL(0.1, 0.01).bind(name) for name in KNOBS}
     by_fraction = {name: AdaptiveClipFraction(0.1, 0.01).bind(name) for name in KNOBS}
     assert {name for name, one in by_kl.items() if one.grows(name)} == penalties
@@ -47,6 +47,7 @@ def test_controllers_move_every_knob_as_the_table_says() -> None:
     assert {name: one.measures for name, one in by_kl.items()} == {
         **dict.fromkeys(KNOBS, "kl"),
         "ref_kl_coef": "ref_kl",
+        "kl_coef_std": "kl_std",
     }
     assert {one.measures for one in by_fraction.values()} == {"clip_fraction"}
     bounds = {"learning_rate": (1e-5, 0.1), "clip_range": (0.01, 0.5), "clip_range_high": (0.01, 0.5)}
@@ -81,6 +82,7 @@ def test_every_knob_is_drawn_in_its_chart() -> None:
         "kl_coef": "Weight of the KL penalty",
         "ref_kl_coef": "Weight of the KL penalty",
         "divergence_limit": "Limit of the divergence",
+        "kl_coef_std": "Weight of the deviation's KL",
     }
     assert charts.CHARTS["Clip range, and samples outside it"] == (
         *("train/clip_range", "train/clip_range_high"),
@@ -117,15 +119,22 @@ def test_names_in_torchrl() -> None:
         ("kl_coef", "kl_coef"),
         ("ref_kl_coef", "ref_kl_coef"),
         ("divergence_limit", "divergence_limit"),
+        ("kl_coef_std", "kl_coef_std"),
     ]
-    assert ADDED_COEFFICIENTS == ("kl_coef", "ref_kl_coef", "divergence_limit")
+    assert ADDED_COEFFICIENTS == ("kl_coef", "ref_kl_coef", "divergence_limit", "kl_coef_std")
     parameters = inspect.signature(PPOXLoss.__init__).parameters
     assert {name: parameters[name].default for name in ADDED_COEFFICIENTS} == dict.fromkeys(ADDED_COEFFICIENTS)
 
 
 def test_what_ppox_adds_has_its_default_and_a_line_in_the_documentation() -> None:
     parameters = inspect.signature(PPOX.__init__).parameters
-    defaults = {"clip_range_high": None, "kl_coef": 0.0, "ref_kl_coef": 0.0, "divergence_limit": None}
+    defaults = {
+        "clip_range_high": None,
+        "kl_coef": 0.0,
+        "ref_kl_coef": 0.0,
+        "divergence_limit": None,
+        "kl_coef_std": None,
+    }
     assert {name: parameters[name].default for name, knob in KNOBS.items() if knob.added} == defaults
     assert PPOX.__doc__ is not None
     for name in KNOBS:

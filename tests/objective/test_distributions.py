@@ -16,6 +16,7 @@ from sb3_ppo_ext.objective.distributions import (
     exact_kl,
     gathered,
     parameters_of,
+    split_kl,
 )
 
 
@@ -29,6 +30,32 @@ def test_gaussian_kl_is_torchs_summed_over_dimensions() -> None:
     expected = kl_divergence(Normal(*old), Normal(*new)).sum(-1)
     torch.testing.assert_close(exact_kl(old, new), expected)
     assert not torch.allclose(exact_kl(new, old), expected)  # not symmetric: old comes first
+
+
+def test_the_kl_of_mean_and_of_deviation_are_torchs_with_the_other_as_it_was() -> None:
+    old = Gaussian(random(5, 3), random(5, 3, seed=1).exp())
+    new = Gaussian(random(5, 3, seed=2).requires_grad_(), random(5, 3, seed=3).exp().requires_grad_())
+    of_mean, of_deviation = split_kl(old, new)
+    torch.testing.assert_close(of_mean, kl_divergence(Normal(*old), Normal(new.loc, old.scale)).sum(-1))
+    torch.testing.assert_close(of_deviation, kl_divergence(Normal(*old), Normal(old.loc, new.scale)).sum(-1))
+    assert torch.autograd.grad(of_mean.sum(), new.scale, allow_unused=True) == (None,)
+    assert torch.autograd.grad(of_deviation.sum(), new.loc, allow_unused=True) == (None,)
+
+
+def test_mean_and_deviation_add_up_to_the_whole_kl_to_the_second_order() -> None:
+    # s = 1, m' = .01, s' = 1.01: .01^2 / 2 = 5e-5 and log 1.01 + 1 / (2 * 1.0201) - .5 = 9.8356e-5; the whole has
+    # .01^2 / (2 * 1.0201) = 4.9015e-5 for the first of them.
+    old = Gaussian(torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    new = Gaussian(old.loc + 0.01, old.scale + 0.01)
+    of_mean, of_deviation = split_kl(old, new)
+    assert (of_mean.item(), of_deviation.item()) == pytest.approx((5e-5, 9.8356e-5), rel=1e-4)
+    assert exact_kl(old, new).item() == pytest.approx(4.9015e-5 + 9.8356e-5, rel=1e-4)
+
+
+def test_actions_that_are_not_gaussian_have_no_deviation() -> None:
+    bits = Bernoulli(torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="kl_coef_std: a Bernoulli has no mean and deviation"):
+        split_kl(bits, bits)
 
 
 def test_categorical_kl_sums_over_the_choices() -> None:

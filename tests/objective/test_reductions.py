@@ -8,20 +8,21 @@ from torch import Tensor
 
 from sb3_ppo_ext.objective import losses as objective
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
-from sb3_ppo_ext.objective.distributions import Bernoulli
+from sb3_ppo_ext.objective.distributions import Gaussian
 from sb3_ppo_ext.objective.losses import effective_sample_size, fill_masked, masked_sum, normalized, value_loss
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
 
 MASK = torch.tensor([True, False, True, True])
-KNOBS = KnobValues(0.2, clip_range_vf=0.3, ent_coef=0.1, kl_coef=0.5, ref_kl_coef=0.25)
+KNOBS = KnobValues(0.2, clip_range_vf=0.3, ent_coef=0.1, kl_coef=0.5, ref_kl_coef=0.25, kl_coef_std=0.7)
 
 
 def evaluated(mask: Tensor | None) -> tuple[Evaluation, Minibatch]:
     torch.manual_seed(0)
     one, two, three, four, five, six = torch.randn(6, 4)
-    rows = Minibatch(torch.zeros(4, 1), torch.zeros(4), one, two, three, four, Bernoulli(torch.randn(4, 2)))
+    old, later = (Gaussian(torch.randn(4, 2), torch.rand(4, 2) + 0.5) for _ in range(2))
+    rows = Minibatch(torch.zeros(4, 1), torch.zeros(4), one, two, three, four, old)
     rows = rows._replace(nll_weight=three.abs())
-    return Evaluation(one + 0.3 * five, six.abs(), two + five, Bernoulli(torch.randn(4, 2)), mask, six), rows
+    return Evaluation(one + 0.3 * five, six.abs(), two + five, later, mask, six), rows
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
@@ -32,7 +33,9 @@ def test_the_mean_is_that_of_the_slots_and_so_is_the_sum(
     surrogate: str, value_clip: str, error: str, mask: Tensor | None
 ) -> None:
     dual = surrogate == "dual"
-    choices = Objective("clip" if dual else surrogate, 3.0 if dual else None, True, "exact", value_clip, False, error)
+    choices = Objective(
+        *("clip" if dual else surrogate, 3.0 if dual else None, True, "exact", value_clip, False, error), splits_kl=True
+    )
     new, rows = evaluated(mask)
     count = 4 if mask is None else 3
     mean = ppo_terms(new, rows, choices, KNOBS)
@@ -64,10 +67,11 @@ def test_reference_kl_grows_with_the_distance_and_is_zero_at_it() -> None:
 
 
 def test_every_weight_meets_its_own_term() -> None:
-    terms = Terms(*(torch.tensor(float(10**power)) for power in range(6)))
-    knobs = KnobValues(0.2, vf_coef=2, ent_coef=3, kl_coef=4, ref_kl_coef=5)
-    assert [float(term) for term in terms.weighted(knobs) if term is not None] == [1, 20, 300, 4000, 50000, 100000]
-    assert terms.weighted(knobs).total() == 154321
+    terms = Terms(*(torch.tensor(float(10**power)) for power in range(7)))
+    knobs = KnobValues(0.2, vf_coef=2, ent_coef=3, kl_coef=4, ref_kl_coef=5, kl_coef_std=6)
+    weighted = [float(term) for term in terms.weighted(knobs) if term is not None]
+    assert weighted == [1, 20, 300, 4000, 50000, 600000, 1000000]
+    assert terms.weighted(knobs).total() == 1654321
 
 
 def test_effective_sample_size() -> None:

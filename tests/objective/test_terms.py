@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Evaluation
+from sb3_ppo_ext.objective.distributions import Gaussian
 from sb3_ppo_ext.objective.losses import clipped_surrogate, kl_k1
 from sb3_ppo_ext.objective.statistics import OF_TOKENS, Measurement, statistics, statistics_of, statistics_of_all
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
@@ -51,6 +52,25 @@ def test_the_penalty_is_by_the_estimator_that_was_chosen() -> None:
     torch.testing.assert_close(exact, torch.tensor(0.1201145))
     k1 = ppo_terms(new, batch, Objective(penalized=True, kl_estimator="k1"), KnobValues(0.2)).kl
     torch.testing.assert_close(k1, kl_k1(new.log_prob - batch.action_log_prob))
+
+
+def test_mean_and_deviation_have_their_own_weights() -> None:
+    # s = 1 and m = 0 become s' = 2 and m' = 1: KL of the mean 1 / 2, of the deviation
+    # log 2 + 1 / 8 - 1 / 2 = 0.3181472.
+    old, ones = Gaussian(torch.zeros(3, 1), torch.ones(3, 1)), torch.ones(3, 1)
+    new, batch = evaluation()._replace(distribution=Gaussian(ones, 2 * ones)), minibatch()._replace(distribution=old)
+    choices = Objective(penalized=True, splits_kl=True)
+    knobs = KnobValues(0.2, kl_coef=10.0, kl_coef_std=100.0)
+    terms = ppo_terms(new, batch, choices, knobs)
+    plain = ppo_terms(new, batch, Objective(), knobs)
+    assert terms.kl is not None and terms.kl_std is not None
+    assert (terms.kl.item(), terms.kl_std.item()) == pytest.approx((0.5, 0.3181472))
+    added = terms.weighted(knobs).total() - plain.weighted(knobs).total()
+    assert added.item() == pytest.approx(10 * 0.5 + 100 * 0.3181472, rel=1e-5)
+    found = statistics(new, batch, terms, added, choices, knobs)
+    assert found.kl_std.item() == pytest.approx(0.3181472)
+    # The whole KL, which kl_coef's controller answers to: log 2 + (1 + 1) / 8 - 1 / 2.
+    assert found.kl.item() == pytest.approx(0.4431472)
 
 
 def test_statistics_count_each_side_of_the_clip() -> None:

@@ -168,6 +168,7 @@ def test_a_value_error_that_is_assigned_later_is_the_one_minimised() -> None:
     ("arguments", "message"),
     [
         ({"divergence_limit": 0.1}, r'divergence_limit=0.1: only surrogate="dppo_kl" or .* not "clip"'),
+        ({"kl_coef_std": 0.1, "kl_estimator": "k3"}, "kl_estimator='k3': kl_coef_std weighs a part of the exact KL"),
         ({"surrogate": "kl_bound"}, 'kl_coef=None: surrogate="kl_bound" draws back by a penalty of this weight'),
     ],
 )

@@ -122,6 +122,17 @@ def test_ppox_and_the_torchrl_loop_agree_on_every_knob(action: str, name: str) -
     assert distance(ppox, torchrl) <= 1e-6
 
 
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_ppox_and_the_torchrl_loop_weigh_the_deviation_alike(weight: float) -> None:
+    settings = {**TRAINING, "kl_coef": 1.0, "ent_coef": 0.05}
+    whole, ppox, torchrl = (collected("box", **settings, kl_coef_std=coef) for coef in (None, weight, weight))
+    for model in (whole, ppox):
+        as_ppox(model)
+    as_torchrl(torchrl)
+    assert distance(whole, ppox) > 1e-5
+    assert distance(ppox, torchrl) <= 1e-6
+
+
 def test_so_it_is_functional() -> None:
     ppox, torchrl = (collected("box", **TRAINING) for _ in range(2))
     as_ppox(ppox)

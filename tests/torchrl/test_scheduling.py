@@ -50,6 +50,16 @@ def test_schedules_follow_the_frames_and_end_at_their_end() -> None:
     ]
 
 
+def test_the_weight_of_the_deviation_answers_to_its_own_kl() -> None:
+    loss = loss_of(kl_coef_std=1.0)
+    assert float(loss.kl_coef) == 0.0  # the weight of the mean's KL, where none is named
+    scheduler = KnobScheduler(loss, {"kl_coef_std": AdaptiveKL(1.0, 0.01, Threshold(1.5, 2.0))}, total_frames=1000)
+    assert scheduler.step(10, {"kl": 1.0, "kl_std": torch.tensor([0.02, 0.04])}) == {"kl_coef_std": 2.0}
+    assert scheduler.step(10, {"kl": 1.0, "kl_std": 0.001}) == {"kl_coef_std": 1.0}
+    with pytest.raises(ValueError, match="answers to 'kl_std', which was not measured"):
+        scheduler.step(10, {"kl": 1.0})
+
+
 def test_controllers_move_the_way_of_their_coefficient() -> None:
     loss = loss_of(kl_coef=0.0)
     optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)

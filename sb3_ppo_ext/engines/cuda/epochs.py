@@ -99,7 +99,7 @@ class EpochRecordings:
         return stepped
 
     def _step_controllers(self, moment: str, found: Statistics, samples: int, go: Tensor) -> None:
-        measured = controller_inputs(found.kl, found.clip_fraction_low + found.clip_fraction_high)
+        measured = controller_inputs(found.kl, found.clip_fraction_low + found.clip_fraction_high, found.kl_std)
         self.controllers.step(moment, measured, samples, go)
         self.write_knobs()
 

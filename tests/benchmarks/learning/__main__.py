@@ -1,9 +1,10 @@
 """Works off a list of runs, one process per core, and appends each record to a file. Started again, it goes on.
 
-    python -m tests.benchmarks.learning FILE --arms sb3 steered [--tasks HalfCheetah-v5 ...] --seeds 0 10
+    python -m tests.benchmarks.learning FILE [--arms sb3 steered] [--tasks HalfCheetah-v5 ...] [--seeds 0 10]
                                              [--steps N] [--processes 2] [--sbx-python PATH] [--list]
 
-FILE is a name in docs/runs or a path. A run that the file holds is not repeated. The records hold CPU seconds of the
+FILE is a name in docs/runs or a path. Where it is a stage of ``plan.PLAN``, the options choose among that stage's runs;
+without them all are worked off. A run that the file holds is not repeated. The records hold CPU seconds of the
 process, not wall time, so the list may run beside other work (`nice -n 19`). Ctrl-C and SIGTERM end the runs under way,
 which are lost; the file stays whole.
 """
@@ -23,28 +24,26 @@ from typing import Any
 
 from tests.benchmarks.learning import records
 from tests.benchmarks.learning.arms import ARMS, SUITE
+from tests.benchmarks.learning.plan import PLAN, Stage
 from tests.benchmarks.measuring import ROOT
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def orders(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All runs of the list, seed by seed, so that an unfinished list has every arm and task with the first seeds."""
-    for seed in range(*options.seeds):
-        for task in options.tasks:
-            for arm in options.arms:
-                settings = ARMS[arm].settings(task)
-                if options.steps is not None:
-                    settings["steps"] = options.steps
-                yield {"task": task, "arm": arm, "seed": seed, "settings": settings}
+    """All runs of the list: the file's stage of the plan, or what of it the options name."""
+    stage = PLAN.get(options.file)
+    arms = options.arms or (stage.arms if stage else ())
+    tasks = options.tasks or (stage.tasks if stage else SUITE)
+    seeds = range(*options.seeds) if options.seeds else (stage.seeds if stage else range(1))
+    if not arms:
+        raise SystemExit(f"{options.file}: no stage of the plan ({', '.join(PLAN)}); name the arms by --arms")
+    yield from Stage(tuple(arms), tuple(tasks), seeds).orders(options.steps)
 
 
 def started(order: Mapping[str, Any], sbx_python: Path | None) -> subprocess.Popen[str]:
     """A process that runs the order."""
-    algorithm = order["settings"]["algorithm"]
-    if algorithm == "SBX" and sbx_python is None:
-        raise SystemExit("the arm runs SBX: name the interpreter of its environment with --sbx-python PATH")
-    python = str(sbx_python) if algorithm == "SBX" else sys.executable
+    python = str(sbx_python) if order["settings"]["algorithm"] == "SBX" else sys.executable
     command = [python, "-m", "tests.benchmarks.learning.runs", json.dumps(order)]
     return subprocess.Popen(
         command,
@@ -112,9 +111,9 @@ def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
-    parser.add_argument("--arms", nargs="+", required=True, choices=sorted(ARMS))
-    parser.add_argument("--tasks", nargs="+", default=SUITE)
-    parser.add_argument("--seeds", nargs=2, type=int, default=(0, 1), metavar=("FIRST", "END"))
+    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS))
+    parser.add_argument("--tasks", nargs="+")
+    parser.add_argument("--seeds", nargs=2, type=int, metavar=("FIRST", "END"))
     parser.add_argument("--steps", type=int, help="of every run, instead of the arm's")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--sbx-python", type=Path)
@@ -128,6 +127,9 @@ def main() -> None:
     path = Path(options.file) if os.sep in options.file else records.FOLDER / f"{options.file}.jsonl"
     known = {records.identity(record) for record in records.read(path)}
     todo = [order for order in orders(options) if records.identity(order) not in known]
+    if options.sbx_python is None and (of_sbx := [order for order in todo if order["settings"]["algorithm"] == "SBX"]):
+        todo = [order for order in todo if order not in of_sbx]
+        print(f"{len(of_sbx)} runs of SBX are left out: name the interpreter of its environment by --sbx-python PATH")
     print(f"{path}: {len(known)} records, {len(todo)} runs to do", flush=True)
     if options.list:
         print(*(f"{order['task']} {order['arm']} seed {order['seed']}" for order in todo), sep="\n")

@@ -69,6 +69,7 @@ ZOO = {
 
 BASELINES: dict[str, Arm] = {
     "sb3": Arm(environment=ONE),
+    "random": Arm("random", steps=0),  # actions drawn from the space: the 0 of normalised scores
     "sb3-native": Arm("PPO", environment=ONE),
     "cleanrl": Arm(environment=ONE, arguments=CLEANRL),
     "tianshou": Arm(environment={"n_envs": 64, "normalize": OBSERVATIONS}, arguments=TIANSHOU),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -42,13 +44,14 @@ EVALUATION_SEED = 1_000_000
 class Curve(BaseCallback):
     """Collects (steps, mean return of the last 100 episodes) at evenly spaced steps, and statistics of the updates."""
 
-    STATISTICS = ("approx_kl", "clip_fraction", "learning_rate")
+    STATISTICS = ("approx_kl", "clip_fraction", "learning_rate", "kl_coef")
 
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.spacing = max(1, steps // POINTS)
         self.points: list[tuple[int, float | None]] = []
         self.updates: dict[str, list[float]] = {name: [] for name in self.STATISTICS}
+        self.kls: list[float] = []  # of each update, the mean over its minibatches
 
     def _on_step(self) -> bool:
         return True
@@ -58,12 +61,17 @@ class Curve(BaseCallback):
             value = self.logger.name_to_value.get(f"train/{name}")
             if value is not None:
                 values.append(float(value))
+        trained = getattr(self.model, "last_update", None)  # PPOX's
+        if trained is not None:
+            self.kls.append(float(np.mean([epoch.mean("kl") for epoch in trained.epochs])))
         if self.num_timesteps >= self.spacing * (len(self.points) + 1):
             self.points.append((self.num_timesteps, training_return(self.model)))
 
     def means(self) -> dict[str, float]:
-        """The mean of each statistic over all updates."""
-        return {name: rounded(float(np.mean(values))) for name, values in self.updates.items() if values}
+        """The mean of each statistic over all updates; of the KL by ``kl_estimator`` over the later half."""
+        found = {**self.updates, "kl_held": self.kls[len(self.kls) // 2 :]}
+        means = {name: float(np.mean(values)) for name, values in found.items() if values}
+        return {name: rounded(mean) for name, mean in means.items() if math.isfinite(mean)}
 
 
 def rounded(value: float) -> float:
@@ -148,6 +156,8 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
     """Trains and evaluates; a training that diverges is a record too, with its error and no returns."""
     task, seed, settings = order["task"], order["seed"], order["settings"]
     torch.set_num_threads(1)
+    if settings["algorithm"] == "random":
+        return {**order, **of_random_actions(task, seed), "versions": versions()}
     start, arguments = time.process_time(), settings["arguments"]
     env = environments(task, seed, **settings["environment"], gamma=arguments.get("gamma", 0.99))
     model = model_of(settings["algorithm"], env, seed, arguments)
@@ -163,6 +173,26 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
         outcome["deterministic"] = evaluated(model, task, settings, True)
         outcome["sampled"] = evaluated(model, task, settings, False)
     return {**order, **outcome, "defaults": defaults(model, arguments), "versions": versions()}
+
+
+def of_random_actions(task: str, seed: int) -> dict[str, Any]:
+    """The returns of 50 episodes of actions drawn from the space, as a record holds them."""
+    start, env = time.process_time(), gymnasium.make(task)
+    env.action_space.seed(seed)
+    returns = []
+    for episode in range(EPISODES):
+        env.reset(seed=EVALUATION_SEED + episode)
+        rewards, ended = 0.0, False
+        while not ended:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            rewards, ended = rewards + float(reward), terminated or truncated
+        returns.append(rounded(rewards))
+    env.close()
+    last_100 = rounded(float(np.mean(returns)))
+    return {
+        **{"core_seconds": round(time.process_time() - start, 1), "last_100": last_100},
+        **{"deterministic": returns, "sampled": returns},
+    }
 
 
 def main() -> None:

@@ -1,0 +1,77 @@
+"""Draws docs/benchmarks.md and its pictures from the records in docs/runs; no run is needed.
+
+python -m tests.benchmarks.learning.page
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.benchmarks.learning import tables
+from tests.benchmarks.learning.curves import picture
+from tests.benchmarks.learning.plan import LOCOMOTION, PLAN
+from tests.benchmarks.learning.results import Results
+from tests.benchmarks.measuring import ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+PICTURES = ROOT / "docs" / "images"
+COMPARED = ("sb3", "cleanrl", "tianshou", "falling", "rate by KL", "steered")  # in the first table and picture
+TEXT = Path(__file__).with_name("page.md")
+
+
+def curves(results: Results, stage: str, arms: tuple[str, ...], tasks: tuple[str, ...]) -> str:
+    """The picture of a stage; "" where nothing is recorded."""
+    drawn = {}
+    for task in tasks:
+        found = {arm: [record["curve"] for record in results.of(stage, arm, task)] for arm in arms}
+        shown = {arm: runs for arm, runs in found.items() if runs}
+        if shown:
+            drawn[task] = shown
+    return picture(drawn) if drawn else ""
+
+
+def compared(results: Results) -> list[str]:
+    """The arms of the first table that have records."""
+    return [arm for arm in COMPARED if arm in results.arms("screen")]
+
+
+def sections(results: Results) -> dict[str, str]:
+    """The tables by the names under which the text of the page has them."""
+    arms, entries = compared(results), PLAN["entries"]
+    of_screen = [arm for arm in PLAN["screen"].arms if arm in results.arms("screen") and arm not in COMPARED]
+    confirmed = results.arms("confirm")
+    fresh = tables.by_task(results, "confirm", confirmed, PLAN["confirm"].tasks, "deterministic")
+    return {
+        "progress": tables.progress(results),
+        "deterministic": tables.by_task(results, "screen", arms, LOCOMOTION, "deterministic"),
+        "training": tables.by_task(results, "screen", arms, LOCOMOTION, "last_100"),
+        "together": tables.together(results, "screen", arms, LOCOMOTION),
+        "seconds": tables.seconds(results, "screen", arms, LOCOMOTION),
+        "confirmed": fresh if confirmed else "Not run yet.",
+        "knobs": tables.knobs(results, "screen", "falling", ["rate by KL", *of_screen], LOCOMOTION),
+        "table_one": tables.table_one(results),
+        "bounds": tables.bounds(results),
+        "entries": tables.entries(results, entries.tasks),
+    }
+
+
+def page(results: Results) -> str:
+    """The whole page."""
+    return TEXT.read_text(encoding="utf-8").format(**sections(results))
+
+
+def files(results: Results) -> dict[Path, str]:
+    """All that is drawn."""
+    return {PAGE: page(results), PICTURES / "learning.svg": curves(results, "screen", COMPARED, LOCOMOTION)}
+
+
+def main() -> None:
+    """Writes the files."""
+    for path, content in files(Results.of_folder()).items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What is to be run: one stage for each file of records, so that the page can name what has not been run.
+
+Seeds from 1000 on are fresh: no choice was made by them. The screen and the table of the PPO paper use others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.benchmarks.learning import kl_bound, records
+from tests.benchmarks.learning.arm import Arm
+from tests.benchmarks.learning.arms import ARMS, SUITE
+from tests.benchmarks.learning.entries import BOX2D, CLASSIC
+from tests.benchmarks.learning.kl_bound import KL_BOUND
+from tests.benchmarks.learning.screen import SCREEN
+from tests.benchmarks.learning.table_one import TABLE_ONE, TABLE_ONE_TASKS
+
+LOCOMOTION = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
+Orders = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Every arm on every task with every seed."""
+
+    arms: tuple[str, ...]
+    tasks: tuple[str, ...]
+    seeds: range
+
+    def orders(self, steps: int | None = None) -> Orders:
+        """All runs, seed by seed, so that an unfinished stage has every arm and task with the first seeds."""
+        return [
+            order_of(ARMS[arm], arm, task, seed, steps)
+            for seed in self.seeds
+            for task in self.tasks
+            for arm in self.arms
+        ]
+
+    def missing(self, found: Iterable[Mapping[str, Any]]) -> Orders:
+        """The runs that are not among the records."""
+        known = {records.identity(record) for record in found}
+        return [order for order in self.orders() if records.identity(order) not in known]
+
+
+def order_of(arm: Arm, name: str, task: str, seed: int, steps: int | None = None) -> dict[str, Any]:
+    """One run: what ``runs.run`` takes and a record repeats."""
+    settings = arm.settings(task)
+    if steps is not None:
+        settings["steps"] = steps
+    return {"task": task, "arm": name, "seed": seed, "settings": settings}
+
+
+PLAN = {
+    "random": Stage(("random",), (*SUITE, "InvertedPendulum-v5", *CLASSIC, *BOX2D), range(1)),
+    "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
+    "confirm": Stage(("recipe", "sb3", "zoo", "cleanrl", "tianshou", "trpo", "a2c", "sbx"), SUITE, range(1000, 1010)),
+    "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
+    "entries": Stage(("ppox.yml",), (*CLASSIC, *BOX2D), range(1000, 1005)),
+    "table_one": Stage(tuple(TABLE_ONE), TABLE_ONE_TASKS, range(3)),
+    "kl_bound": Stage(tuple(KL_BOUND), kl_bound.TASKS, range(5)),
+}

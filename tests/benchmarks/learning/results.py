@@ -1,0 +1,71 @@
+"""Scores from records: of one run, of an arm on a task, and what both sides of a comparison share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.benchmarks.learning import records
+from tests.benchmarks.learning.intervals import Scores, normalised
+
+Record = Mapping[str, Any]
+REFERENCE = "sb3"  # has 1 on the scale of normalised scores
+
+
+class Results:
+    """The records of all files, by stage, arm and task."""
+
+    def __init__(self, by_stage: Mapping[str, list[dict[str, Any]]]) -> None:
+        self.by_stage = by_stage
+        self.random = {record["task"]: mean_return(record) for record in by_stage.get("random", [])}
+
+    @classmethod
+    def of_folder(cls, folder: Path = records.FOLDER) -> Results:
+        """The records of a folder; a stage is a file's name."""
+        return cls({path.stem: records.read(path) for path in sorted(folder.glob("*.jsonl"))})
+
+    def of(self, stage: str, arm: str, task: str) -> list[Record]:
+        """The records of an arm on a task, by seed."""
+        found = [record for record in self.by_stage.get(stage, []) if (record["arm"], record["task"]) == (arm, task)]
+        return sorted(found, key=lambda record: int(record["seed"]))
+
+    def arms(self, stage: str) -> list[str]:
+        """The arms that a stage has records of, in the order of the file."""
+        return list(dict.fromkeys(str(record["arm"]) for record in self.by_stage.get(stage, [])))
+
+    def scores(self, stage: str, arm: str, task: str, kind: str = "deterministic") -> NDArray[np.float64]:
+        """One score for each run: the mean of its last episodes; a run that diverged has that of random actions."""
+        found = self.of(stage, arm, task)
+        return np.array([self.random[task] if "error" in record else mean_return(record, kind) for record in found])
+
+    def normalised(self, stage: str, arm: str, tasks: Iterable[str]) -> Scores:
+        """Scores on the scale of 0 for random actions and 1 for the mean of the reference, of tasks that have both."""
+        found = {}
+        for task in tasks:
+            reference, runs = self.scores(stage, REFERENCE, task), self.scores(stage, arm, task)
+            if len(reference) and len(runs) and task in self.random:
+                found[task] = normalised(runs, self.random[task], float(reference.mean()))
+        return found
+
+    def core_hours(self, stage: str) -> float:
+        """CPU time of all runs of a stage."""
+        return sum(float(record["core_seconds"]) for record in self.by_stage.get(stage, [])) / 3600
+
+
+def mean_return(record: Record, kind: str = "deterministic") -> float:
+    """The mean return of a run's last episodes: "deterministic", "sampled", or "last_100" of the training."""
+    return float(record["last_100"] if kind == "last_100" else np.mean(record[kind]))
+
+
+def seconds_to_reach(record: Record, level: float) -> float | None:
+    """Core-seconds of training until the mean of the last 100 episodes first reached ``level``; None where it did not.
+
+    Evaluations count among the core-seconds of a record and are left in: they are some hundredths of them.
+    """
+    steps = record["settings"]["steps"]
+    reached = [count for count, value in record.get("curve", ()) if value is not None and value >= level]
+    return None if not reached else float(record["core_seconds"]) * min(reached[0] / steps, 1.0)

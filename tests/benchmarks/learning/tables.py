@@ -1,0 +1,175 @@
+"""The tables of the page, in Markdown; every number in them comes from the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.benchmarks.learning.intervals import (
+    Interval,
+    difference,
+    interquartile_mean,
+    interval,
+    mean,
+    probability_of_improvement,
+)
+from tests.benchmarks.learning.kl_bound import BOUND, TASKS
+from tests.benchmarks.learning.plan import PLAN
+from tests.benchmarks.learning.results import REFERENCE, Results, mean_return, seconds_to_reach
+from tests.benchmarks.learning.table_one import PAPER
+
+FEWEST = 3  # runs of which an interval is given
+NOTHING = "·"
+Row = Sequence[str]
+
+
+def table(head: Row, rows: Iterable[Row]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    """A score: whole from 1,000 on, else three significant digits."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def cell(scores: NDArray[np.float64]) -> str:
+    """The mean of an arm's runs, their number, and from three on the interval of the mean."""
+    if not len(scores):
+        return NOTHING
+    text = f"{number(float(scores.mean()))} ({len(scores)})"
+    return text if len(scores) < FEWEST else f"{text} {between(interval({'task': scores}, mean))}"
+
+
+def between(found: Interval) -> str:
+    """The ends of an interval."""
+    return f"[{number(found.low)}, {number(found.high)}]"
+
+
+def by_task(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str], kind: str) -> str:
+    """Arms by tasks."""
+    rows = [[f"`{arm}`", *(cell(results.scores(stage, arm, task, kind)) for task in tasks)] for arm in arms]
+    return table(["", *tasks], rows)
+
+
+def together(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
+    """Normalised scores over the tasks that both an arm and the reference have, and the difference to the reference."""
+    rows, reference = [], results.normalised(stage, REFERENCE, tasks)
+    for arm in arms:
+        ours = results.normalised(stage, arm, tasks)
+        runs = sum(len(scores) for scores in ours.values())
+        if arm == REFERENCE or runs < FEWEST:
+            continue
+        theirs = {task: reference[task] for task in ours}
+        ahead = difference(ours, theirs, mean)
+        rows.append(
+            [
+                *(f"`{arm}`", f"{len(ours)}", f"{runs}"),
+                *(f"{found.value:.2f} {between(found)}" for found in (interval(ours, mean), ahead)),
+                f"{interval(ours, interquartile_mean).value:.2f}",
+                f"{probability_of_improvement(ours, theirs):.2f}",
+            ]
+        )
+    if not rows:
+        return f"No arm shares {FEWEST} runs with `{REFERENCE}` yet."
+    head = ["", "tasks", "runs", "mean ratio", "less that of `sb3`", "IQM", "chance to beat `sb3`"]
+    return table(head, rows)
+
+
+def seconds(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
+    """Core-seconds until a run first had the return that the reference ends with, medians over runs that got there."""
+    rows = []
+    for arm in arms:
+        cells = []
+        for task in tasks:
+            runs, theirs = results.of(stage, arm, task), results.of(stage, REFERENCE, task)
+            level = float(np.mean([mean_return(record, "last_100") for record in theirs])) if theirs else np.nan
+            found = [second for record in runs if (second := seconds_to_reach(record, level)) is not None]
+            whole = f"{np.median(found):.0f} s ({len(found)} of {len(runs)})" if found else f"(0 of {len(runs)})"
+            cells.append(whole if runs and theirs else NOTHING)
+        rows.append([f"`{arm}`", *cells])
+    return table(["", *tasks], rows)
+
+
+def knobs(results: Results, stage: str, base: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
+    """What one change does to the base: the ratio of scores on the runs of tasks and seeds that both have."""
+    rows = []
+    for arm in arms:
+        changes = []
+        for task in tasks:
+            mine, theirs = (
+                {
+                    int(record["seed"]): mean_return(record)
+                    for record in results.of(stage, name, task)
+                    if "error" not in record
+                }
+                for name in (arm, base)
+            )
+            changes += [(task, mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+        for task, mine_score, base_score in changes:
+            rows.append([f"`{arm}`", task, number(base_score), number(mine_score), f"{mine_score / base_score:.2f}"])
+    if not rows:
+        return "Not run yet."
+    return table(["one change", "task", f"`{base}`", "changed", "ratio"], rows)
+
+
+def table_one(results: Results) -> str:
+    """The rows of Table 1, on the paper's scale, beside the paper's."""
+    stage, tasks = PLAN["table_one"], PLAN["table_one"].tasks
+    scores = {arm: {task: results.scores("table_one", arm, task, "last_100") for task in tasks} for arm in stage.arms}
+    best = {
+        task: max((runs[task].mean() for runs in scores.values() if len(runs[task])), default=None) for task in tasks
+    }
+    rows = []
+    for arm, runs in scores.items():
+        complete = all(len(runs[task]) for task in tasks) and all(task in results.random for task in tasks)
+        ours = "not run"
+        if complete:
+            scaled = {task: (runs[task] - results.random[task]) / (best[task] - results.random[task]) for task in tasks}
+            found = interval(scaled, mean)
+            ours = f"{found.value:.2f} {between(found)}"
+        name = arm.removeprefix("table 1: ")
+        rows.append([name, f"{PAPER[name]:.2f}" if name in PAPER else NOTHING, ours])
+    return table(["", "paper (v1)", "here (v5)"], rows)
+
+
+def bounds(results: Results) -> str:
+    """The KL that the multiplier held, over the bound."""
+    rows = []
+    for arm in PLAN["kl_bound"].arms:
+        for task in TASKS:
+            held = [float(record["updates"]["kl_held"]) for record in results.of("kl_bound", arm, task)]
+            if held:
+                every = ", ".join(f"{kl / BOUND:.2f}" for kl in held)
+                rows.append([f"`{arm}`", task, f"{np.mean(held) / BOUND:.2f}", every])
+    if not rows:
+        return "Not run yet."
+    return table(["", "task", f"KL / bound of {BOUND:g} nats, mean", "each seed"], rows)
+
+
+def progress(results: Results) -> str:
+    """How much of each stage is recorded."""
+    rows = []
+    for name, stage in PLAN.items():
+        planned, found = len(stage.orders()), results.by_stage.get(name, [])
+        left = len(stage.missing(found))
+        rows.append([f"`{name}`", f"{len(found)}", f"{left} of {planned}", f"{results.core_hours(name):.1f}"])
+    return table(["stage", "recorded", "planned and not run", "core-hours"], rows)
+
+
+def entries(results: Results, tasks: Sequence[str]) -> str:
+    """The settings of ``ppox.yml``: final model, mean action and sampled ones, and what random actions get."""
+    rows = []
+    for task in tasks:
+        runs = results.of("entries", "ppox.yml", task)
+        kinds = ("deterministic", "sampled", "last_100")
+        cells = [cell(results.scores("entries", "ppox.yml", task, kind)) for kind in kinds]
+        least = number(results.random[task]) if task in results.random else NOTHING
+        steps = f"{runs[0]['settings']['steps']:,}" if runs else NOTHING
+        rows.append([task, steps, *cells, least])
+    return table(["", "steps", "mean action", "sampled actions", "last 100 of training", "random actions"], rows)

@@ -1,0 +1,111 @@
+"""The page of benchmarks: drawn from the records it is drawn from, and its statistics on records set by hand."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.benchmarks.learning import curves, page, tables
+from tests.benchmarks.learning.kl_bound import BOUND
+from tests.benchmarks.learning.plan import PLAN
+from tests.benchmarks.learning.results import Results, seconds_to_reach
+
+
+def record(arm: str, task: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
+    returns = {"deterministic": [score - 1, score + 1], "sampled": [score], "last_100": score}
+    return {
+        "arm": arm,
+        "task": task,
+        "seed": seed,
+        "core_seconds": 100.0,
+        "settings": {"steps": 1000},
+        **returns,
+        **more,
+    }
+
+
+def results(**stages: list[dict[str, Any]]) -> Results:
+    return Results({"random": [record("random", task, 0, 10.0) for task in ("a", "b")], **stages})
+
+
+@pytest.mark.parametrize("path", page.files(Results({})), ids=lambda path: path.name)
+def test_the_files_are_what_the_records_make_of_them(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == page.files(Results.of_folder())[path], (
+        "draw the page again: python -m tests.benchmarks.learning.page"
+    )
+
+
+def test_a_cell_has_mean_number_and_from_three_runs_on_the_interval_of_the_mean() -> None:
+    assert tables.cell(np.array([])) == "·"
+    assert tables.cell(np.array([1000.0, 3000.0])) == "2,000 (2)"
+    assert tables.cell(np.array([5.0, 5.0, 5.0])) == "5 (3) [5, 5]"
+    assert [tables.number(value) for value in (-4.123, 0.01234, 99.96, 123.4, 12345.6)] == [
+        *("-4.12", "0.0123", "100", "123", "12,346"),
+    ]
+
+
+def test_scores_are_counted_from_random_actions_to_the_reference() -> None:
+    # Random 10, sb3 20 in the mean: 30 is twice as far. "b" has no sb3, and no part in it.
+    found = results(
+        screen=[
+            *(record("sb3", "a", 0, 15.0), record("sb3", "a", 1, 25.0)),
+            *(record("ours", "a", seed, 30.0) for seed in range(3)),
+            record("ours", "b", 0, 99.0),
+        ]
+    )
+    assert {task: list(scores) for task, scores in found.normalised("screen", "ours", ("a", "b")).items()} == {
+        "a": [2.0, 2.0, 2.0]
+    }
+    (line,) = [
+        line for line in tables.together(found, "screen", ["sb3", "ours"], ("a", "b")).split("\n") if "ours" in line
+    ]
+    # sb3's mean is 1, and bootstrap means of two runs lie between 0.5 and 1.5.
+    assert line == "| `ours` | 1 | 3 | 2.00 [2, 2] | 1.00 [0.5, 1.5] | 2.00 | 1.00 |"
+
+
+def test_a_run_that_diverged_counts_as_random_actions() -> None:
+    diverged = {**record("ours", "a", 1, 500.0), "error": "ValueError: the KL is nan"}
+    found = results(screen=[record("ours", "a", 0, 30.0), diverged])
+    assert list(found.scores("screen", "ours", "a")) == [30.0, 10.0]
+
+
+def test_seconds_are_those_until_the_level_was_first_there() -> None:
+    run = record("ours", "a", 0, 9.0, curve=[[250, None], [500, 3.0], [750, 8.0], [1000, 7.0]])
+    assert seconds_to_reach(run, 3.0) == 50.0
+    assert seconds_to_reach(run, 5.0) == 75.0
+    assert seconds_to_reach(run, 9.0) is None
+
+
+def test_table_1_is_on_the_scale_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Random -10, best row 30: 10 is half of it. With a row that lacks a task it is not the paper's mean.
+    tasks, (first, second, *_) = PLAN["table_one"].tasks, PLAN["table_one"].arms
+    random = [record("random", task, 0, -10.0) for task in tasks]
+    runs = [record(arm, task, 0, score) for task in tasks for arm, score in ((first, 30.0), (second, 10.0))]
+    drawn = tables.table_one(Results({"random": random, "table_one": runs})).split("\n")
+    assert drawn[2:4] == ["| no clip, no penalty | -0.39 | 1.00 [1, 1] |", "| clip 0.1 | 0.76 | 0.50 [0.5, 0.5] |"]
+    drawn = tables.table_one(Results({"random": random, "table_one": runs[:-1]})).split("\n")
+    assert drawn[3] == "| clip 0.1 | 0.76 | not run |"
+
+
+def test_a_kl_is_shown_over_its_bound() -> None:
+    runs = [
+        record("bound, soft", "Pendulum-v1", seed, 0.0, updates={"kl_held": kl * BOUND})
+        for seed, kl in ((0, 0.9), (1, 1.2))
+    ]
+    assert tables.bounds(Results({"kl_bound": runs})).endswith("| `bound, soft` | Pendulum-v1 | 1.05 | 0.90, 1.20 |")
+
+
+def test_a_mean_curve_ends_where_the_shortest_run_does() -> None:
+    assert curves.mean_curve([[(10, None), (20, 1.0), (30, 5.0)], [(10, 2.0), (22, 3.0)]]) == [(21.0, 2.0)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-200.0, 7000.0), (0.0, 1.0), (-12.0, -4.0), (3.2, 3.3)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    found = curves.ticks(low, high)
+    assert 3 <= len(found) <= 7
+    assert low - 1e-9 <= found[0] and found[-1] <= high + 1e-9
+    assert len({round(b - a, 9) for a, b in itertools.pairwise(found)}) == 1
