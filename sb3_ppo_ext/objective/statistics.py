@@ -99,7 +99,7 @@ def statistics_of(measurement: Measurement, choices: Objective, knobs: KnobValue
     exact = unknown if measurement.kl_exact is None else measurement.kl_exact
     of_ratio = _of_ratio(measurement.log_ratio, measurement.mask, exact, choices, knobs)
     kl_std = unknown if measurement.kl_std is None else measurement.kl_std
-    return Statistics(*measurement.losses, *of_ratio, kl_std, *(unknown for _ in OF_TOKENS))
+    return Statistics(*measurement.losses, *of_ratio, *(kl_std, *(unknown for _ in OF_TOKENS)))
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def statistics_of_all(measurements: Sequence[Measurement], choices: Objective, k
         of_each = torch.vmap(_of_ratio, in_dims=(0, None if mask is None else 0, 0, None, None))
         of_ratio = of_each(log_ratio, mask, unknown if exact is None else exact, choices, knobs)
         kl_std = unknown if kl_std is None else kl_std
-        tables.append(Statistics(*losses.unbind(dim=1), *of_ratio, kl_std, *(unknown for _ in OF_TOKENS)))
+        tables.append(Statistics(*losses.unbind(dim=1), *of_ratio, *(kl_std, *(unknown for _ in OF_TOKENS))))
     return Statistics(*map(torch.cat, zip(*tables, strict=True)))
 
 

@@ -124,7 +124,7 @@ class Terms(NamedTuple):
             knobs.ent_coef * self.entropy,
             None if self.kl is None else knobs.kl_coef * self.kl,
             None if self.ref_kl is None else knobs.ref_kl_coef * self.ref_kl,
-            None if self.kl_std is None else knobs.kl_coef_std * self.kl_std,
+            None if self.kl_std is None or knobs.kl_coef_std is None else knobs.kl_coef_std * self.kl_std,
             self.nll,
         )
 

@@ -123,7 +123,8 @@ def table_one(results: Results) -> str:
     stage, tasks = PLAN["table_one"], PLAN["table_one"].tasks
     scores = {arm: {task: results.scores("table_one", arm, task, "last_100") for task in tasks} for arm in stage.arms}
     best = {
-        task: max((runs[task].mean() for runs in scores.values() if len(runs[task])), default=None) for task in tasks
+        task: max([float(runs[task].mean()) for runs in scores.values() if len(runs[task])], default=0.0)
+        for task in tasks
     }
     rows = []
     for arm, runs in scores.items():
