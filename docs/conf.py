@@ -15,7 +15,7 @@ copyright = author
 release = version = version_of("sb3_ppo_ext")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton", "site_links"]
-exclude_patterns = ["runs", "_build"]  # runs: the records of trainings
+exclude_patterns = ["_build"]
 myst_heading_anchors = 4  # the anchors of a plain git host
 # Another package's class is no page of ours, and its pages are not downloaded; a name of this package must be found.
 nitpicky = True
