@@ -19,6 +19,8 @@ from sb3_ppo_ext.language.envs.turns.conversation import ConversationEnv, Turn  
 from sb3_ppo_ext.language.envs.turns.groups import conversation_vec_env  # noqa: E402
 from sb3_ppo_ext.language.envs.turns.openenv import OpenEnvAdapter  # noqa: E402
 from sb3_ppo_ext.language.envs.turns.text_game import TextGameEnv  # noqa: E402
+from sb3_ppo_ext.language.envs.turns.tool_calls import ToolCall  # noqa: E402
+from sb3_ppo_ext.language.envs.turns.tool_env import ToolEnv  # noqa: E402
 from sb3_ppo_ext.language.evaluation.callback import PromptEvalCallback  # noqa: E402
 from sb3_ppo_ext.language.model.generators import Generated, Generator, Request, SamplerError  # noqa: E402
 from sb3_ppo_ext.language.monitoring.samples import SampleTable  # noqa: E402
@@ -51,6 +53,8 @@ __all__ = [
     "TRLNames",
     "TextGameEnv",
     "TextObservation",
+    "ToolCall",
+    "ToolEnv",
     "Turn",
     "ValuePretraining",
     "conversation_vec_env",
@@ -70,7 +74,7 @@ for _public in (
         ResponseSpace,
     ),
     *(SampleTable, SequenceRolloutBuffer, TRLNames, TextObservation, ValuePretraining),
-    *(ConversationEnv, OpenEnvAdapter, PolicyOpponent, TextGameEnv, Turn),
+    *(ConversationEnv, OpenEnvAdapter, PolicyOpponent, TextGameEnv, ToolCall, ToolEnv, Turn),
     *(Generated, Generator, Request, SamplerError),
     *(conversation_vec_env, prompt_space, reasoning_prompts),
 ):

@@ -53,7 +53,7 @@ class ConversationEnv(gym.Env[Observation, np.ndarray]):
     """
 
     # Environments of one group begin each of their episodes from the same seed; ``conversation_vec_env`` sets these.
-    index, group_size = 0, 1
+    index, group_size, n_groups = 0, 1, 1
 
     def __init__(
         self,
@@ -83,7 +83,6 @@ class ConversationEnv(gym.Env[Observation, np.ndarray]):
         self.observation_space = prompt_space(self.vocabulary.size, self.length)  # type: ignore[assignment]  # a Dict
         self.base_seed = int(np.random.SeedSequence().generate_state(1)[0])
         self.episode = -1
-        self.tools: list[Any] | None = None  # of this episode, for the template
 
     def begin(self, seed: int) -> Any:
         """Begins an episode that depends on ``seed`` alone; returns its first text, or chat messages."""
@@ -112,6 +111,11 @@ class ConversationEnv(gym.Env[Observation, np.ndarray]):
         """The seed, the number of the episode and its responses, of which an episode without other causes is made."""
         responses = self.responses if self.episode >= 0 else []
         return {"base_seed": self.base_seed, "episode": self.episode, "responses": [*responses]}
+
+    @property
+    def tools(self) -> list[Any] | None:
+        """The tools of this episode, for the template."""
+        return None
 
     @property
     def group_id(self) -> int:

@@ -31,14 +31,14 @@ def conversation_vec_env(
     n_envs = at_least(1, "n_envs", n_envs)
     group_size = group_size_of(group_size, n_envs)
     base_seed = int(np.random.SeedSequence().generate_state(1)[0])  # unless the vector environment is seeded
-    return vec_env_cls([partial(_monitored, make_env, index, group_size, base_seed) for index in range(n_envs)])
+    place = {"group_size": group_size, "n_groups": n_envs // group_size, "base_seed": base_seed}
+    return vec_env_cls([partial(_monitored, make_env, {"index": index, **place}) for index in range(n_envs)])
 
 
-def _monitored(
-    make_env: Callable[[], ConversationEnv], index: int, group_size: int, base_seed: int
-) -> gym.Env[Any, Any]:
+def _monitored(make_env: Callable[[], ConversationEnv], place: dict[str, int]) -> gym.Env[Any, Any]:
     env = make_env()
     if not isinstance(env, ConversationEnv):
         raise ValueError(f"make_env() returned {env!r}: a ConversationEnv, as TextGameEnv is one, is needed")
-    env.index, env.group_size, env.base_seed = index, group_size, base_seed
+    for name, value in place.items():
+        setattr(env, name, value)
     return Monitor(env)
