@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.benchmarks.learning import curves, page, tables
+from tests.benchmarks.learning import annotations, curves, page, tables
+from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.kl_bound import BOUND
 from tests.benchmarks.learning.plan import PLAN
 from tests.benchmarks.learning.results import Results, seconds_to_reach
@@ -65,6 +66,20 @@ def test_scores_are_counted_from_random_actions_to_the_reference() -> None:
     ]
     # sb3's mean is 1, and bootstrap means of two runs lie between 0.5 and 1.5.
     assert line == "| `ours` | 1 | 3 | 2.00 [2, 2] | 1.00 [0.5, 1.5] | 2.00 | 1.00 |"
+
+
+def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:
+    text = "CartPole-v1:\n  n_envs: 8\n\nPendulum-v1: &p\n  # Measured: 1 of old.\n  n_envs: 4\n"
+    runs = [record("ppox.yml", "CartPole-v1", seed, 400.0 + 2 * seed) for seed in range(2)]
+    for run in runs:
+        run["settings"] = ARMS["ppox.yml"].settings("CartPole-v1")
+    drawn = annotations.entries(text, Results({"entries": runs}))
+    line = (
+        "  # Measured: 401 with the mean action and 401 with sampled ones, the mean of 2 seeds after 100,000 steps.\n"
+    )
+    assert drawn == f"CartPole-v1:\n{line}  n_envs: 8\n\nPendulum-v1: &p\n  n_envs: 4\n"
+    runs[0]["settings"] = runs[1]["settings"] = {**runs[0]["settings"], "steps": 5}
+    assert "Measured" not in annotations.entries(text, Results({"entries": runs}))
 
 
 def test_a_run_that_diverged_counts_as_random_actions() -> None:

@@ -1,4 +1,5 @@
-"""Draws docs/benchmarks.md and its pictures from the records in docs/runs; no run is needed.
+"""Draws docs/benchmarks.md and its picture from the records in docs/runs, and writes what they say into the README's
+table and beside the entries of ppox.yml; no run is needed.
 
 python -m tests.benchmarks.learning.page
 """
@@ -7,14 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.learning import tables
+from tests.benchmarks.learning import annotations, tables
 from tests.benchmarks.learning.curves import picture
+from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import LOCOMOTION, PLAN
 from tests.benchmarks.learning.results import Results
 from tests.benchmarks.measuring import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-PICTURES = ROOT / "docs" / "images"
+PICTURE = ROOT / "docs" / "images" / "learning.svg"
+README = ROOT / "README.md"
 COMPARED = ("sb3", "cleanrl", "tianshou", "falling", "rate by KL", "steered")  # in the first table and picture
 TEXT = Path(__file__).with_name("page.md")
 
@@ -62,7 +65,10 @@ def page(results: Results) -> str:
 
 def files(results: Results) -> dict[Path, str]:
     """All that is drawn."""
-    return {PAGE: page(results), PICTURES / "learning.svg": curves(results, "screen", COMPARED, LOCOMOTION)}
+    readme = annotations.readme(README.read_text(encoding="utf-8"), results)
+    settings = annotations.entries(FILE.read_text(encoding="utf-8"), results)
+    drawn = curves(results, "screen", COMPARED, LOCOMOTION)
+    return {PAGE: page(results), PICTURE: drawn, README: readme, FILE: settings}
 
 
 def main() -> None:

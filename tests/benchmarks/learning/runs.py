@@ -143,7 +143,7 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """What a score depends on besides the settings."""
-    found = {"python": platform.python_version(), "commit": commit()}
+    found = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "python": platform.python_version(), "commit": commit()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

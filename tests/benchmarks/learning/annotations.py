@@ -1,0 +1,42 @@
+"""What the records put into files that are written by hand: a line for each entry of ppox.yml, a table in README.md."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from tests.benchmarks.learning.arms import ARMS
+from tests.benchmarks.learning.plan import LOCOMOTION
+from tests.benchmarks.learning.results import Results, mean_return
+from tests.benchmarks.learning.tables import by_task, number
+
+ENTRY = re.compile(r"^(?P<head>(?P<task>[\w-]+-v\d+):.*\n)(?:  # Measured: .*\n)?", re.MULTILINE)
+TABLE = re.compile(r"(?<=<!-- learning -->\n).*?(?=<!-- /learning -->)", re.DOTALL)
+KINDS = ("deterministic", "sampled")
+OF_README = ("sb3", "tianshou", "falling", "rate by KL")
+
+
+def measured(results: Results, task: str) -> str:
+    """The line of an entry: what its present settings reached, "" where they have no runs."""
+    settings = ARMS["ppox.yml"].settings(task)
+    runs = [record for record in results.of("entries", "ppox.yml", task) if record["settings"] == settings]
+    if not runs:
+        return ""
+    mean, sampled = (number(float(np.mean([mean_return(run, kind) for run in runs]))) for kind in KINDS)
+    return (
+        f"  # Measured: {mean} with the mean action and {sampled} with sampled ones, the mean of {len(runs)} seeds "
+        f"after {settings['steps']:,} steps.\n"
+    )
+
+
+def entries(text: str, results: Results) -> str:
+    """The text of ppox.yml with the line of each entry."""
+    return ENTRY.sub(lambda match: match["head"] + measured(results, match["task"]), text)
+
+
+def readme(text: str, results: Results) -> str:
+    """The text of README.md with its table."""
+    arms = [arm for arm in OF_README if arm in results.arms("screen")]
+    table = by_task(results, "screen", arms, LOCOMOTION, "deterministic")
+    return TABLE.sub(lambda _: table + "\n", text)
