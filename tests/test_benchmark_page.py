@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.benchmarks.learning import annotations, curves, page, tables
+from tests.benchmarks.learning import curves, insertions, page, tables
 from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.kl_bound import BOUND
 from tests.benchmarks.learning.plan import PLAN
@@ -73,13 +73,13 @@ def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:
     runs = [record("ppox.yml", "CartPole-v1", seed, 400.0 + 2 * seed) for seed in range(2)]
     for run in runs:
         run["settings"] = ARMS["ppox.yml"].settings("CartPole-v1")
-    drawn = annotations.entries(text, Results({"entries": runs}))
+    drawn = insertions.entries(text, Results({"entries": runs}))
     line = (
         "  # Measured: 401 with the mean action and 401 with sampled ones, the mean of 2 seeds after 100,000 steps.\n"
     )
     assert drawn == f"CartPole-v1:\n{line}  n_envs: 8\n\nPendulum-v1: &p\n  n_envs: 4\n"
     runs[0]["settings"] = runs[1]["settings"] = {**runs[0]["settings"], "steps": 5}
-    assert "Measured" not in annotations.entries(text, Results({"entries": runs}))
+    assert "Measured" not in insertions.entries(text, Results({"entries": runs}))
 
 
 def test_a_run_that_diverged_counts_as_random_actions() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.learning import annotations, tables
+from tests.benchmarks.learning import insertions, tables
 from tests.benchmarks.learning.curves import picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import LOCOMOTION, PLAN
@@ -65,8 +65,8 @@ def page(results: Results) -> str:
 
 def files(results: Results) -> dict[Path, str]:
     """All that is drawn."""
-    readme = annotations.readme(README.read_text(encoding="utf-8"), results)
-    settings = annotations.entries(FILE.read_text(encoding="utf-8"), results)
+    readme = insertions.readme(README.read_text(encoding="utf-8"), results)
+    settings = insertions.entries(FILE.read_text(encoding="utf-8"), results)
     drawn = curves(results, "screen", COMPARED, LOCOMOTION)
     return {PAGE: page(results), PICTURE: drawn, README: readme, FILE: settings}
 
