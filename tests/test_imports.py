@@ -33,6 +33,7 @@ ATTEMPTS = {
     "rl_zoo3": ("import sb3_ppo_ext_zoo", "zoo"),
     "requests": ("import sb3_ppo_ext_zoo", "zoo"),
     "transformers": ("import sb3_ppo_ext.language", "lm"),
+    "ray": ("from sb3_ppo_ext.vec_env import RayVecEnv; RayVecEnv('CartPole-v1')", "ray"),
 }
 MISSING = """
 import importlib.util, json, sys, traceback

@@ -122,7 +122,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 # What code needs which package of those that the tests do not install.
-NOT_INSTALLED = {"reasoning_prompts": "reasoning_gym", "TextGameEnv": "textarena"}
+NOT_INSTALLED = {"reasoning_prompts": "reasoning_gym", "TextGameEnv": "textarena", "RayVecEnv": "ray"}
 
 
 @pytest.mark.usefixtures("short", "objectives")
@@ -140,6 +140,8 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
 
             tiny.model(vocabulary=16, size=32).save_pretrained("PATH/TO/MODEL")
         exec(compile(code, str(page), "exec"), names)
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.mark.parametrize("page", with_code("yaml"))

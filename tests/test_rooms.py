@@ -126,8 +126,10 @@ def test_only_language_imports_transformers_and_only_tensordicts_imports_tensord
             for module in found:
                 if module.split(".")[0] in ("transformers", "peft", "tokenizers"):
                     assert name.startswith("language."), name
-                if module.split(".")[0] in ("tensordict", "torchrl", "ray"):
+                if module.split(".")[0] in ("tensordict", "torchrl"):
                     assert name.startswith("tensordicts."), name
+                if module.split(".")[0] == "ray":
+                    assert name.startswith("vec_env.remote."), name
 
 
 def test_no_test_module_imports_another() -> None:

@@ -152,6 +152,7 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             wrapper=self.env_wrapper,
             seed=self.seed,
             log_folder=None if eval_env or no_log else self.save_path,
+            evaluation=eval_env,
         )
         with self._creating:  # rl_zoo3 reads the class from self, and the trials of `--n-jobs 2` are threads
             self.vec_env_class = self.vec_env.maker(environments)

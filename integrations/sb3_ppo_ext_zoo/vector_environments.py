@@ -1,7 +1,8 @@
 """``vec_env`` in a settings file or on the command line: the VecEnv of a training.
 
-It is one of four names, alone or with arguments: ``vec_env: envpool``, ``vec_env: {envpool: {threads: 2}}``,
-``vec_env: {gymnasium: {vectorization_mode: async}}``. rl_zoo3's parser has the first two names only.
+It is one of five names, alone or with arguments: ``vec_env: envpool``, ``vec_env: {envpool: {threads: 2}}``,
+``vec_env: {gymnasium: {vectorization_mode: async}}``, ``vec_env: {ray: {envs_per_worker: 4}}``. rl_zoo3's parser has
+the first two names only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-NAMES = ("dummy", "subproc", "gymnasium", "envpool")
+NAMES = ("dummy", "subproc", "gymnasium", "envpool", "ray")
 
 MakeVecEnv = Callable[..., VecEnv]  # as rl_zoo3 calls it: (one function per environment, **vec_env_kwargs)
 
@@ -27,6 +28,7 @@ class Environments(NamedTuple):
     wrapper: Callable[..., Any] | None
     seed: int
     log_folder: str | None
+    evaluation: bool
 
 
 class VectorEnvironment(NamedTuple):
@@ -45,6 +47,8 @@ class VectorEnvironment(NamedTuple):
 
     def maker(self, environments: Environments) -> MakeVecEnv:
         """The function that rl_zoo3 calls in the place of ``DummyVecEnv``."""
+        if self.name == "ray":
+            return lambda env_fns, **options: _ray(environments, env_fns, {**options, **self.arguments})
         of_sb3 = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}.get(self.name)
         if of_sb3 is not None:
             return lambda env_fns, **options: of_sb3(env_fns, **{**options, **self.arguments})
@@ -107,6 +111,15 @@ def _gymnasium(environments: Environments, n_envs: int, arguments: dict[str, Any
         monitor_file=_monitor_file(environments.log_folder),
         **{**environments.env_kwargs, **arguments},
     )
+
+
+def _ray(environments: Environments, env_fns: list[Any], arguments: dict[str, Any]) -> VecEnv:
+    from sb3_ppo_ext.vec_env import RayVecEnv
+
+    if environments.evaluation:
+        # The workers of the training have all cores, and wait meanwhile.
+        arguments = {**arguments, "resources": {**(arguments.get("resources") or {}), "CPU": 0}}
+    return RayVecEnv(env_fns, **arguments)
 
 
 def _monitor_file(folder: str | None) -> str | None:

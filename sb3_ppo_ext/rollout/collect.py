@@ -26,6 +26,7 @@ from sb3_ppo_ext.host.sb3 import counts_episodes_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
+from sb3_ppo_ext.rollout.lost_rows import forget_lost, is_lost, note_lost
 from sb3_ppo_ext.rollout.storing import store
 from sb3_ppo_ext.rollout.vec_env_step import step_of
 from sb3_ppo_ext.vec_env.infos import Infos
@@ -68,6 +69,7 @@ def collect_rollouts(
         count_episodes(self, infos, dones)
         n_steps += 1
         actions = actions.reshape(-1, 1) if isinstance(self.action_space, spaces.Discrete) else actions
+        note_lost(rollout_buffer, rewards, values, dones, infos)
         for idx, terminal_obs, terminal_value in cut_by_time_limit(self.policy, actor, dones, infos):  # noqa: B007
             rewards[idx] += self.gamma * terminal_value
         idx, done = len(dones) - 1, dones[-1]  # where the loop over all of them ends
@@ -96,6 +98,7 @@ def begin(model: OnPolicyAlgorithm, buffer: RolloutBuffer, division: Division) -
     """Empties the buffer, puts the policy into evaluation mode and, with gSDE, draws its exploration matrices."""
     model.policy.set_training_mode(False)
     buffer.reset()
+    forget_lost(buffer)
     if model.use_sde:
         division.reset_noise()
 
@@ -147,7 +150,9 @@ def cut_by_time_limit(
     cut = [
         index
         for index in np.flatnonzero(dones).tolist()
-        if infos[index].get("terminal_observation") is not None and infos[index].get("TimeLimit.truncated", False)
+        if infos[index].get("terminal_observation") is not None
+        and infos[index].get("TimeLimit.truncated", False)
+        and not is_lost(infos[index])
     ]
     if cut:
         last: list[Any] = [infos[index]["terminal_observation"] for index in cut]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.rollout.device_buffers import DeviceRollouts
+from sb3_ppo_ext.rollout.lost_rows import without_lost
 from sb3_ppo_ext.rollout.minibatches import Rollout
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class DeviceRollout(Rollout):
 
     def orders(self, batch_size: int) -> tuple[Tensor, ...]:
         """The row indices of the minibatches of one epoch, drawn by torch's generator of the device."""
-        return torch.split(torch.randperm(self.size, device=self.buffer.device), batch_size)
+        order = torch.randperm(self.size, device=self.buffer.device)
+        return torch.split(without_lost(order, self.lost), batch_size)
 
     def explained_variance(self) -> float:
         """``1 - Var(returns - values) / Var(returns)``; NaN where the returns are all equal."""

@@ -20,9 +20,9 @@ from torch import Tensor
 from sb3_ppo_ext.host.sb3 import samples_as_sb3
 from sb3_ppo_ext.objective.batch import Minibatch, Observation
 from sb3_ppo_ext.objective.distributions import ActionDistribution, concatenated
-from sb3_ppo_ext.objective.losses import normalized
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage, value_targets
 from sb3_ppo_ext.rollout.device_buffers import DEVICE_BUFFERS
+from sb3_ppo_ext.rollout.lost_rows import lost_rows, normalized_without, without_lost
 from sb3_ppo_ext.rollout.rows import gathered_rows, observation_rows
 
 # Rows per forward pass outside of the minibatches: enough to amortise the call, small beside a rollout of images.
@@ -44,6 +44,7 @@ class Rollout:
         self.size = buffer.buffer_size * buffer.n_envs
         self.indexable = indexable(type(buffer))
         self.value_lambda: float | None = None  # of the value targets, where they have one of their own
+        self.lost = lost_rows(buffer)
         self.order: tuple[Tensor, ...] = ()  # of the last epoch: the rows of each minibatch
         self.value_target = self._flat(buffer.returns).flatten()
         self.state_value = self._flat(buffer.values).flatten()
@@ -73,7 +74,7 @@ class Rollout:
 
     def _set_advantage(self) -> None:
         advantage = self._flat(self.buffer.advantages).flatten()
-        self.advantage = normalized(advantage) if self.normalize_advantage else advantage
+        self.advantage = normalized_without(advantage, self.lost) if self.normalize_advantage else advantage
 
     def _flat(self, array: np.ndarray) -> Tensor:
         """The array [T, N, ...] as a tensor [N * T, ...] on the buffer's device."""
@@ -90,7 +91,10 @@ class Rollout:
         return action.long().flatten() if isinstance(self.action_space, spaces.Discrete) else action
 
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
-        """The minibatches of one epoch: every row once, in a new random order; the last may be smaller."""
+        """The minibatches of one epoch: every row once, in a new random order; the last may be smaller.
+
+        Where rows are lost, others are there twice.
+        """
         if not self.indexable:
             yield from self._minibatches_of_custom_buffer(batch_size)
             return
@@ -101,7 +105,7 @@ class Rollout:
     def orders(self, batch_size: int) -> tuple[Tensor, ...]:
         """The row indices of the minibatches of one epoch, a tensor for each."""
         order = torch.from_numpy(np.random.permutation(self.size)).to(self.buffer.device)
-        return torch.split(order, batch_size)
+        return torch.split(without_lost(order, self.lost), batch_size)
 
     def _minibatches_of_custom_buffer(self, batch_size: int) -> Iterator[Minibatch]:
         mean, scale = self._advantage_statistics()

@@ -12,6 +12,7 @@ from torch import Tensor
 from sb3_ppo_ext.distributed.moments import moments_of
 from sb3_ppo_ext.distributed.shards import ROWS
 from sb3_ppo_ext.rollout.device_minibatches import DeviceRollout
+from sb3_ppo_ext.rollout.lost_rows import without_lost
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 
@@ -36,7 +37,7 @@ class ShardedRollout(Rollout):
         own = len(self.shards.own)
         length = self.size // own
         of_shards = [
-            torch.split(torch.from_numpy(generator.permutation(length)) + index * length, batch_size // own)
+            torch.split(self._order_of_shard(generator.permutation(length), index * length), batch_size // own)
             for index, generator in enumerate(self._generators)
         ]
         orders = tuple(torch.cat(rows).to(self.buffer.device) for rows in zip(*of_shards, strict=True))
@@ -44,18 +45,26 @@ class ShardedRollout(Rollout):
             self._normalize_minibatches(orders)
         return orders
 
+    def _order_of_shard(self, permutation: np.ndarray, first: int) -> Tensor:
+        return without_lost(torch.from_numpy(permutation) + first, self.lost)
+
     def _set_advantage(self) -> None:
         advantage = self._flat(self.buffer.advantages).flatten()
         if self.normalize_advantage:
-            group = torch.zeros_like(advantage, dtype=torch.long)
-            advantage = moments_of(advantage, group, 1, self.processes).normalized(advantage, group)
+            group = self._lost_in_group(1, torch.zeros_like(advantage, dtype=torch.long))
+            advantage = moments_of(advantage, group, 2, self.processes).normalized(advantage, group)
         self.advantage = advantage
+
+    def _lost_in_group(self, number: int, group: Tensor) -> Tensor:
+        """Puts the rows that are lost into a group of their own, which is empty in most rollouts."""
+        return group if self.lost is None else group.index_fill(0, self.lost, number)
 
     def _normalize_minibatches(self, orders: tuple[Tensor, ...]) -> None:
         group = torch.zeros_like(self.advantage, dtype=torch.long)
         for index, rows in enumerate(orders):
             group[rows] = index
-        moments = moments_of(self.advantage, group, len(orders), self.processes)
+        group = self._lost_in_group(len(orders), group)
+        moments = moments_of(self.advantage, group, len(orders) + 1, self.processes)
         self.rows = self.rows._replace(advantage=moments.normalized(self.advantage, group))
 
     def explained_variance(self) -> float:

@@ -104,7 +104,7 @@ def test_an_env_wrapper_lies_above_the_score(build: Build) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ("vec_env: isaac", "vec_env='isaac': one of dummy, subproc, gymnasium, envpool"),
+        ("vec_env: isaac", "vec_env='isaac': one of dummy, subproc, gymnasium, envpool, ray"),
         ("vec_env: {envpool: 3}", "vec_env={'envpool': 3}"),
         ("vec_env: {dummy: {}, subproc: {}}", "vec_env=.*one of"),
         ("vec_env: gymnasium\nmonitor_kwargs: {info_keywords: [a]}", "monitor_kwargs=.*vec_env='gymnasium'"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gymnasium.vector import VectorEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_ppo_ext.checkpoints.environments import workers
-from sb3_ppo_ext.checkpoints.environments.layers import has_state_dict, name_of, split_layers
+from sb3_ppo_ext.checkpoints.environments.layers import CARRIERS, has_state_dict, name_of, split_layers
 from sb3_ppo_ext.checkpoints.environments.memory import Loss
 from sb3_ppo_ext.checkpoints.environments.one_process import REMEDY, EnvironmentGroup
 from sb3_ppo_ext.checkpoints.environments.snapshot import require_same_layers
@@ -100,7 +99,7 @@ def _group(vec_env: VecEnv) -> EnvironmentGroup:
 def _new_episodes(group: EnvironmentGroup) -> Iterator[Loss]:
     """Vector environments whose own state is not complete."""
     for index, layer in enumerate(group.around):
-        carries = isinstance(layer, (VecEnvWrapper, VectorEnv, DummyVecEnv, SubprocVecEnv))
+        carries = isinstance(layer, CARRIERS)
         reason = group.unread(range(index, index + 1))
         if isinstance(layer, EnvPoolVecEnv):
             yield Loss(layer.task, f"EnvPool does not give its state; {POOL_REMEDY}")
@@ -113,7 +112,7 @@ def _new_episodes(group: EnvironmentGroup) -> Iterator[Loss]:
 def _gaps(group: EnvironmentGroup) -> Iterator[str]:
     """Attributes of wrappers that are not saved, where episodes go on all the same."""
     for index, layer in enumerate(group.around):
-        if isinstance(layer, (VecEnvWrapper, VectorEnv, DummyVecEnv, SubprocVecEnv)):
+        if isinstance(layer, CARRIERS):
             for name, reason in group.memory.left_out.get(index, {}).items():
                 yield f"{type(layer).__name__}.{name} cannot be saved ({reason}) and begins anew; {REMEDY}"
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_ppo_ext.vec_env.episodes import EpisodeVecEnv
 from sb3_ppo_ext.vec_env.gymnasium_env import GymnasiumVecEnv
+from sb3_ppo_ext.vec_env.remote.ray_vec_env import RayVecEnv
 
 MEMORY = "_sb3_ppo_ext_memory"  # attribute of an outermost layer that holds what is remembered from save to save
 
@@ -19,10 +20,14 @@ SETTINGS = frozenset(
     ("spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "class_attributes", "metadata")
 ) | {"render_mode", "step", "reset", MEMORY}
 
+# Layers with no state but their attributes and that of the environments below them.
+CARRIERS = (VecEnvWrapper, VectorEnv, DummyVecEnv, SubprocVecEnv, RayVecEnv)
+
 # Attributes of one step, written anew by every step, and what joins a process to its workers.
 TRANSIENT: dict[type, frozenset[str]] = {
     DummyVecEnv: frozenset(("envs", "actions", "buf_infos", "keys")),
     SubprocVecEnv: frozenset(("remotes", "work_remotes", "processes", "waiting", "closed")),
+    RayVecEnv: frozenset(("_records", "_crew", "_pending", "_columns", "_reward", "_done", "_infos")),
     EpisodeVecEnv: frozenset(("step_info", "_actions", "_unmade")),
     SyncVectorEnv: frozenset(("envs", "env_fns")),
     AsyncVectorEnv: frozenset(

@@ -1,7 +1,7 @@
-"""The same functions in the worker processes of ``SubprocVecEnv`` and ``AsyncVectorEnv``, each over its environment.
+"""The same functions in worker processes (``SubprocVecEnv``, ``AsyncVectorEnv``, ``RayVecEnv``), over each environment.
 
-Their workers call methods of the environment by name and nothing else. A ``Call`` that arrives in a worker gives
-``gymnasium.Env`` of that process one more method, by which the call reaches the environment with all of its wrappers.
+The workers of the first two call methods of the environment by name and nothing else. A ``Call`` that arrives in one of
+them gives ``gymnasium.Env`` of that process one more method, by which it reaches the environment with all wrappers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from sb3_ppo_ext.checkpoints.environments.layers import env_layers
 from sb3_ppo_ext.checkpoints.environments.memory import Loss
 from sb3_ppo_ext.checkpoints.environments.one_process import EnvironmentGroup, State
+from sb3_ppo_ext.vec_env.remote.ray_vec_env import RayVecEnv
 
 METHOD, ARGUMENT = "_sb3_ppo_ext_call", "_sb3_ppo_ext_argument"
 
@@ -64,20 +65,28 @@ def put_counters(env: Any, state: State) -> None:
     _group(env).put_counters(state)
 
 
+# What a new worker of ``RayVecEnv`` repeats, where it takes the place of another.
+REPEATED: dict[Callable[..., Any], str] = {prepare: "setting", restore: "state"}
+
+
 class Workers:
     """The worker processes below a vector environment."""
 
-    def __init__(self, base: SubprocVecEnv | AsyncVectorEnv) -> None:
+    def __init__(self, base: SubprocVecEnv | AsyncVectorEnv | RayVecEnv) -> None:
         self.base = base
 
     def call(self, function: Callable[..., Any]) -> list[Any]:
-        """Returns the result of the function in each worker."""
+        """Returns the result of the function for each environment."""
+        if isinstance(self.base, RayVecEnv):
+            return self.base.apply(function, repeated=REPEATED.get(function, "never"))
         if isinstance(self.base, SubprocVecEnv):
             return self.base.env_method(METHOD, Call(function))
         return list(self.base.call(METHOD, Call(function)))
 
     def call_each(self, function: Callable[..., Any], arguments: list[Any]) -> list[Any]:
         """The same with an argument of its own for each."""
+        if isinstance(self.base, RayVecEnv):
+            return self.base.apply(function, arguments, repeated=REPEATED.get(function, "never"))
         if isinstance(self.base, AsyncVectorEnv):
             # By way of an attribute: a call has the same arguments for all.
             self.base.set_attr(ARGUMENT, arguments)
@@ -89,4 +98,4 @@ class Workers:
 
 def workers_of(base: Any) -> Workers | None:
     """Returns the workers of the innermost layer, or None."""
-    return Workers(base) if isinstance(base, (SubprocVecEnv, AsyncVectorEnv)) else None
+    return Workers(base) if isinstance(base, (SubprocVecEnv, AsyncVectorEnv, RayVecEnv)) else None
