@@ -14,6 +14,13 @@ WIDTH, HEIGHT, MARGIN, LEGEND = 420, 250, 46, 26
 STYLE = "font-family:sans-serif;font-size:11px;fill:#333"
 
 
+class Run(NamedTuple):
+    """A training's curve, and the score of its final model; None where it diverged."""
+
+    curve: Curve
+    score: float | None
+
+
 class Axes(NamedTuple):
     """Where a panel's numbers are drawn."""
 
@@ -36,6 +43,11 @@ class Axes(NamedTuple):
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}" '
             f'stroke-opacity="{opacity}"/>'
         )
+
+    def dot(self, score: float, colour: str) -> str:
+        """A dot beside the end of the curves."""
+        x, y = self.point(self.steps, score)
+        return f'<circle cx="{x + 7:.1f}" cy="{y:.1f}" r="3" fill="{colour}" fill-opacity="0.8"/>'
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", weight: str = "normal") -> str:
@@ -66,11 +78,13 @@ def ticks(low: float, high: float) -> list[float]:
     ]
 
 
-def panel(title: str, arms: Mapping[str, Sequence[Curve]], colours: Mapping[str, str], left: float, top: float) -> str:
-    """One task: a thin line for every run, a thick one for the mean of each arm."""
-    values = [point for curves in arms.values() for curve in curves for point in known(curve)]
-    low, high = min(value for _, value in values), max(value for _, value in values)
-    axes = Axes(left, top, max(steps for steps, _ in values), low, high if high > low else low + 1)
+def panel(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, str], left: float, top: float) -> str:
+    """One task: a thin line and a dot for every run, a thick line for the mean of each arm."""
+    points = [point for runs in arms.values() for run in runs for point in known(run.curve)]
+    scores = [run.score for runs in arms.values() for run in runs if run.score is not None]
+    values = [*scores, *(value for _, value in points)]
+    low, high = min(values), max(values)
+    axes = Axes(left, top, max(steps for steps, _ in points), low, high if high > low else low + 1)
     parts = [text(left + WIDTH / 2, top + 14, title, "middle", "bold")]
     for number in ticks(axes.low, axes.high):
         (x, y), (end, _) = axes.point(0, number), axes.point(axes.steps, number)
@@ -79,13 +93,14 @@ def panel(title: str, arms: Mapping[str, Sequence[Curve]], colours: Mapping[str,
     for share in (0.0, 0.5, 1.0):
         x, y = axes.point(share * axes.steps, axes.low)
         parts.append(text(x, y + 16, f"{share * axes.steps / 1e6:.2g}M", "middle"))
-    for name, curves in arms.items():
-        parts += [axes.line(known(curve), colours[name], 0.8, 0.45) for curve in curves]
-        parts.append(axes.line(mean_curve(curves), colours[name], 2.2))
+    for name, runs in arms.items():
+        parts += [axes.line(known(run.curve), colours[name], 0.8, 0.45) for run in runs]
+        parts.append(axes.line(mean_curve([run.curve for run in runs]), colours[name], 2.2))
+        parts += [axes.dot(run.score, colours[name]) for run in runs if run.score is not None]
     return "\n".join(parts)
 
 
-def picture(tasks: Mapping[str, Mapping[str, Sequence[Curve]]]) -> str:
+def picture(tasks: Mapping[str, Mapping[str, Sequence[Run]]]) -> str:
     """All tasks, two to a row, under one legend."""
     names = list(dict.fromkeys(name for arms in tasks.values() for name in arms))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.benchmarks.learning import insertions, tables
-from tests.benchmarks.learning.curves import picture
+from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import LOCOMOTION, PLAN
-from tests.benchmarks.learning.results import Results
+from tests.benchmarks.learning.results import Record, Results, mean_return
 from tests.benchmarks.measuring import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -26,11 +26,16 @@ def curves(results: Results, stage: str, arms: tuple[str, ...], tasks: tuple[str
     """The picture of a stage; "" where nothing is recorded."""
     drawn = {}
     for task in tasks:
-        found = {arm: [record["curve"] for record in results.of(stage, arm, task)] for arm in arms}
+        found = {arm: [run_of(record) for record in results.of(stage, arm, task)] for arm in arms}
         shown = {arm: runs for arm, runs in found.items() if runs}
         if shown:
             drawn[task] = shown
     return picture(drawn) if drawn else ""
+
+
+def run_of(record: Record) -> Run:
+    """What a picture shows of a record."""
+    return Run(record["curve"], None if "error" in record else mean_return(record))
 
 
 def compared(results: Results) -> list[str]:
