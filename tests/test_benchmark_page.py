@@ -82,6 +82,19 @@ def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:
     assert "Measured" not in insertions.entries(text, Results({"entries": runs}))
 
 
+def test_the_effect_of_a_change_is_in_units_of_its_base() -> None:
+    # Random 10, base 30 in the mean: 40 is 1.5 times as far, 20 half as far.
+    runs = [record("falling", "a", seed, score) for seed, score in enumerate((20.0, 30.0, 40.0))]
+    runs += [record("better", "a", seed, 40.0) for seed in range(3)] + [record("worse", "a", 0, 20.0)]
+    drawn = tables.knobs(
+        results(screen=runs), "screen", dict.fromkeys(("better", "worse", "never"), "falling"), ("a", "b")
+    )
+    better, worse = drawn.split("\n")[2:]
+    # One draw of three runs in 27, more than 2.5 %, is three times the worst of the base (0.5), or the best (1.5).
+    assert better == "| `better` | `falling` | 1 | 3 | +0.50 [+0.00, +1.00] |"
+    assert worse == "| `worse` | `falling` | 1 | 1 | -0.50 |"
+
+
 def test_a_run_that_diverged_counts_as_random_actions() -> None:
     diverged = {**record("ours", "a", 1, 500.0), "error": "ValueError: the KL is nan"}
     found = results(screen=[record("ours", "a", 0, 30.0), diverged])

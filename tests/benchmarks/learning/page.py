@@ -13,12 +13,14 @@ from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import LOCOMOTION, PLAN
 from tests.benchmarks.learning.results import Record, Results, mean_return
+from tests.benchmarks.learning.screen import SCREEN, base_of
 from tests.benchmarks.measuring import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "images" / "learning.svg"
 README = ROOT / "README.md"
 COMPARED = ("sb3", "cleanrl", "tianshou", "falling", "rate by KL", "steered")  # in the first table and picture
+BASES = {arm: base_of(arm) for arm in SCREEN if arm != "falling"}
 TEXT = Path(__file__).with_name("page.md")
 
 
@@ -46,7 +48,6 @@ def compared(results: Results) -> list[str]:
 def sections(results: Results) -> dict[str, str]:
     """The tables by the names under which the text of the page has them."""
     arms, entries = compared(results), PLAN["entries"]
-    of_screen = [arm for arm in PLAN["screen"].arms if arm in results.arms("screen") and arm not in COMPARED]
     confirmed = results.arms("confirm")
     fresh = tables.by_task(results, "confirm", confirmed, PLAN["confirm"].tasks, "deterministic")
     return {
@@ -56,7 +57,7 @@ def sections(results: Results) -> dict[str, str]:
         "together": tables.together(results, "screen", arms, LOCOMOTION),
         "seconds": tables.seconds(results, "screen", arms, LOCOMOTION),
         "confirmed": fresh if confirmed else "Not run yet.",
-        "knobs": tables.knobs(results, "screen", "falling", ["rate by KL", *of_screen], LOCOMOTION),
+        "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
         "table_one": tables.table_one(results),
         "bounds": tables.bounds(results),
         "entries": tables.entries(results, entries.tasks),

@@ -42,13 +42,13 @@ class Results:
         found = self.of(stage, arm, task)
         return np.array([self.random[task] if "error" in record else mean_return(record, kind) for record in found])
 
-    def normalised(self, stage: str, arm: str, tasks: Iterable[str]) -> Scores:
+    def normalised(self, stage: str, arm: str, tasks: Iterable[str], reference: str = REFERENCE) -> Scores:
         """Scores on the scale of 0 for random actions and 1 for the mean of the reference, of tasks that have both."""
         found = {}
         for task in tasks:
-            reference, runs = self.scores(stage, REFERENCE, task), self.scores(stage, arm, task)
-            if len(reference) and len(runs) and task in self.random:
-                found[task] = normalised(runs, self.random[task], float(reference.mean()))
+            theirs, runs = self.scores(stage, reference, task), self.scores(stage, arm, task)
+            if len(theirs) and len(runs) and task in self.random:
+                found[task] = normalised(runs, self.random[task], float(theirs.mean()))
         return found
 
     def core_hours(self, stage: str) -> float:

@@ -1,11 +1,13 @@
-"""The screen: candidates for a recipe, and one change at a time from the first of them."""
+"""The screen: candidates for a recipe, and one change at a time from the first of them and from Tianshou's settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tests.benchmarks.learning.arm import EIGHT, OBSERVATIONS, Arm
+from tests.benchmarks.learning.baselines import BASELINES, TIANSHOU
 
 # Two candidates: fresh advantages for every epoch, less noise at the start, a rate that falls or that the KL steers.
 FALLING: dict[str, Any] = {
@@ -60,3 +62,24 @@ changed("penalty alone", surrogate="none", kl_coef={"adaptive_kl": {"start": 1.0
 changed("betas 0.9, 0.99", policy_kwargs={"optimizer_kwargs": {"betas": [0.9, 0.99]}})
 changed("critic 128", policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [128, 128]}})
 changed("gradient norm 1", max_grad_norm=1.0)
+# Levers of this library: a lambda of the value targets' own, the deviation held apart from the mean, a KL bound.
+changed("value lambda 1", value_lambda=1.0)
+MULTIPLIER = {"start": 1.0, "law": "lagrangian", "every": "minibatch"}
+changed("deviation held", kl_coef_std={"adaptive_kl": {**MULTIPLIER, "target": 0.001}})
+changed("dppo", surrogate="dppo_kl")
+changed("kl bound", surrogate="kl_bound", kl_coef={"adaptive_kl": {**MULTIPLIER, "target": 0.03}})
+
+
+def base_of(arm: str) -> str:
+    """The arm from which another is changed."""
+    return "tianshou" if arm.startswith("tianshou") else "falling"
+
+
+def of_tianshou(name: str, **arguments: Any) -> None:
+    """Adds an arm that differs from Tianshou's settings in what is named."""
+    SCREEN[name] = replace(BASELINES["tianshou"], arguments={**TIANSHOU, **arguments})
+
+
+of_tianshou("tianshou to 1M", learning_rate="linear:3e-4:0")
+of_tianshou("tianshou, rate by KL", learning_rate=STEERED)
+of_tianshou("tianshou, normalised", normalize_advantage=True)

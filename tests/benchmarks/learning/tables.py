@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,26 +96,21 @@ def seconds(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[s
     return table(["", *tasks], rows)
 
 
-def knobs(results: Results, stage: str, base: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
-    """What one change does to the base: the ratio of scores on the runs of tasks and seeds that both have."""
+def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequence[str]) -> str:
+    """What one change does (arm -> the arm it is changed from), where random actions are 0 and the base's mean is 1."""
     rows = []
-    for arm in arms:
-        changes = []
-        for task in tasks:
-            mine, theirs = (
-                {
-                    int(record["seed"]): mean_return(record)
-                    for record in results.of(stage, name, task)
-                    if "error" not in record
-                }
-                for name in (arm, base)
-            )
-            changes += [(task, mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
-        for task, mine_score, base_score in changes:
-            rows.append([f"`{arm}`", task, number(base_score), number(mine_score), f"{mine_score / base_score:.2f}"])
+    for arm, base in bases.items():
+        ours = results.normalised(stage, arm, tasks, base)
+        if not ours:
+            continue
+        theirs = results.normalised(stage, base, list(ours), base)
+        found = difference(ours, theirs, mean)
+        runs, of_base = (sum(map(len, side.values())) for side in (ours, theirs))
+        interval_of_it = f" [{found.low:+.2f}, {found.high:+.2f}]" if min(runs, of_base) >= FEWEST else ""
+        rows.append([f"`{arm}`", f"`{base}`", f"{len(ours)}", f"{runs}", f"{found.value:+.2f}{interval_of_it}"])
     if not rows:
         return "Not run yet."
-    return table(["one change", "task", f"`{base}`", "changed", "ratio"], rows)
+    return table(["one change", "from", "tasks", "runs", "effect"], rows)
 
 
 def table_one(results: Results) -> str:
