@@ -47,6 +47,8 @@ def set_up(model: Any, inherited: Callable[[], None]) -> None:
     divide(model)
     with streams.seeding(model):
         inherited()
+    model._family.take_carried(model.rollout_buffer, vars(model).get("_carried"))  # none in older files
+    model._carried = None
     prepare_logs(model)
     model._rates = GroupRates(model.policy.optimizer, model.lr_schedule(1.0))  # as the policy has read it
     model.knobs = knobs_of(model)

@@ -22,11 +22,11 @@ CONTROLLERS = "controllers"  # beside "state" and "param_groups", where optimize
 def completed(model: Any) -> Iterator[None]:
     """While it is saved, the model has as attributes what ``_setup_model`` and ``load`` take back from a file."""
     before, model._random_state = model._random_state, states_to_save(model)
-    model._controllers = model.knobs.state_dict()
+    model._controllers, model._carried = model.knobs.state_dict(), model._family.carried(model.rollout_buffer)
     try:
         yield
     finally:
-        model._random_state, model._controllers = before, {}
+        model._random_state, model._controllers, model._carried = before, {}, None
 
 
 def with_controllers(parameters: Parameters, knobs: KnobSet) -> Parameters:

@@ -121,10 +121,10 @@ class RunCheckpoints:
         number = iteration + self._skipped
         return None if number % self._log_interval else number
 
-    def before_rollout(self, model: Any) -> int:
-        """Between two updates. Returns how many steps a resumed rollout has already."""
+    def before_rollout(self, model: Any) -> int | None:
+        """Between two updates. Returns how many steps a resumed rollout has already, or None."""
         if not self._writes:
-            return 0
+            return None
         self._rollouts = 0 if self._rollouts is None else self._rollouts + 1
         self._pace.boundary()
         if self.resumed is not None:
@@ -133,9 +133,9 @@ class RunCheckpoints:
         if self._rollouts and (self._stop.number is not None or self.writer.due()):
             self._save(model)
         self._leave_if_asked(model)
-        return 0
+        return None
 
-    def _restore(self, model: Any) -> int:
+    def _restore(self, model: Any) -> int | None:
         resumed, self.resumed = self.resumed, None
         assert resumed is not None and self._callback is not None
         started, lines = restore_state(model, self._callback, resumed.state)

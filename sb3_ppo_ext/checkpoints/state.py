@@ -16,6 +16,7 @@ from sb3_ppo_ext.checkpoints.logs import restore_pending, save_logger
 from sb3_ppo_ext.checkpoints.monitor_files import save_monitor_files
 from sb3_ppo_ext.checkpoints.partial_rollout import restore_partial_rollout, save_partial_rollout
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
+from sb3_ppo_ext.rollout.token_buffer import has_begun
 from sb3_ppo_ext.saving import random_state, restore_random_state
 
 State = dict[str, Any]
@@ -37,7 +38,7 @@ def save_state(
 ) -> State:
     """The state between two updates, or in the middle of a rollout; ``exact``: not in the middle of a step."""
     run = settings.run
-    in_rollout = exact and not model.rollout_buffer.full and model.rollout_buffer.pos > 0
+    in_rollout = exact and not model.rollout_buffer.full and has_begun(model.rollout_buffer)
     return {
         "loop": {
             "asked_for": call.total_timesteps,
@@ -90,10 +91,10 @@ def restore_watch(model: Any, state: State) -> None:
     monitor.diagnostics.negative_rollouts = state["negative_rollouts"]
 
 
-def restore_state(model: Any, callback: BaseCallback, state: State) -> tuple[int, list[str]]:
+def restore_state(model: Any, callback: BaseCallback, state: State) -> tuple[int | None, list[str]]:
     """The last thing before a resumed run acts: what ``learn()`` has set up is as it was, and so are the streams.
 
-    Returns the steps of a rollout that has begun, and lines on what is not exact.
+    Returns the steps of a rollout that has begun (None where none has), and lines on what is not exact.
     """
     loop = state["loop"]
     # The buffer has those of its construction, and the model may have others since.
@@ -105,7 +106,7 @@ def restore_state(model: Any, callback: BaseCallback, state: State) -> tuple[int
     first = loop["first_timestep"]
     advance_progress_bars(callback, total=model._total_timesteps - first, done=model.num_timesteps - first)
     restore_pending(model.logger, state["logger"])
-    started = 0 if state["partial"] is None else restore_partial_rollout(model, state["partial"])
+    started = None if state["partial"] is None else restore_partial_rollout(model, state["partial"])
     here = machine()
     lines += [
         f"{name} is {here[name]} here and was {before}: results are equal up to rounding"

@@ -54,6 +54,14 @@ class Family(Protocol):
         """The settings and objects that stay the same over the minibatches of ``rollout``."""
         ...
 
+    def carried(self, buffer: RolloutBuffer) -> Any:
+        """What the buffer holds for the next rollout, as plain values that a model's file has; None for nothing."""
+        ...
+
+    def take_carried(self, buffer: RolloutBuffer, carried: Any) -> None:
+        """Gives a new buffer what ``carried`` returned."""
+        ...
+
     def compiled(self, run: Run) -> Engine:
         """The engine that runs the model compiled, on the device of ``run``."""
         ...

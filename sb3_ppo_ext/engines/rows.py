@@ -89,6 +89,12 @@ class RowFamily:
             head.update(rollout.value_target, run.average)
         return row_update(run, rollout, self.acted.take(rollout))
 
+    def carried(self, buffer: RolloutBuffer) -> None:
+        """Nothing is left of a rollout."""
+
+    def take_carried(self, buffer: RolloutBuffer, carried: None) -> None:
+        """Does nothing."""
+
     def compiled(self, run: Run) -> Engine:
         """The engine that runs the model compiled, on the device of ``run``."""
         if run.device.type in RECORDERS and run.shards is not None:

@@ -28,6 +28,7 @@ from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.lost_rows import forget_lost, is_lost, note_lost
 from sb3_ppo_ext.rollout.storing import store
+from sb3_ppo_ext.rollout.token_buffer import steps_held
 from sb3_ppo_ext.rollout.vec_env_step import step_of
 from sb3_ppo_ext.vec_env.infos import Infos
 
@@ -41,19 +42,20 @@ def collect_rollouts(
     n_rollout_steps: int,
     actor_of: Callable[[ActorCriticPolicy], Actor] = EagerActor,
     *,
-    begun: int = 0,
+    begun: int | None = None,
     after_step: Callable[[int], None] | None = None,
     division: Division | None = None,
 ) -> bool:
     """Fills the buffer with the steps of ``actor_of(policy)``; False if a callback stopped it before it was full.
 
-    ``begun`` steps are in the buffer already; ``after_step`` is called with their number after each that is added.
+    ``begun`` steps are in the buffer already (None: the rollout has not begun); ``after_step`` is called with their
+    number after each step of the environments.
     """
     division = division or Division(env.num_envs, partial(self.policy.reset_noise, env.num_envs))
-    if not begun:
+    if begun is None:
         begin(self, rollout_buffer, division)
         callback.on_rollout_start()
-    n_steps = begun
+    n_steps = begun or 0
     actor, step = actor_of(self.policy), step_of(env)
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -77,6 +79,7 @@ def collect_rollouts(
             *(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs),
             on_device=(obs_tensor, sampled),
         )
+        n_steps = steps_held(rollout_buffer, n_steps)
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]  # no tuples
         if after_step is not None:
             after_step(n_steps)

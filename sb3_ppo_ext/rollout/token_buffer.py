@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 
 class TokenRolloutBuffer(DictRolloutBuffer):
@@ -13,3 +15,14 @@ class TokenRolloutBuffer(DictRolloutBuffer):
     ref_log_probs: np.ndarray | None  # [T, N, L], under the frozen reference
     ended: np.ndarray  # [T, N], bool: whether the episode ended with that step
     last_values: np.ndarray  # [N], of the observation after the last step
+    draws: dict[str, Any] | None  # plain values, where not every step of the environments becomes one of the buffer
+
+
+def steps_held(buffer: RolloutBuffer, n_steps: int) -> int:
+    """The steps in a buffer that was given ``n_steps``; one of tokens may leave some out."""
+    return buffer.pos if isinstance(buffer, TokenRolloutBuffer) else n_steps
+
+
+def has_begun(buffer: RolloutBuffer) -> bool:
+    """True where the buffer was given a step of a rollout, also one that it has left out."""
+    return buffer.pos > 0 or (isinstance(buffer, TokenRolloutBuffer) and bool(buffer.draws and buffer.draws["steps"]))

@@ -58,3 +58,9 @@ def text_of(env: Any) -> str:
     """The transcript of an environment as text, special tokens included."""
     text: str = tokenizer().decode(env.unwrapped.ids)
     return text
+
+
+def plain_text(ids: list[int]) -> str:
+    """The text of ids, without special tokens."""
+    text: str = tokenizer().decode(ids, skip_special_tokens=True)
+    return text

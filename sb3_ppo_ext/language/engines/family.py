@@ -14,9 +14,10 @@ from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.arguments import check_algorithm
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
 from sb3_ppo_ext.language.model.progress import progress_of
-from sb3_ppo_ext.language.monitoring.findings import Findings
+from sb3_ppo_ext.language.monitoring.findings import Findings, refill_findings
 from sb3_ppo_ext.language.monitoring.records import response_records
 from sb3_ppo_ext.language.training.baselines import check_groups
+from sb3_ppo_ext.language.training.refill import Group
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 from sb3_ppo_ext.language.training.token_update import token_update
@@ -70,6 +71,15 @@ class TokenFamily:
         """The update over the rollout's tokens."""
         return token_update(run, cast(TokenRollout, rollout))
 
+    def carried(self, buffer: RolloutBuffer) -> list[Group] | None:
+        """The groups that wait for the next rollout."""
+        return buffer.draws["waiting"] if isinstance(buffer, SequenceRolloutBuffer) and buffer.draws else None
+
+    def take_carried(self, buffer: RolloutBuffer, carried: list[Group] | None) -> None:
+        """Lets the groups wait in this buffer, unless it draws for itself alone now."""
+        if isinstance(buffer, SequenceRolloutBuffer) and buffer.draws and carried:
+            buffer.draws["waiting"] = carried
+
     def compiled(self, run: Run) -> Engine:
         """The engine by graphs, which itself refuses devices and types that are not compiled."""
         return CompiledTokenEngine(run.device.type)
@@ -100,4 +110,5 @@ class TokenFamily:
         """Warnings about the responses: subject -> text."""
         controller = run.knobs.knobs["ref_kl_coef"]
         target = controller.target if isinstance(controller, Controller) else None
-        return self._findings.of(records, ref_kl=rollout.controller_inputs.get("ref_kl"), ref_kl_target=target)
+        found = self._findings.of(records, ref_kl=rollout.controller_inputs.get("ref_kl"), ref_kl_target=target)
+        return found | refill_findings(records)

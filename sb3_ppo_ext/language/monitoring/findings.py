@@ -85,3 +85,17 @@ def _over_budget(ref_kl: float, target: float) -> str:
         "the coefficient grows too slowly for the policy. Let it start higher, lower the horizon of Proportional, or "
         "lower learning_rate"
     )
+
+
+def refill_findings(records: Records) -> dict[str, str]:
+    """Subject -> text, where the limit of refill has left a rollout without enough informative groups."""
+    if not records.get("groups/missing"):
+        return {}
+    return {
+        "refill": (
+            f'dynamic_sampling="refill": refill_limit was reached and {records["groups/missing"]:.0f} groups of the '
+            'rollout have no difference in score; they count as under "mask". Raise refill_limit, or take prompts of '
+            f"another difficulty (groups/all_right is {records['groups/all_right']:.2f}, groups/all_wrong "
+            f"{records['groups/all_wrong']:.2f})"
+        )
+    }

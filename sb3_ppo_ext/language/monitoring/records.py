@@ -10,6 +10,7 @@ import numpy as np
 
 from sb3_ppo_ext.language.training.groups import Episodes, groups_of
 from sb3_ppo_ext.language.training.importance import mismatch
+from sb3_ppo_ext.language.training.refill import refill_records
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
@@ -46,7 +47,7 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
         masks, bound = buffer.masks, buffer.settings.importance_bound
         found = mismatch(buffer.log_probs[masks], buffer.sampler_log_probs[masks], bound)
         records |= {f"sampler/{name}": value for name, value in found.items()}
-    records |= group_records(buffer)
+    records |= group_records(buffer) if buffer.draws is None else refill_records(buffer.draws)
     records |= speeds(int(lengths.sum()), rollout.seconds())
     return {key: float(value) for key, value in records.items()}
 

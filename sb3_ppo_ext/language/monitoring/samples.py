@@ -70,8 +70,10 @@ class SampleTable(BaseCallback):
         """The table's rows, as text."""
         if (summary := self._summary()) is None:
             return []  # the first rollout is not trained on yet
-        score, kl = summary
-        prompts, responses = zip(*(pair for step in self.texts for pair in step), strict=True)
+        drawn = [pair for step in self.texts for pair in step]
+        here = summary.place >= 0  # others were drawn for the rollout before
+        score, kl = summary.score[here], None if summary.kl is None else summary.kl[here]
+        prompts, responses = zip(*(drawn[place] for place in summary.place[here]), strict=True)
         texts = list(zip(what_differs(prompts), responses, strict=True))
         middle = self.generator.choice(len(score), min(self.random_rows, len(score)), replace=False).tolist()
         chosen = {"best": int(score.argmax()), "worst": int(score.argmin())}

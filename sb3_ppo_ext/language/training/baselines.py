@@ -30,6 +30,11 @@ def check_groups(model: Any) -> None:
         sizes = model.env.get_attr("group_size") if model.env.has_attr("group_size") else []
         if any(size < 2 for size in sizes) or group_ids_of(model.env) is None:
             raise ValueError(f"{name}: the environment has no groups; pass PromptVecEnv(..., group_size=n), n > 1")
+        if buffer.get("dynamic_sampling") == "refill" and not model.env.has_attr("group_ids"):
+            raise ValueError(
+                'dynamic_sampling="refill": the groups of a step are drawn again, so that an episode is one response; '
+                'pass PromptVecEnv(..., group_size=n), or "mask"'
+            )
     if buffer.get("group_advantage") not in GROUP_ADVANTAGES:
         return
     if is_on(model.ref_kl_coef) and buffer.get("ref_kl") == "both":

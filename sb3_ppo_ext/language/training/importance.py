@@ -34,6 +34,16 @@ def importance_weights(log_prob: np.ndarray, sampler_log_prob: np.ndarray, bound
     return weights
 
 
+def with_all_rows(rows: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """The first rows of an array of this shape, which may be all or none, with NaN in the others."""
+    if rows is not None and rows.shape == shape:
+        return rows
+    whole = np.full(shape, np.nan, np.float32)
+    if rows is not None:
+        whole[: len(rows)] = rows
+    return whole
+
+
 def mismatch(log_prob: np.ndarray, sampler_log_prob: np.ndarray, bound: float | None) -> dict[str, float]:
     """How far a sampler mu is from the trained model pi, over the tokens [n] that mu has drawn.
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from sb3_ppo_ext.language.envs.spaces import require_spaces
 from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.language.training.groups import Episodes, critic_corrections, episode_advantages, informative
-from sb3_ppo_ext.language.training.importance import importance_weights
+from sb3_ppo_ext.language.training.importance import importance_weights, with_all_rows
+from sb3_ppo_ext.language.training.refill import Draws, no_draws, rows_completed
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.unknown_arguments import named_arguments, refuse_unknown
@@ -47,7 +48,9 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         do not apply. ``advantage_scope="rollout"`` does, and makes of "dr_grpo" REINFORCE++'s baseline. With a critic,
         "leave_one_out" takes off GAE the mean error of the values at the prompt, over the group's other responses
     :param dynamic_sampling: "mask" leaves groups whose scores are all equal out of the policy's loss, and its mean; the
-        value function learns from them all the same. Scores are the environment's, without penalties (DAPO)
+        value function learns from them all the same. "refill", without a critic, draws others in their place. Scores
+        are the environment's, without penalties (DAPO)
+    :param refill_limit: at most so many times as many responses as a rollout has are drawn for it
     :param overlong_penalty: what the longest response loses; in the last ``overlong_buffer`` tokens before that (None:
         a fifth of the longest response) the loss rises to it from 0 (DAPO)
     :param overlong_filter: leaves responses that were cut off out of the policy's loss, and its mean (DAPO). One of the
@@ -80,6 +83,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.last_successes: Callable[[], np.ndarray | None] | None = None  # of the environments' last step
         refuse_unknown(type(self).__name__, settings, named_arguments(SequenceRolloutBuffer.__init__, TokenSettings))
         self.settings = TokenSettings(**settings)
+        self.draws: Draws | None = no_draws([]) if self.settings.dynamic_sampling == "refill" else None
         _, self.response_space = require_spaces(observation_space, action_space)
         longest, room = self.response_space.max_new_tokens, self.settings.overlong_buffer
         if room is not None and room > longest:
@@ -96,6 +100,9 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.ended = np.zeros(shape[:2], bool)
         self.successes = np.full(shape[:2], -1, np.int8)  # 1 or 0 where the environments have a rule of success
         self.group_ids = np.full(shape[:2], -1, np.int64)  # written by the actor where the environments have groups
+        self.places = np.zeros(shape[:2], np.int64)  # with refill: which of the rollout's draws; -1: of the last one's
+        if self.draws is not None:
+            self.draws = no_draws(self.draws["waiting"])
         self.sampler_log_probs: np.ndarray | None = None  # [T, N, L] where a sampler has others than the policy
         self.ref_log_probs = None
         self.full_kl: np.ndarray | None = None
@@ -126,7 +133,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         self.log_probs[self.pos] = np.where(mask, log_prob.cpu().numpy(), 0.0)
         if self.last_successes is not None and (successes := self.last_successes()) is not None:
             self.successes[self.pos] = successes
-        self.pos += 1
+        self.pos += 1 if self.draws is None else rows_completed(self)
         self.full = self.pos == self.buffer_size
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
@@ -159,8 +166,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
 
     def add_sampler_log_probs(self, log_prob: Tensor) -> None:
         """Takes in the sampler's log-probabilities [N, L] of the responses that ``add`` gets next."""
-        if self.sampler_log_probs is None:
-            self.sampler_log_probs = np.full(self.masks.shape, np.nan, np.float32)
+        self.sampler_log_probs = with_all_rows(self.sampler_log_probs, self.masks.shape)  # a resumed rollout has some
         self.sampler_log_probs[self.pos] = log_prob.cpu().numpy()
 
     def importance_weights(self) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from sb3_ppo_ext.language.envs.prompt_vec_env import take_reward_means, take_sco
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.training.baselines import check_baseline
 from sb3_ppo_ext.language.training.micro_batches import on_device, rescaled, row_groups, rows_of
+from sb3_ppo_ext.language.training.refill import rescore_carried
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
 from sb3_ppo_ext.objective.batch import Minibatch
@@ -31,6 +32,7 @@ class ResponseSummary(NamedTuple):
 
     score: np.ndarray  # [T * N], as the reward function gave it
     kl: np.ndarray | None  # [T * N], k1 to the reference in nats, where there is one
+    place: np.ndarray  # [T * N], which of the responses that were drawn for the rollout; -1: drawn for the last one
 
 
 class TokenRollout(Rollout):
@@ -49,6 +51,7 @@ class TokenRollout(Rollout):
         self.policy = policy
         self.ref_kl_coef = float(run.knobs.values.ref_kl_coef)
         started = time.perf_counter()
+        rescore_carried(buffer, policy, self.settings.micro_batch_tokens)
         if policy.has_reference:
             log_probs, exact_kl = under_reference(buffer, policy, run.settings.batch_size)
             buffer.penalize(log_probs, self.ref_kl_coef, exact_kl)
@@ -128,7 +131,8 @@ class TokenRollout(Rollout):
         """Score and KL of every response."""
         buffer = self.buffer
         kl = None if buffer.ref_log_probs is None else buffer.token_kl("k1").sum(-1).flatten()
-        return ResponseSummary(buffer.rewards.flatten(), kl)
+        place = np.arange(self.size) if buffer.draws is None else buffer.places.flatten()
+        return ResponseSummary(buffer.rewards.flatten(), kl, place)
 
     def seconds(self) -> dict[str, float]:
         """The seconds that each part of the work on this rollout took; of the training those so far."""

@@ -36,6 +36,7 @@ class TokenSettings:
     micro_batch_tokens: int | None = None
     group_advantage: str | None = None
     dynamic_sampling: str | None = None
+    refill_limit: int = 4
     overlong_penalty: float | None = None
     overlong_buffer: int | None = None
     overlong_filter: bool = False
@@ -54,7 +55,12 @@ class TokenSettings:
         if self.group_advantage is not None:
             one_of((*GROUP_ADVANTAGES, WITH_CRITIC), "group_advantage", self.group_advantage)
         if self.dynamic_sampling is not None:
-            one_of(("mask",), "dynamic_sampling", self.dynamic_sampling)
+            one_of(("mask", "refill"), "dynamic_sampling", self.dynamic_sampling)
+        if self.dynamic_sampling == "refill" and not self.without_critic:
+            raise ValueError(
+                f'dynamic_sampling="refill" with group_advantage={self.group_advantage!r}: a critic learns from groups '
+                'without a difference too; pass "mask", which leaves them out of the policy\'s loss alone'
+            )
         KL_ESTIMATORS.require(self.ref_kl_estimator, "ref_kl_estimator", besides=("full",))
         self._check_gradient()
         for name in ("missing_eos_penalty", "overlong_penalty"):
@@ -65,7 +71,7 @@ class TokenSettings:
                 object.__setattr__(self, name, penalty)
         if (coefficient := number_of(self.positive_nll_coef)) is None or not 0 <= coefficient < math.inf:
             raise ValueError(f"positive_nll_coef={self.positive_nll_coef!r}: a number of at least 0 is needed")
-        for name in ("micro_batch_tokens", "overlong_buffer", "critic_epochs"):
+        for name in ("micro_batch_tokens", "overlong_buffer", "critic_epochs", "refill_limit"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, at_least(1, name, value))
         if (score := number_of(self.success_score)) is None or not math.isfinite(score):

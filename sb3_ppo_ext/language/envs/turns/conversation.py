@@ -155,9 +155,15 @@ class ConversationEnv(gym.Env[Observation, np.ndarray]):
         self.response: list[int] = action[mask].tolist()
         self.responses.append(self.response)
         text = self.vocabulary.text_of(self.response)
+        prompt = self.vocabulary.text_of(self.ids)
         turn = self.answer(text)
         reward = reward_of(turn.reward, f"the reward of {type(self).__name__}")
-        info = {"response": text, "cut_off": bool(self.action_space.cut_off(action, mask)), **turn.info}
+        info = {
+            "prompt": prompt,
+            "response": text,
+            "cut_off": bool(self.action_space.cut_off(action, mask)),
+            **turn.info,
+        }
         self._write(turn)
         stopped = None if turn.done else self._stopped()
         if stopped is not None:

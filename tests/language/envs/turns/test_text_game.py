@@ -37,7 +37,8 @@ def test_the_transcript_has_the_sampled_ids_and_the_games_words_once() -> None:
     expected = f"{wrong}<|end|>\n<|start|>user\n{hint}<|end|>\n<|start|>assistant\n"
     assert chats.tokenizer().decode(env.ids[len(opening) :]) == expected
     assert observation["input_ids"][observation["attention_mask"] > 0].tolist() == env.ids
-    assert (reward, terminated, truncated, info) == (0.0, False, False, {"response": str(wrong), "cut_off": False})
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    assert info == {"prompt": chats.plain_text(opening), "response": str(wrong), "cut_off": False}
     _, reward, terminated, truncated, info = say(env, str(number))
     assert (reward, terminated, truncated) == (1.0, True, False)
     assert (info["is_success"], info["turns"], info["reason"]) == (True, 2, "found")
