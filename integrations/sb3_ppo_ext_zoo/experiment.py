@@ -9,12 +9,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import optuna
 import rl_zoo3.exp_manager
 import yaml
 
 from sb3_ppo_ext.knobs.parsing import parse_knob
 from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext_zoo import recipes, resume
+from sb3_ppo_ext_zoo.language_search import search_for
 from sb3_ppo_ext_zoo.registration import NAME
 from sb3_ppo_ext_zoo.resume import NamedRun
 from sb3_ppo_ext_zoo.trials import require_whole_name, trial_number
@@ -137,10 +139,18 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             if "vec_env" in hyperparams:
                 self.vec_env = parse_vec_env(hyperparams.pop("vec_env"))
                 self.vec_env.require_nothing_of_monitor(hyperparams.get("monitor_kwargs"))
+        of_evaluation = hyperparams.pop("eval_env_kwargs", None) or {} if self.algo == NAME else {}
         processed = super()._preprocess_hyperparams(hyperparams)
         if self.algo == NAME and not self._eval_env_kwargs_args:
-            self.eval_env_kwargs = self.env_kwargs  # rl_zoo3 ignores those of the settings file in evaluations
+            # rl_zoo3 ignores those of the settings file in evaluations.
+            self.eval_env_kwargs = {**self.env_kwargs, **of_evaluation}
         return processed
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """rl_zoo3's trial; that of a language model has a search space of its own."""
+        with search_for(self._hyperparams.get("policy")):
+            result: float = super().objective(trial)
+        return result
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         """rl_zoo3's environments in the VecEnv that ``vec_env`` names."""

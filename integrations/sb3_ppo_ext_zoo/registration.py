@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
+
 NAME = "ppox"  # the lower-cased class name, which rl_zoo3 derives too
+REASONING = "Reasoning-v0"
 
 
 def register() -> None:
@@ -18,6 +21,8 @@ def register() -> None:
     from sb3_ppo_ext import PPOX
     from sb3_ppo_ext_zoo.search import convert_ppox_params, sample_ppox_params
 
+    if REASONING not in gym.registry:
+        gym.register(REASONING, "sb3_ppo_ext_zoo.reasoning:ReasoningEnv")  # imported when one is made
     ALGOS[NAME] = PPOX
     HYPERPARAMS_SAMPLER[NAME] = sample_ppox_params
     HYPERPARAMS_CONVERTER[NAME] = convert_ppox_params

@@ -12,6 +12,12 @@ import optuna
 from rl_zoo3.hyperparams_opt import convert_onpolicy_params, sample_ppo_params
 
 from sb3_ppo_ext.objective.registry import SURROGATES
+from sb3_ppo_ext_zoo.language_search import (
+    MARK,
+    convert_language_params,
+    sample_language_params,
+    searches_language_model,
+)
 
 LEARNING_RATE_CONTROLS = ("constant", "linear", "cosine", "adaptive_kl")
 CLIP_SCHEDULES = ("constant", "linear", "cosine")
@@ -24,6 +30,8 @@ def sample_ppox_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """The constructor arguments of one trial; ``convert_ppox_params(trial.params)`` gives the same again."""
+    if searches_language_model():
+        return sample_language_params(trial, n_envs)
     sample_ppo_params(trial, n_actions, n_envs, additional_args)
     trial.suggest_categorical("surrogate", searched_surrogates())
     trial.suggest_categorical("clip_ratio", CLIP_RATIOS)
@@ -46,6 +54,8 @@ def convert_ppox_params(sampled: dict[str, Any]) -> dict[str, Any]:
     object passes its memory from one trial to the next. All own arguments that are searched are named, so that a trial
     is not half of what the settings file says: ``clip_range_high`` there would contradict ``surrogate`` here.
     """
+    if MARK in sampled:
+        return convert_language_params(sampled)
     kwargs: dict[str, Any] = convert_onpolicy_params(sampled)
     clip, ratio = kwargs["clip_range"], kwargs.pop("clip_ratio")
     schedule, control = kwargs.pop("clip_schedule"), kwargs.pop("learning_rate_control")

@@ -1,8 +1,9 @@
 """``vec_env`` in a settings file or on the command line: the VecEnv of a training.
 
-It is one of five names, alone or with arguments: ``vec_env: envpool``, ``vec_env: {envpool: {threads: 2}}``,
+It is one of six names, alone or with arguments: ``vec_env: envpool``, ``vec_env: {envpool: {threads: 2}}``,
 ``vec_env: {gymnasium: {vectorization_mode: async}}``, ``vec_env: {ray: {envs_per_worker: 4}}``. rl_zoo3's parser has
-the first two names only.
+the first two names only. "prompts" is the ``PromptVecEnv`` of an environment of prompts, which scores all responses
+together and has groups: ``vec_env: {prompts: {group_size: 8}}``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-NAMES = ("dummy", "subproc", "gymnasium", "envpool", "ray")
+NAMES = ("dummy", "subproc", "gymnasium", "envpool", "ray", "prompts")
 
 MakeVecEnv = Callable[..., VecEnv]  # as rl_zoo3 calls it: (one function per environment, **vec_env_kwargs)
 
@@ -39,7 +41,7 @@ class VectorEnvironment(NamedTuple):
 
     def require_nothing_of_monitor(self, monitor_kwargs: object) -> None:
         """Refuses settings of a ``Monitor`` that would not be there."""
-        if monitor_kwargs and self.name in ("gymnasium", "envpool"):
+        if monitor_kwargs and self.name in ("gymnasium", "envpool", "prompts"):
             raise ValueError(
                 f"monitor_kwargs={monitor_kwargs!r}: vec_env={self.name!r} keeps the statistics without Monitor; "
                 "use vec_env: dummy or subproc, or leave monitor_kwargs out"
@@ -52,7 +54,7 @@ class VectorEnvironment(NamedTuple):
         of_sb3 = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}.get(self.name)
         if of_sb3 is not None:
             return lambda env_fns, **options: of_sb3(env_fns, **{**options, **self.arguments})
-        make = _envpool if self.name == "envpool" else _gymnasium
+        make = {"envpool": _envpool, "gymnasium": _gymnasium, "prompts": _prompts}[self.name]
         return lambda env_fns, **options: make(environments, len(env_fns), {**options, **self.arguments})
 
 
@@ -120,6 +122,24 @@ def _ray(environments: Environments, env_fns: list[Any], arguments: dict[str, An
         # The workers of the training have all cores, and wait meanwhile.
         arguments = {**arguments, "resources": {**(arguments.get("resources") or {}), "CPU": 0}}
     return RayVecEnv(env_fns, **arguments)
+
+
+def _prompts(environments: Environments, n_envs: int, arguments: dict[str, Any]) -> VecEnv:
+    from sb3_ppo_ext.language import PromptEnv, PromptVecEnv
+
+    if environments.wrapper is not None:
+        raise ValueError("vec_env='prompts': env_wrapper has no single environment to wrap; use vec_env: dummy")
+    single = gym.make(environments.env_id, **environments.env_kwargs).unwrapped
+    if not isinstance(single, PromptEnv):
+        raise ValueError(
+            f"vec_env='prompts': {environments.env_id} is a {type(single).__name__}; a PromptEnv is needed, a step of "
+            "which is a response"
+        )
+    if n_envs == 1:  # rl_zoo3 evaluates one response at a time
+        arguments = {**arguments, "group_size": 1}
+    env = PromptVecEnv.of_task(single.task, n_envs, **{"shuffle": single.order.shuffle, **arguments})
+    env.seed(environments.seed)
+    return env
 
 
 def _monitor_file(folder: str | None) -> str | None:

@@ -198,7 +198,11 @@ class PromptEnv(PromptEnvironment, gym.Env[Observation, np.ndarray]):
         shuffle: bool = True,
         **options: Any,
     ) -> None:
-        self.task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
+        task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
+        self._begin(task, shuffle=shuffle)
+
+    def _begin(self, task: PromptTask, *, shuffle: bool) -> None:
+        self.task = task
         self.order = PromptOrder(len(self.task.source.ids), shuffle=shuffle)
         self.observation_space = self.task.observation_space  # type: ignore[assignment]  # a Dict of arrays
         self.action_space = self.task.action_space

@@ -77,6 +77,13 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         task = PromptTask(prompts, reward_fn, tokenizer, max_new_tokens=max_new_tokens, **options)
         self._begin(task, n_envs, group_size=group_size, shuffle=shuffle)
 
+    @classmethod
+    def of_task(cls, task: PromptTask, n_envs: int, *, group_size: int = 1, shuffle: bool = True) -> PromptVecEnv:
+        """The environment of a task that is there already, that of a ``PromptEnv`` for example."""
+        env = cls.__new__(cls)
+        env._begin(task, n_envs, group_size=group_size, shuffle=shuffle)
+        return env
+
     def _begin(self, task: PromptTask, n_envs: int, *, group_size: int = 1, shuffle: bool) -> None:
         self.task = task
         self.render_mode = None
@@ -98,10 +105,8 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         It has this one's ``max_prompt_length``, without which a policy could not read its observations. ``n_envs=None``
         takes this one's.
         """
-        env = PromptVecEnv.__new__(PromptVecEnv)
         n_envs = self.num_envs if n_envs is None else n_envs
-        env._begin(self.task.with_prompts(prompts, columns), n_envs, shuffle=False)
-        return env
+        return PromptVecEnv.of_task(self.task.with_prompts(prompts, columns), n_envs, shuffle=False)
 
     def reset(self) -> Observation:
         """The next prompts."""
