@@ -73,9 +73,11 @@ class Mortal(gym.Wrapper[Any, Any, Any, Any]):
         return super().step(action)
 
     def _die(self, moment: str) -> None:
-        if (self.folder / moment).exists():
+        try:
             (self.folder / moment).unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+        except FileNotFoundError:  # or another process was faster
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def process_of(env: Any) -> int:
