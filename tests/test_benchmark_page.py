@@ -121,10 +121,12 @@ def test_table_1_is_on_the_scale_of_the_paper(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_kl_is_shown_over_its_bound() -> None:
     runs = [
-        record("bound, soft", "Pendulum-v1", seed, 0.0, updates={"kl_held": kl * BOUND})
+        record("bound, soft, limit 4", "Pendulum-v1", seed, 0.0, updates={"kl_held": kl * BOUND})
         for seed, kl in ((0, 0.9), (1, 1.2))
     ]
-    assert tables.bounds(Results({"kl_bound": runs})).endswith("| `bound, soft` | Pendulum-v1 | 1.05 | 0.90, 1.20 |")
+    assert tables.bounds(Results({"kl_bound": runs})).endswith(
+        "| `bound, soft, limit 4` | Pendulum-v1 | 1.05 | 0.90, 1.20 |"
+    )
 
 
 def test_a_mean_curve_ends_where_the_shortest_run_does() -> None:

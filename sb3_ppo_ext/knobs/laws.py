@@ -76,10 +76,14 @@ class Lagrangian:
     The weight of the penalty becomes the multiplier of the constraint KL <= target: it grows while the bound is broken,
     falls while there is room, and comes to rest where the KL is at the bound. Seed RL keeps such a coefficient,
     exp(speed * p) (agents/policy_gradient/modules/constraints.py). A rate of 0.05 to 0.2 suits ``every="minibatch"``.
+
+    The law cuts off what is beyond (1 + limit) times the bound, so that an outlier moves the value by a factor of
+    exp(rate * limit) at most. The KL of minibatches is skewed, and its mean comes to rest the further above the bound
+    the more is cut off: for a lognormal KL of sigma 1 by 5 % with a limit of 4, by 37 % with one of 1.
     """
 
     rate: float = 0.1
-    limit: float = 1.0
+    limit: float = 4.0
 
     def __post_init__(self) -> None:
         for name in ("rate", "limit"):
