@@ -28,6 +28,7 @@ RUNS: dict[str, list[list[str]]] = {
     "reward_vs_kl.py": [["{}", "--timesteps", "256", "--pretraining-steps", "10", "--coefficients", "1", "0"]],
     "sb3_to_torchrl.py": [["{}", "--timesteps", "1024"]],
     "text_agent.py": [["{}", "--timesteps", "1024", "--pretraining-steps", "10"]],
+    "text_game.py": [["{}", "--timesteps", "640", "--warm-up", "10", "--games", "16"]],
     "text_tasks/ppox.yml": [
         [*ZOO_TRAIN, "-conf", "{}", "--gym-packages", "text_tasks", "--env", env, "-params", PRETRAINING]
         for env in ("PromptCopy-v0", "RandomWalks-v0", "TextGrid-v0")

@@ -29,7 +29,10 @@ def check_groups(model: Any) -> None:
     if model.env is not None:
         sizes = model.env.get_attr("group_size") if model.env.has_attr("group_size") else []
         if any(size < 2 for size in sizes) or group_ids_of(model.env) is None:
-            raise ValueError(f"{name}: the environment has no groups; pass PromptVecEnv(..., group_size=n), n > 1")
+            raise ValueError(
+                f"{name}: the environment has no groups; pass PromptVecEnv(..., group_size=n), n > 1, or the same to "
+                "conversation_vec_env"
+            )
         if buffer.get("dynamic_sampling") == "refill" and not model.env.has_attr("group_ids"):
             raise ValueError(
                 'dynamic_sampling="refill": the groups of a step are drawn again, so that an episode is one response; '
