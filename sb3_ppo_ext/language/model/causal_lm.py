@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -130,6 +130,7 @@ class CausalLM(nn.Module):
         self.lm = lm
         self.vocab_size = vocab_size
         self.temperature = temperature
+        self.compute_dtype: torch.dtype | None = None  # of products in passes over whole sequences; None: the weights'
         self.prepares_mask = False
         self.prepared: Tensor | None = None  # a mask that holds for every call
         accepted = inspect.signature(self.trunk.forward).parameters
@@ -152,7 +153,7 @@ class CausalLM(nn.Module):
         A cache holds the S - S' tokens before them, and takes them in. States before ``first_scored`` may be anything.
         """
         arguments = {} if cache is None else {self._cache_argument: cache}
-        with skip_prompt_in_last_mlp(self.trunk, first_scored):
+        with skip_prompt_in_last_mlp(self.trunk, first_scored), self.computing(one_token=cache is not None):
             output = self.trunk(
                 input_ids=ids,
                 attention_mask=self.attention_mask(mask, ids.shape[1]),
@@ -162,6 +163,16 @@ class CausalLM(nn.Module):
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def computing(self, *, one_token: bool = False) -> AbstractContextManager[Any]:
+        """Products in ``compute_dtype`` until the end of the block, over weights that stay as they are.
+
+        ``one_token`` leaves them out: the weights would be converted anew for every token. Logits are always computed
+        in the weights' precision: those of 16 and more are 0.1 apart in bfloat16.
+        """
+        if self.compute_dtype is None or one_token:
+            return nullcontext()
+        return torch.autocast(self.plain.device.type, self.compute_dtype)
 
     def attention_mask(self, mask: Tensor, queries: int) -> Tensor:
         """The Hugging Face model's argument for ``mask`` [B, S] and the last ``queries`` tokens.

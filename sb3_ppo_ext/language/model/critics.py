@@ -87,7 +87,8 @@ class BranchCritic(nn.Module):
         finally:
             hook.remove()
         args, kwargs = inputs[0]
-        output = self.block(*args, **kwargs)
+        with model.computing():
+            output = self.block(*args, **kwargs)
         branch = output[0] if isinstance(output, tuple) else output
         values: Tensor = self.head(widened(self.norm(branch)))
         return hidden, values.squeeze(-1)
@@ -113,7 +114,7 @@ class SeparateCritic(nn.Module):
         """The values [B, S] after each token."""
         attended = model.attention_mask(mask, ids.shape[1])
         plain = self.trunk.get_base_model() if isinstance(self.trunk, PeftModel) else self.trunk
-        with skip_prompt_in_last_mlp(plain, first_scored):
+        with skip_prompt_in_last_mlp(plain, first_scored), model.computing():
             output = self.trunk(input_ids=ids, attention_mask=attended, position_ids=positions(mask), use_cache=False)
         values: Tensor = self.head(widened(output.last_hidden_state))
         return values.squeeze(-1)

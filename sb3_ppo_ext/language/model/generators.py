@@ -5,6 +5,7 @@ A generator is given the trained weights of the moment with their version; a res
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -89,10 +90,14 @@ class GeneratorSampler:
 
     exact = False
 
-    def __init__(self, model: CausalLM, generator: Generator) -> None:
+    def __init__(self, model: CausalLM, generator: Generator | None) -> None:
         self.trained, self.generator = model, generator
         self.versions, self.sent = Versions(model), 0
         self.warned = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GeneratorSampler:
+        """The sampler of a copied policy, which refuses: a generator has the weights of one policy."""
+        return GeneratorSampler(copy.deepcopy(self.trained, memo), None)
 
     def respond(
         self,
@@ -104,6 +109,8 @@ class GeneratorSampler:
         progress: RolloutProgress | None = None,
     ) -> Response:
         """Responses without values; log-probabilities are NaN where the generator has none."""
+        if self.generator is None:
+            raise SamplerError("this policy is a copy of another, and the generator has the weights of that one")
         if (version := self.versions.current()) != self.sent:
             self.generator.update_weights(merged_weights(self.trained), version)
             self.sent = version

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import AccurateGELUActivation, FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from sb3_ppo_ext.host.pytorch.layouts import has_packed_products
 from sb3_ppo_ext.language.model.adapters import adapted, has_adapter, merged
 from sb3_ppo_ext.language.model.causal_lm import CausalLM, widened
 from sb3_ppo_ext.language.model.end_tokens import EndTokens, check_ends
@@ -56,6 +57,24 @@ def load_model(source: ModelSource, dtype: str | torch.dtype | None = None) -> P
     without_dropout(model)
     with_fused_activations(model)
     return model
+
+
+def compute_dtype_of(choice: Any, model: CausalLM, sampler: Any) -> torch.dtype | None:
+    """The argument ``compute_dtype`` of a policy; ``ValueError`` where nothing computes in it, or in two precisions."""
+    if choice is None:
+        return None
+    if choice not in ("bfloat16", torch.bfloat16):
+        raise ValueError(f'compute_dtype={choice!r}: "bfloat16" or None is needed')
+    if model.plain.dtype is not torch.float32:
+        raise ValueError(f"compute_dtype={choice!r} with weights in {model.plain.dtype}: it is for weights in float32")
+    if sampler is None:
+        raise ValueError(
+            f"compute_dtype={choice!r} with sampler=None: responses would be drawn in float32 and trained on in "
+            'bfloat16; pass sampler="auto", so that what is trained on is computed again'
+        )
+    if not (has_packed_products(torch.bfloat16) or torch.cuda.is_available()):
+        raise ValueError(f"compute_dtype={choice!r}: this processor has no products in bfloat16; pass None")
+    return torch.bfloat16
 
 
 def without_dropout(model: nn.Module) -> None:

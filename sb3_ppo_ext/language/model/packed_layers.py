@@ -79,17 +79,27 @@ def layouts_of(dtype: torch.dtype, chosen: torch.dtype | None) -> list[Layout]:
 
 
 def fastest_layout(
-    own: Layout, chosen: torch.dtype | None, shapes: list[tuple[int, int]], rows: int, steps: int, scored: int
+    own: Layout,
+    chosen: torch.dtype | None,
+    shapes: list[tuple[int, int]],
+    head: tuple[int, int],
+    *,
+    rows: int,
+    steps: int,
+    scored: int,
 ) -> Layout:
     """The layout in which a rollout of ``steps`` tokens of ``rows`` responses is fastest here and now.
 
     A copy in another precision than the model's ``own`` layout has also the cost of computing the log-probabilities
-    again, in a pass over ``scored`` states. ``own`` stays unless another takes 5 % less.
+    again, in a pass over ``scored`` states. ``own`` stays unless another takes 5 % less. ``shapes`` are those of the
+    weights but the ``head``, which stays in the model's precision.
     """
     scoring = seconds_per_pass(own, shapes, SCORED_AT_ONCE) * scored / SCORED_AT_ONCE
 
     def seconds(layout: Layout) -> float:
-        return steps * seconds_per_pass(layout, shapes, rows) + (scoring if layout.dtype != own.dtype else 0.0)
+        of_head = seconds_per_pass(Layout(own.dtype, layout.packed), [head], rows)
+        of_token = seconds_per_pass(layout, shapes, rows) + of_head
+        return steps * of_token + (scoring if layout.dtype != own.dtype else 0.0)
 
     found = {layout: seconds(layout) for layout in layouts_of(own.dtype, chosen)}
     best = min(found, key=lambda layout: found[layout])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -50,10 +51,15 @@ class CopySampler:
         self.layout: Layout | None = None  # measured with the first batch
         self.copy: SamplingCopy | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopySampler:
+        """A sampler of the copied model, which makes a copy of its own: packed weights cannot be copied."""
+        return CopySampler(copy.deepcopy(self.trained, memo), self.precision)
+
     @property
     def exact(self) -> bool:
-        """True where the copy computes in the precision of the model."""
-        return self.copy is None or self.copy.layout.dtype is self.trained.plain.dtype
+        """True where what draws computes in the precision in which the model is trained."""
+        same = self.copy is None or self.copy.layout.dtype is self.trained.plain.dtype
+        return same and self.trained.compute_dtype is None
 
     def respond(
         self,
@@ -95,7 +101,9 @@ class CopySampler:
         scored = rows * (prompt.shape[1] + request.max_new_tokens)  # states of a pass over all that was sampled
         chosen = PRECISIONS[self.precision]
         own = Layout(model.plain.dtype, packed=False)
-        self.layout = fastest_layout(own, chosen, shapes_of(model), rows, request.max_new_tokens, scored)
+        *shapes, head = shapes_of(model)
+        steps = request.max_new_tokens
+        self.layout = fastest_layout(own, chosen, shapes, head, rows=rows, steps=steps, scored=scored)
         if self.layout != own or has_adapter(model.plain):
             self.copy = SamplingCopy(model, self.layout, rows)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 NEGATIVE_KL = -1.0  # nats per response
 RARE_END = 0.05
 COLLAPSED = 0.1  # of the first rollout's distinct-2
+FAR_SAMPLER = 0.5  # of the tokens, by the effective number of the weighted ones
 OVER_BUDGET = 3.0  # times the target
 PATIENCE = 5  # rollouts in a row: a small one may have equal scores by chance
 
@@ -53,11 +54,23 @@ def _collapsed(records: Records, first: Records) -> str | None:
     )
 
 
+def _far_sampler(records: Records, first: Records) -> str | None:
+    fraction = records.get("sampler/effective_fraction", 1.0)
+    if fraction >= FAR_SAMPLER:
+        return None
+    return (
+        f"the sampler draws from another distribution than the policy's: weighed for that, its tokens are worth "
+        f"{fraction:.0%} of as many of the policy's own. Check the generator's temperature and that it cuts "
+        "nothing off (top-k, top-p), or sample in a finer precision"
+    )
+
+
 RULES: dict[str, Callable[[Records, Records], str | None]] = {
     "negative_kl": _negative_kl,
     "never_ends": _never_ends,
     "no_spread": _no_spread,
     "collapsed": _collapsed,
+    "far_sampler": _far_sampler,
 }
 
 

@@ -24,6 +24,7 @@ from sb3_ppo_ext.language.model.loading import (
     Lora,
     ModelSource,
     check_model,
+    compute_dtype_of,
     frozen_copy,
     load_model,
     lora_config,
@@ -61,6 +62,8 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         start finds to be faster ("auto"); or a function that returns a ``Generator``. Where its log-probabilities are
         not the model's own, these are computed again, and the buffer's ``importance_bound`` applies
     :param dtype: of the model's weights, as "bfloat16"; None leaves them as they are
+    :param compute_dtype: "bfloat16" computes the products of training, scoring and of the reference in bfloat16 over
+        weights, optimizer and logits in float32; with a ``sampler``. None computes in the weights' precision
     """
 
     ppox_family = "sb3_ppo_ext.language.engines.family:TokenFamily"
@@ -81,6 +84,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         value_warmup: int = 0,
         sampler: str | Callable[[], Any] | None = None,
         dtype: str | torch.dtype | None = None,
+        compute_dtype: str | torch.dtype | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -93,11 +97,13 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         options = {
             **{"model": model, "lora": lora, "value": value, "temperature": temperature, "reference": reference},
             **{"value_lr_ratio": value_lr_ratio, "value_warmup": value_warmup, "dtype": dtype, "sampler": sampler},
+            "compute_dtype": compute_dtype,
         }
         self._begin(observation_space, action_space, optimizer_class, optimizer_kwargs, options)
         self.value_lr_ratio, self.value_warmup = value_lr_ratio, value_warmup
         self._build_models(load_model(model, dtype), lora, value, temperature, reference)
         self.sampler = sampler_of(sampler, self.lm)
+        self._compute_in(compute_dtype_of(compute_dtype, self.lm, sampler))
         self.optimizer = self._build_optimizer(lr_schedule(1))
 
     def _build_models(
@@ -112,6 +118,11 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         length = self.prompt_length + self.responses.max_new_tokens
         check_model(self.lm, eos_token_id=self.responses.eos_token_ids, sequence_length=length)
         self.critic = build_critic(value, self.lm, trunk, config)
+
+    def _compute_in(self, dtype: torch.dtype | None) -> None:
+        self.lm.compute_dtype = dtype
+        if self.reference is not None:
+            self.reference.compute_dtype = dtype
 
     def _build_optimizer(self, rate: float) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": self.model_parameters() + self.value_parameters()}]

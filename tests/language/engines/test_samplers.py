@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -201,6 +202,21 @@ def test_a_copy_is_not_made_where_it_would_not_be_faster(monkeypatch: pytest.Mon
     model.learn(16)
     assert isinstance(model.policy, LanguageModelPolicy) and isinstance(model.policy.sampler, CopySampler)
     assert model.policy.sampler.copy is None and model.policy.sampler.layout is not None
+
+
+@pytest.mark.parametrize("sampler", ["float32", StandIn])
+def test_a_policy_that_has_sampled_can_be_copied(sampler: Any) -> None:
+    model = model_with(sampler)
+    model.learn(16)
+    copied = copy.deepcopy(model.policy)
+    assert isinstance(copied, LanguageModelPolicy) and copied.sampler is not None
+    prompt, mask = tiny.ragged_prompts()
+    if sampler == "float32":
+        assert isinstance(copied.sampler, CopySampler) and copied.sampler.trained is copied.lm
+        assert copied.sampler.respond(prompt, mask, copied.request()).mask.any()
+    else:
+        with pytest.raises(SamplerError, match="is a copy of another"):
+            copied.sampler.respond(prompt, mask, copied.request())
 
 
 def test_a_saved_model_samples_as_before(tmp_path: Any) -> None:

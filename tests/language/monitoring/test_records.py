@@ -114,6 +114,7 @@ FAULTS: dict[str, tuple[dict[str, float], str]] = {
     "never_ends": ({"lm/eos_rate": 0.01}, "eos_token_id"),
     "no_spread": ({"lm/score_std": 0.0}, "nothing to learn"),
     "collapsed": ({"lm/distinct_2": 0.05}, "repeats itself"),
+    "far_sampler": ({"sampler/effective_fraction": 0.4}, "another distribution"),
 }
 # Close to those, and nothing to warn about: chance, a hard task, a policy that found its way.
 HARMLESS = {
@@ -121,6 +122,7 @@ HARMLESS = {
     "never_ends": {"lm/eos_rate": 0.06},
     "no_spread": {"lm/score_std": 1e-3},
     "collapsed": {"lm/distinct_2": 0.1},
+    "far_sampler": {"sampler/effective_fraction": 0.6},
 }
 
 
