@@ -25,6 +25,7 @@ RUNS: dict[str, list[list[str]]] = {
     "demo.py": [["{}", "--timesteps", "512", "--at-least", "0"]],
     "own_objective.py": [["{}", "--timesteps", "512"]],
     "reward_model.py": [["{}", "--timesteps", "32", "--fitting", "2"]],
+    "ray_train.py": [["{}", "--timesteps", "1024"]],
     "reward_vs_kl.py": [["{}", "--timesteps", "256", "--pretraining-steps", "10", "--coefficients", "1", "0"]],
     "sb3_to_torchrl.py": [["{}", "--timesteps", "1024"]],
     "text_agent.py": [["{}", "--timesteps", "1024", "--pretraining-steps", "10"]],

@@ -84,16 +84,15 @@ def milliseconds(env: VecEnv, seconds: float) -> float:
     return 1e3 * passed / steps
 
 
-def measured(make: list[Any], workers: int, seconds: float, repeats: int) -> dict[str, float]:
-    """The median of each kind."""
-    envs = {name: kind(make) for name, kind in kinds(workers).items()}
+def measured(envs: dict[str, VecEnv], duration: float, waits: bool, seconds: float, repeats: int) -> dict[str, float]:
+    """The median of each kind, for steps of ``duration`` milliseconds."""
     for env in envs.values():
+        env.set_attr("seconds", duration / 1000)
+        env.set_attr("waits", waits)
         env.seed(0)
         env.reset()
         milliseconds(env, seconds / 4)
     turns = in_turn(repeats, {name: partial(milliseconds, env, seconds) for name, env in envs.items()})
-    for env in envs.values():
-        env.close()
     return {name: statistics.median(turns[name]) for name in envs}
 
 
@@ -122,13 +121,16 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(machine_line())
+    envs = {name: kind([partial(Takes, 1.0, False)] * N_ENVS) for name, kind in kinds(options.workers).items()}
     figures = {
         f"{duration:g} ms, {'waiting' if waits else 'computing'}": measured(
-            [partial(Takes, duration, waits)] * N_ENVS, options.workers, options.seconds, options.repeats
+            envs, duration, waits, options.seconds, options.repeats
         )
         for waits in (False, True)
         for duration in DURATIONS
     }
+    for env in envs.values():
+        env.close()
     table = Table("ms per step of 8", *figures, width=18)
     for kind in kinds(options.workers):
         table.row(kind, *(number(row[kind]) for row in figures.values()))

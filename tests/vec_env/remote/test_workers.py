@@ -95,14 +95,12 @@ def test_what_stands_in_environments_is_read_and_set_by_index(reset: tuple[RayVe
     assert len(ours.step_wait()[0]) == 4
 
 
-@pytest.mark.parametrize("killed", [[1], [0, 1]])
-def test_killed_workers_change_no_number(reset: tuple[RayVecEnv, DummyVecEnv], killed: list[int]) -> None:
+def test_killed_workers_change_no_number(reset: tuple[RayVecEnv, DummyVecEnv]) -> None:
     ours, theirs = reset
     for step in range(12):
         if step == 4:
-            for worker, process in enumerate(processes(ours)):
-                if worker in killed:
-                    os.kill(process, signal.SIGKILL)
+            for process in processes(ours):
+                os.kill(process, signal.SIGKILL)
             with pytest.warns(RayWorkerWarning, match="died.*went on as they were"):
                 step_both(ours, theirs, actions())
         step_both(ours, theirs, actions())
@@ -123,17 +121,13 @@ def test_a_stopped_worker_is_replaced_after_the_timeout(
     wait_for_end(stopped)
 
 
-@pytest.mark.parametrize("moment", ["reset", "step"])
-def test_deaths_in_reset_and_step_change_no_number(
-    reset: tuple[RayVecEnv, DummyVecEnv], folder: Path, moment: str
-) -> None:
+def test_a_death_in_the_midst_of_a_reset_changes_no_number(reset: tuple[RayVecEnv, DummyVecEnv], folder: Path) -> None:
     ours, theirs = reset
     step_both(ours, theirs, actions())
-    (folder / moment).touch()  # of the first worker that comes to it
-    taken = actions()
+    (folder / "reset").touch()  # ends the first worker that comes to it
     with pytest.warns(RayWorkerWarning, match="died"):
-        result = ours.reset() if moment == "reset" else ours.step(taken.copy())
-    assert_same(result, theirs.reset() if moment == "reset" else theirs.step(taken.copy()))
+        first = ours.reset()
+    assert_same(first, theirs.reset())
     for _ in range(8):
         step_both(ours, theirs, actions())
 
