@@ -13,8 +13,8 @@ import torch
 from stable_baselines3.common.logger import Logger, configure
 from torch.distributions import Distribution
 
-from sb3_ppo_ext.engines.graph_cache import Graphs, evict_oldest
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIPS, VALUE_ERRORS, Registry
+from tests.traced_graphs import run_as_traced
 
 torch.set_num_threads(1)
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))
@@ -46,12 +46,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     are made, what they are given, what becomes of their results.
     """
 
-    def finish(self: Graphs) -> None:
-        for key, job, graph in self._pending or []:
-            evict_oldest(self.known, key)
-            self.known[key] = graph._replace(call=lambda tensors, traced=job.traced: list(traced(*tensors)))  # type: ignore[misc]
-
-    monkeypatch.setattr(Graphs, "_finish", finish)
+    run_as_traced(monkeypatch)
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.engines.graph_cache import Graphs
+from sb3_ppo_ext.engines.graph_cache import Graphs, evict_oldest
 
 
 class Traced(Graphs):
@@ -46,3 +47,14 @@ def graphs_of(model: PPOX) -> Traced:
     graphs = model._engines.engine.graphs  # type: ignore[union-attr]  # as above
     assert isinstance(graphs, Traced)
     return graphs
+
+
+def run_as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets graphs run as they were traced."""
+
+    def finish(self: Graphs) -> None:
+        for key, job, graph in self._pending or []:
+            evict_oldest(self.known, key)
+            self.known[key] = graph._replace(call=lambda tensors, traced=job.traced: list(traced(*tensors)))  # type: ignore[misc]
+
+    monkeypatch.setattr(Graphs, "_finish", finish)

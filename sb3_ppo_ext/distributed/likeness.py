@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.distributed.processes import Processes, together
 
+LENGTH = 120  # of a value's text in an error
 DRIFT = 1e-4  # of a parameter, between two rollouts: processors of several kinds round differently
 
 
@@ -23,7 +24,7 @@ def require_alike(processes: Processes, described: Mapping[str, str]) -> None:
         for rank, texts in enumerate(all_described):
             ranks.setdefault(texts.get(name, "missing"), []).append(rank)
         if len(ranks) > 1:
-            values = "; ".join(f"{value} on rank {', '.join(map(str, having))}" for value, having in ranks.items())
+            values = "; ".join(f"{value[:LENGTH]} on rank {', '.join(map(str, on))}" for value, on in ranks.items())
             different.append(f"{name}: {values}")
     with together(processes):  # all have found the same
         if different:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import pytest
 import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
@@ -17,6 +18,7 @@ from sb3_ppo_ext.distributed.group import join_processes
 from sb3_ppo_ext.distributed.shards import dealt
 from tests.cases import CASES
 from tests.environments import Toy
+from tests.traced_graphs import run_as_traced
 
 Result = dict[str, Any]
 ENVS = 4  # of all processes
@@ -92,8 +94,19 @@ COMPARED = (
     *("AdamW, separate networks", "everything", "minibatch controller, two rates, gSDE", "KL bound, multiplier"),
     *("stopped early, minibatch controller", "controllers of the epoch", "stopped early, two moments"),
 )
+BY_GRAPHS = ("everything", "gSDE", "stopped early, minibatch controller", "last minibatch of one")
+
+
+def by_graphs(name: str) -> Result:
+    """A case through the graphs of the CPU's engine, as they were traced."""
+    with pytest.MonkeyPatch.context() as patch:
+        run_as_traced(patch)
+        return learned(name, compile=True)
+
+
 JOBS: dict[str, Callable[[], Result]] = {
     **{name: partial(learned, name) for name in COMPARED},
     **{f"4 shards, {name}": partial(learned, name, 4) for name in ("box", "gSDE", "everything", "dict")},
+    **{f"graphs, {name}": partial(by_graphs, name) for name in BY_GRAPHS},
     "CartPole": cart_pole,
 }

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from sb3_ppo_ext.engines.cpu.turns import turn
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.host.pytorch import compile_worker
 from sb3_ppo_ext.host.pytorch.compilers import load_library
@@ -129,8 +130,11 @@ def compile_all(jobs: Sequence[Job]) -> None:
             cache_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             temporary = tempfile.TemporaryDirectory(prefix=".compiling-", dir=cache_folder)
             scratch = Path(stack.enter_context(temporary))
+            for path in sorted({job.path for job in jobs}):  # in one order, so that no two wait for each other
+                stack.enter_context(turn(path.with_suffix(".lock")))
         except OSError as error:
             raise CompileError(f"{error}; name a folder that can be written to in SB3_PPO_EXT_CACHE_DIR") from error
+        jobs = [job for job in jobs if find(job.path) is None]  # others may have compiled them meanwhile
         children = []
         longest = max((job.length for job in jobs), default=0)
         for index, job in enumerate(jobs):
