@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,18 @@ def set_up(model: Any, inherited: Callable[[], None]) -> None:
     model.last_update = None
     if model.normalize_value:
         install_popart(model.policy)
+
+
+@contextmanager
+def first_process_speaks(arguments: dict[str, Any]) -> Iterator[None]:
+    """Around the constructor of PPO: rank 0 alone prints, and what is said of minibatches holds for all processes."""
+    processes = join_processes()
+    if processes.rank > 0 and "verbose" in arguments:
+        arguments["verbose"] = 0
+    with warnings.catch_warnings():
+        if processes.count > 1:  # a process has a part of the rows
+            warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        yield
 
 
 def divide(model: Any) -> None:

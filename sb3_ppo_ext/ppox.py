@@ -100,7 +100,8 @@ class PPOX(PPO):
         refuse_unknown(type(self).__name__, kwargs, named_arguments(PPO.__init__, PPOX.__init__))
         knobs = {name: kwargs.pop(name, default) for name, default in ADDED.items()}
         kwargs["_init_setup_model"] = False  # own arguments first
-        super().__init__(policy, env, *args, **kwargs)
+        with construction.first_process_speaks(kwargs):
+            super().__init__(policy, env, *args, **kwargs)
         for name, knob in knobs.items():
             setattr(self, name, knob)
         self.surrogate, self.dual_clip, self.kl_estimator = surrogate, dual_clip, kl_estimator

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sb3_ppo_ext.distributed.group import join_processes
 from sb3_ppo_ext.distributed.processes import Processes
 
 SMALLEST_VARIANCE = 1e-14  # in units of the mean square: below it there are the rounding errors of equal numbers
@@ -49,3 +50,11 @@ def moments_of(numbers: Tensor, group: Tensor, groups: int, processes: Processes
         row.index_add_(0, group, column)
     processes.add(table)
     return Moments(*table)
+
+
+def normalized_over_processes(advantage: Tensor, processes: Processes | None = None) -> Tensor:
+    """``(A - mean) / (std + 1e-8)`` by mean and unbiased standard deviation over the rows of all processes."""
+    flat = advantage.flatten()
+    group = torch.zeros_like(flat, dtype=torch.long)
+    moments = moments_of(flat, group, 1, join_processes() if processes is None else processes)
+    return moments.normalized(flat, group).view_as(advantage)

@@ -128,7 +128,6 @@ def of_all_processes(
     with torch.enable_grad():
         backward()
     row = reduce_gradients(parameters, found.row(), run.share, run.processes)
-    assert row is not None
     row[MAXIMA] = found.row()[MAXIMA].to(row.dtype)
     return Statistics.of_row(row), lambda: None
 

@@ -88,7 +88,7 @@ def refused_compiling(compile: bool | str) -> str:
         if SECOND:
             raise CompileError("no compiler on this machine")
 
-    CpuEngine.prepare = prepare  # type: ignore[method-assign]
+    setattr(CpuEngine, "prepare", prepare)  # noqa: B010  # mypy: a method is not assigned to
     learner = model(compile=compile)
     learner._engines.compiles = True
     with warnings.catch_warnings(record=True) as caught:

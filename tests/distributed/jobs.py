@@ -13,8 +13,8 @@ import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_ppo_ext import PPOX
-from sb3_ppo_ext.distributed.group import join_processes
+from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
+from sb3_ppo_ext.distributed import join_processes, normalized_over_processes, reduce_gradients
 from sb3_ppo_ext.distributed.shards import dealt
 from tests.cases import CASES
 from tests.environments import Toy
@@ -97,6 +97,17 @@ COMPARED = (
 BY_GRAPHS = ("everything", "gSDE", "stopped early, minibatch controller", "last minibatch of one")
 
 
+def torchrl_rows(rows: range) -> Any:
+    """Some of 64 rows, the same in every process."""
+    from tensordict import TensorDict
+
+    numbers = torch.Generator().manual_seed(2)
+    columns = {"observation": (4,), "action": (2,), "advantage": (1,), "value_target": (1,), "state_value": (1,)}
+    table = {name: torch.randn(64, *shape, generator=numbers) for name, shape in columns.items()}
+    table["action_log_prob"] = -2.5 + 0.2 * torch.randn(64, generator=numbers)
+    return TensorDict(table, batch_size=64)[list(rows)]
+
+
 def by_graphs(name: str) -> Result:
     """A case through the graphs of the CPU's engine, as they were traced."""
     with pytest.MonkeyPatch.context() as patch:
@@ -104,9 +115,35 @@ def by_graphs(name: str) -> Result:
         return learned(name, compile=True)
 
 
+def torchrl_loop() -> Result:
+    """A loop of TorchRL over 64 rows, of which each process has its part: a penalty, and a rate that answers to KL."""
+    from sb3_ppo_ext_torchrl import KnobScheduler, PPOXLoss
+
+    model = case_model("box", kl_coef=0.5, kl_estimator="k3", max_grad_norm=0.05)
+    processes = join_processes()
+    loss = PPOXLoss.from_ppox(model, normalize_advantage=False)
+    optimizer = torch.optim.Adam(model.policy.parameters(), lr=3e-3)
+    knobs: dict[str, Any] = {"lr": AdaptiveKL(3e-3, 1e-3, Threshold(1.5, 2.0), every="minibatch")}
+    scheduler = KnobScheduler(loss, knobs, total_frames=256, optimizer=optimizer)
+    part = 16 // processes.count
+    for start in range(processes.rank * part, 64, 16):
+        batch = torchrl_rows(range(start, start + part))
+        batch["advantage"] = normalized_over_processes(batch["advantage"])
+        found = loss(batch)
+        optimizer.zero_grad()
+        found.select(*[key for key in loss.out_keys if key.startswith("loss_")]).sum(reduce=True).backward()
+        statistics = torch.stack([found["kl_approx"], found["clip_fraction"]])
+        statistics = reduce_gradients(model.policy.parameters(), statistics)
+        torch.nn.utils.clip_grad_norm_(model.policy.parameters(), 0.05)
+        optimizer.step()
+        scheduler.step_controllers("minibatch", {"kl": statistics[0], "clip_fraction": statistics[1]}, 16)
+    return {**result_of(model), "log": {}, "knobs": scheduler.values}
+
+
 JOBS: dict[str, Callable[[], Result]] = {
     **{name: partial(learned, name) for name in COMPARED},
     **{f"4 shards, {name}": partial(learned, name, 4) for name in ("box", "gSDE", "everything", "dict")},
     **{f"graphs, {name}": partial(by_graphs, name) for name in BY_GRAPHS},
     "CartPole": cart_pole,
+    "TorchRL": torchrl_loop,
 }
