@@ -93,6 +93,8 @@ def divide(model: Any) -> None:
         model._shard_seed = np.random.SeedSequence(model.seed).entropy if model.seed is None else model.seed
     model._shards = None if own is None else Shards(model.shards, own, model._shard_seed)
     if model._shards is not None:
+        if model.env is None:  # a saved model has the number of all processes
+            model.n_envs = model._shards.of_own(model.n_envs)
         arguments.check_shards(model, model._shards)
 
 

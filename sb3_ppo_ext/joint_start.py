@@ -23,18 +23,21 @@ def log_on_first_alone(model: Any) -> None:
         model.set_logger(Logger(None, []))
 
 
-def start_together(model: Any) -> None:
-    """Before a rollout or an update: at the first one compares the processes, then copies parameters from rank 0."""
-    processes = model._processes
-    if processes.count == 1:
-        return
-    if not model._alike:
-        require_alike(processes, _described(model))
+def compare_processes(model: Any) -> None:
+    """Before the first rollout or update of a ``learn()``: compares the processes, then copies the state of rank 0."""
+    if model._processes.count > 1 and not model._alike:
+        require_alike(model._processes, _described(model))
         _take_from_first(model)
         model._alike = True
-    difference = copy_from_first(model.policy.state_dict(keep_vars=True).values(), processes)
-    with together(processes):
-        require_little_drift(difference)
+
+
+def copy_parameters(model: Any) -> None:
+    """Before a rollout: removes what rounding has moved the parameters from those of rank 0; more is an error."""
+    processes = model._processes
+    if processes.count > 1:
+        difference = copy_from_first([*model.policy.parameters(), *model.policy.buffers()], processes)
+        with together(processes):
+            require_little_drift(difference)
 
 
 def _take_from_first(model: Any) -> None:

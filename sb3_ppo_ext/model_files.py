@@ -15,6 +15,7 @@ from sb3_ppo_ext.streams import states_to_save
 Parameters = dict[str, dict[str, Any]]  # name of an object -> its state dict
 
 OPTIMIZER = "policy.optimizer"
+LAST = ("_last_obs", "_last_episode_starts", "_last_original_obs")  # of the environments of one process
 CONTROLLERS = "controllers"  # beside "state" and "param_groups", where optimizers do not mind it
 
 
@@ -23,10 +24,14 @@ def completed(model: Any) -> Iterator[None]:
     """While it is saved, the model has as attributes what ``_setup_model`` and ``load`` take back from a file."""
     before, model._random_state = model._random_state, states_to_save(model)
     model._controllers, model._carried = model.knobs.state_dict(), model._family.carried(model.rollout_buffer)
+    of_this_process = {name: getattr(model, name) for name in ("n_envs", *LAST)}
+    if model._processes.count > 1:
+        vars(model).update({"n_envs": model._shards.of_all(model.n_envs), **dict.fromkeys(LAST)})
     try:
         yield
     finally:
         model._random_state, model._controllers, model._carried = before, {}, None
+        vars(model).update(of_this_process)
 
 
 def with_controllers(parameters: Parameters, knobs: KnobSet) -> Parameters:

@@ -13,7 +13,7 @@ from sb3_ppo_ext import arguments
 from sb3_ppo_ext.distributed.processes import ProcessFailedError, together
 from sb3_ppo_ext.engines.selection import training
 from sb3_ppo_ext.host.sb3 import collects_as_sb3
-from sb3_ppo_ext.joint_start import start_together
+from sb3_ppo_ext.joint_start import compare_processes, copy_parameters
 from sb3_ppo_ext.knobs.knob_set import knobs_of
 from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.monitoring.update_log import record_update
@@ -32,7 +32,8 @@ def collect(
     processes, error, goes_on = model._processes, None, False
     with together(processes):
         callback = begin_collecting(model, env, callback)
-    start_together(model)
+    compare_processes(model)
+    copy_parameters(model)
     time_episodes(model, processes)
     try:
         goes_on = _collected(model, inherited, env, callback, buffer, n_steps)
@@ -70,7 +71,7 @@ def update(model: Any) -> Trained:
     """Trains on the rollout that was collected last, leaves the records in the logger and moves the controllers."""
     with together(model._processes, DivergedError):
         require_rollout(model)
-    start_together(model)
+    compare_processes(model)
     model.knobs = knobs_of(model)
     model.knobs.at(model._current_progress_remaining, model.timesteps_of_all_learns)
     model._update_learning_rate(model.policy.optimizer)

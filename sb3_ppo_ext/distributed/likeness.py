@@ -85,5 +85,5 @@ def require_little_drift(difference: float) -> None:
     if difference > DRIFT:
         raise ValueError(
             f"its parameters differ by {difference:.3g} from those of rank 0, which no rounding explains: something "
-            "changes them in one process alone (a callback, or randomness in the policy such as dropout)"
+            "changes them in one process alone (a callback, or running statistics in the policy such as BatchNorm's)"
         )

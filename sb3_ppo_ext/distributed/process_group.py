@@ -144,6 +144,9 @@ def rebuilt(rank: int, kind: str, text: str, kinds: Errors) -> BaseException:
     """The error of another process as this one raises it."""
     for known in (*kinds, *ALWAYS_ALIKE):
         if known.__name__ == kind:
-            same_kind: BaseException = known(f"rank {rank}: {text.removeprefix(kind + ': ')}")
+            text = text.removeprefix(f"{kind}: ")
+            if known is SystemExit and text.isdigit():  # a status, which the launcher reads
+                return SystemExit(int(text))
+            same_kind: BaseException = known(f"rank {rank}: {text}")
             return same_kind
     return ProcessFailedError(f"rank {rank}: {text}")

@@ -164,7 +164,7 @@ class EngineChoice:
     def _refuse(self, run: Run, what: str, error: CompileError) -> None:
         if run.settings.compile is True:
             raise ValueError(f'compile=True: {error}; pass compile=False, or "auto" to compile where it can be done')
-        if str(error) not in self._reasons:
+        if str(error) not in self._reasons and run.processes.rank == 0:
             self._reasons.add(str(error))
             warnings.warn(f'compile="auto": {what} is not compiled: {error}', CompileWarning, stacklevel=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import gymnasium as gym
 import pytest
 import torch
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
@@ -97,6 +99,19 @@ COMPARED = (
 BY_GRAPHS = ("everything", "gSDE", "stopped early, minibatch controller", "last minibatch of one")
 
 
+def continued() -> Result:
+    """A model that was saved and loaded: the file is that of one process, with all its environments."""
+    model = case_model("minibatch controller, two rates, gSDE").learn(ENVS * 16)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    loaded = PPOX.load(file, env=model.env, device="cpu")
+    loaded.learn(2 * ENVS * 16, reset_num_timesteps=False)
+    file.seek(0)
+    saved_envs = load_from_zip_file(file)[0]["n_envs"]  # type: ignore[index]
+    return {**result_of(loaded), "knobs": {**loaded.knobs.numbers(), "environments": saved_envs}}
+
+
 def torchrl_rows(rows: range) -> Any:
     """Some of 64 rows, the same in every process."""
     from tensordict import TensorDict
@@ -145,5 +160,6 @@ JOBS: dict[str, Callable[[], Result]] = {
     **{f"4 shards, {name}": partial(learned, name, 4) for name in ("box", "gSDE", "everything", "dict")},
     **{f"graphs, {name}": partial(by_graphs, name) for name in BY_GRAPHS},
     "CartPole": cart_pole,
+    "continued": continued,
     "TorchRL": torchrl_loop,
 }
