@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "recompute_advantage": (True, False),
     "normalize_value": (True, False),
     "compile": (True, False, "auto"),
+    "vec_normalize_sync": ("rollout", "step"),
 }
 
 
@@ -185,12 +186,6 @@ def check_learn(model: Any, total_timesteps: float | None) -> None:
         )
     if model.env is None:
         raise ValueError("learn(): the model has no environment; call set_env(env), or pass env=... to load()")
-    normalizing = model.get_vec_normalize_env()
-    if model._processes.count > 1 and normalizing is not None and normalizing.training:
-        raise ValueError(
-            "VecNormalize: each process would have statistics of its own environments alone. Load statistics and set "
-            "env.training=False, or train in one process"
-        )
 
 
 def joined_signature(host: Callable[..., Any], ours: Callable[..., Any]) -> inspect.Signature:

@@ -20,7 +20,7 @@ from sb3_ppo_ext.distributed.shards import Shards, dealt
 from sb3_ppo_ext.engines.cuda.engine import exchange_buffer
 from sb3_ppo_ext.engines.family import family_of
 from sb3_ppo_ext.engines.selection import EngineChoice
-from sb3_ppo_ext.joint_start import log_on_first_alone
+from sb3_ppo_ext.joint_start import agree_on_normalization, log_on_first_alone, normalized_for_all
 from sb3_ppo_ext.knobs.knob_set import knobs_of, parse_knobs
 from sb3_ppo_ext.monitoring.run_monitor import RunMonitor
 from sb3_ppo_ext.policies.popart import install_popart
@@ -31,7 +31,7 @@ from sb3_ppo_ext.vec_env.accepted import warn_of_start
 # Attributes made here that are not saved.
 OF_THIS_PROCESS = (
     *("_family", "_monitor", "_engines", "_checkpoints", "_seconds", "last_update"),
-    *("_processes", "_shards", "_acting_streams", "_alike"),
+    *("_processes", "_shards", "_acting_streams", "_alike", "_normalization"),
 )
 
 
@@ -83,7 +83,7 @@ def first_process_speaks(arguments: dict[str, Any]) -> Iterator[None]:
 def divide(model: Any) -> None:
     """Determines which environments and rows of the run are those of this process."""
     model._processes = join_processes()
-    model._acting_streams = None
+    model._acting_streams = model._normalization = None
     model._alike = False  # whether the processes have been compared
     if model.shards is None and model._processes.count > 1:
         model.shards = model._processes.count
@@ -133,7 +133,10 @@ def set_up_learning(
     model._alike = False
     log_on_first_alone(model)
     before = model.num_timesteps
-    last_timestep, callback = inherited(total_timesteps, *args, **kwargs)
+    reset_num_timesteps = kwargs.get("reset_num_timesteps", args[1] if len(args) > 1 else True)
+    agree_on_normalization(model, resets=reset_num_timesteps or model._last_obs is None)
+    with normalized_for_all(model):
+        last_timestep, callback = inherited(total_timesteps, *args, **kwargs)
     model._earlier_timesteps += before - model.num_timesteps  # 0 where the count goes on
     model._monitor.begin(callback)
     return last_timestep, callback

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +13,13 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_ppo_ext.distributed.likeness import copy_from_first, description, require_alike, require_little_drift
 from sb3_ppo_ext.distributed.processes import together
+from sb3_ppo_ext.rollout.shared_statistics import SharedNormalization, layers_of, plain, statistics_of
 
 # Arguments that may differ: each process has environments of its own, and rank 0 alone prints and logs.
 OF_THIS_PROCESS = {"self", "env", "verbose", "tensorboard_log", "device", "_init_setup_model"}
+
+# Of a VecNormalize: what decides which statistics it has, and when it updates them.
+OF_LAYER = (*("training", "norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward"), "gamma", "epsilon")
 
 
 def log_on_first_alone(model: Any) -> None:
@@ -69,3 +75,27 @@ def _described(model: Any) -> dict[str, str]:
         "device": model.device.type,
         "torch": torch.__version__,
     }
+
+
+def agree_on_normalization(model: Any, *, resets: bool) -> None:
+    """Before the first step or reset: compares the ``VecNormalize`` layers, and takes their statistics from rank 0."""
+    processes = model._processes
+    if processes.count == 1 or model.env is None:
+        return
+    layers = [{name: getattr(layer, name) for name in OF_LAYER} for layer in layers_of(model.env)]
+    require_alike(processes, {"VecNormalize": description(layers), "learn() resets the environments": str(resets)})
+    here = list(statistics_of(model.env))
+    first = processes.objects([vars(statistics) for _, statistics in here] if processes.rank == 0 else None)[0]
+    for (put, _), numbers in zip(here, first, strict=True):
+        put(plain(**numbers))
+
+
+@contextmanager
+def normalized_for_all(model: Any) -> Iterator[None]:
+    """A reset in the block is one of the environments of all processes for ``VecNormalize``."""
+    normalization = SharedNormalization(model)
+    try:
+        yield
+    finally:
+        normalization.put_back()
+    normalization.merge()

@@ -60,6 +60,8 @@ class PPOX(PPO):
     :param normalize_value: learn the value in running units of the return; ``predict_values`` stays in reward units
     :param shards: parts of the environments with random streams of their own: a run's numbers depend on how many there
         are, and not on how many processes train them. None: one stream, PPO's; several processes are one shard each
+    :param vec_normalize_sync: with shards: statistics of a VecNormalize take in the steps of all environments after
+        each "rollout", within which they are frozen, or after each "step", as in one process without shards
     :param compile: True: update and acting run as compiled graphs (on CUDA as CUDA graphs over a buffer of tensors),
         several times faster and equal to the eager ones up to rounding, after some 20 s the first time on a machine;
         False: eager; "auto": compiled where the planned work is long enough to repay that, else eager
@@ -93,6 +95,7 @@ class PPOX(PPO):
         recompute_advantage: bool = False,
         normalize_value: bool = False,
         shards: int | None = None,
+        vec_normalize_sync: str = "rollout",
         compile: bool | str = "auto",
         _init_setup_model: bool = True,
         **kwargs: Any,
@@ -109,8 +112,7 @@ class PPOX(PPO):
         self.advantage_scope, self.value_lambda = advantage_scope, value_lambda
         self.recompute_advantage = recompute_advantage
         self.normalize_value = normalize_value
-        self.shards = shards
-        self.compile = compile
+        self.shards, self.vec_normalize_sync, self.compile = shards, vec_normalize_sync, compile
         self._buffer_is_named = self.rollout_buffer_class is not None  # by the user
         self._controllers: SavedControllers = {}  # filled by save(), taken back by _setup_model()
         self._shard_seed: int | None = None  # of the shards' streams

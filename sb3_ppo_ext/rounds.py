@@ -10,10 +10,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_ext import arguments
-from sb3_ppo_ext.distributed.processes import ProcessFailedError, together
+from sb3_ppo_ext.distributed.processes import ProcessFailedError, StoppedElsewhere, together
 from sb3_ppo_ext.engines.selection import training
 from sb3_ppo_ext.host.sb3 import collects_as_sb3
-from sb3_ppo_ext.joint_start import compare_processes, copy_parameters
+from sb3_ppo_ext.joint_start import agree_on_normalization, compare_processes, copy_parameters, normalized_for_all
 from sb3_ppo_ext.knobs.knob_set import knobs_of
 from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.monitoring.update_log import record_update
@@ -21,6 +21,7 @@ from sb3_ppo_ext.rollout.by_hand import begin_collecting, require_rollout
 from sb3_ppo_ext.rollout.collect import collect_rollouts
 from sb3_ppo_ext.rollout.episodes_of_all import merge_episodes, time_episodes
 from sb3_ppo_ext.rollout.sharded_actor import acting_streams_of, division_of
+from sb3_ppo_ext.rollout.shared_statistics import SharedNormalization
 from sb3_ppo_ext.update.epochs import step_controllers
 from sb3_ppo_ext.update.training import Trained, train_on
 
@@ -29,22 +30,39 @@ def collect(
     model: Any, inherited: Callable[..., bool], env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int
 ) -> bool:
     """Fills ``buffer``; by ``inherited``, the base class's method, where that is not Stable-Baselines3's own."""
-    processes, error, goes_on = model._processes, None, False
-    with together(processes):
+    processes = model._processes
+    if not model._alike:
+        agree_on_normalization(model, resets=model._last_obs is None)
+    with normalized_for_all(model), together(processes):
         callback = begin_collecting(model, env, callback)
     compare_processes(model)
     copy_parameters(model)
     time_episodes(model, processes)
+    model._normalization = SharedNormalization(model)
     try:
-        goes_on = _collected(model, inherited, env, callback, buffer, n_steps)
+        stops, model.num_timesteps = _agreed(
+            model, lambda: _collected(model, inherited, env, callback, buffer, n_steps)
+        )
+    finally:
+        model._normalization.put_back()
+    merge_episodes(model, processes)
+    model._normalization.merge()
+    return not stops
+
+
+def _agreed(model: Any, collected: Callable[[], bool]) -> tuple[bool, int]:
+    """Whether any process stops the training, and the timesteps it has made; an error of one is one of all."""
+    error, goes_on = None, False
+    try:
+        goes_on = collected()
     except ProcessFailedError:  # the others know
         raise
+    except StoppedElsewhere as stop:
+        return True, stop.timesteps
     except BaseException as caught:
         error = caught
-    timesteps = model.num_timesteps
-    stops, model.num_timesteps = processes.agree(error, (DivergedError,), stop=not goes_on, count=timesteps)
-    merge_episodes(model, processes)
-    return not stops
+    stops, timesteps = model._processes.agree(error, (DivergedError,), stop=not goes_on, count=model.num_timesteps)
+    return stops, timesteps
 
 
 def _collected(

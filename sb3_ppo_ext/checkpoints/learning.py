@@ -163,7 +163,11 @@ class RunCheckpoints:
 
     def _save(self, model: Any) -> None:
         assert self.writer is not None
-        self.writer.try_to_write(model, self._state(model, exact=True), self._about(model, finished=False))
+        model._normalization.put_back()  # the checkpoint has plain statistics
+        try:
+            self.writer.try_to_write(model, self._state(model, exact=True), self._about(model, finished=False))
+        finally:
+            model._normalization.put()
 
     def _finish(self, model: Any) -> None:
         """The last checkpoint; that it could not be written is an error."""

@@ -29,7 +29,9 @@ def save_partial_rollout(model: Any) -> State:
 
 
 def _streams(model: Any) -> State:
-    return {} if model._acting_streams is None else {"shards": model._acting_streams.state_dict()}
+    if model._acting_streams is None:
+        return {}
+    return {"shards": model._acting_streams.state_dict(), "normalization": model._normalization.state()}
 
 
 def _rows(attributes: State, buffer: RolloutBuffer) -> State:
@@ -69,6 +71,7 @@ def restore_partial_rollout(model: Any, state: State) -> int:
             setattr(model.policy.action_dist, name, moved)
     if "shards" in state:
         model._acting_streams.load_state_dict(state["shards"])
+        model._normalization.load(state["normalization"])
     return int(buffer.pos)
 
 

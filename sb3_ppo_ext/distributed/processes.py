@@ -15,6 +15,14 @@ class ProcessFailedError(RuntimeError):
     """Another process of the training has failed, ended or stopped answering; the text begins with its rank."""
 
 
+class StoppedElsewhere(Exception):
+    """Another process ends the rollout: a callback of it has returned False after ``timesteps`` of the run."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__(f"another process has stopped after {timesteps} timesteps")
+        self.timesteps = timesteps
+
+
 class Processes(Protocol):
     """All processes of a training; every method is called by all of them, in the same order."""
 

@@ -129,13 +129,16 @@ def steps_as_sb3(env: object) -> bool:
     return type(env) is DummyVecEnv and runs(env, STEPPING)
 
 
-def normalizes_as_sb3(env: object) -> bool:
-    """Whether ``env`` is a ``VecNormalize`` that updates ``RunningMeanStd`` statistics, then applies them."""
+def normalizes_as_sb3(env: object, *kinds: type) -> bool:
+    """Whether ``env`` is a ``VecNormalize`` that updates ``RunningMeanStd`` statistics, then applies them.
+
+    Statistics may also be of one of the ``kinds``, which are updated by their own ``update``.
+    """
     if type(env) is not VecNormalize or not runs(env, NORMALIZING):
         return False
     of_observations = vars(env).get("obs_rms", {})
     statistics = of_observations.values() if isinstance(of_observations, dict) else [of_observations]
-    return all(averages_as_sb3(rms) for rms in (env.ret_rms, *statistics))
+    return all(type(rms) in kinds or averages_as_sb3(rms) for rms in (env.ret_rms, *statistics))
 
 
 def averages_as_sb3(statistics: object) -> bool:

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_ppo_ext.host import sb3
 from sb3_ppo_ext.rollout.dummy_vec_env import copied_observation, dummy_step
+from sb3_ppo_ext.rollout.shared_statistics import SharedStatistics
 from sb3_ppo_ext.rollout.vec_normalize import normalized_step
 
 Step = Callable[[np.ndarray], VecEnvStepReturn]
@@ -95,8 +96,13 @@ def ended(dones: np.ndarray) -> list[int]:
     return np.flatnonzero(dones).tolist() if np.count_nonzero(dones) else []  # counting takes a tenth of the time
 
 
+def normalizes(env: object) -> bool:
+    """Whether ``normalized_step`` is the step of ``env``, also while its statistics are shared."""
+    return sb3.normalizes_as_sb3(env, SharedStatistics)
+
+
 WRAPPERS: tuple[tuple[Callable[[object], bool], Callable[..., VecEnvStepReturn]], ...] = (
-    (sb3.normalizes_as_sb3, normalized_step),
+    (normalizes, normalized_step),
     (sb3.monitors_as_sb3, monitored_step),
     (sb3.stacks_as_sb3, stacked_step),
     (sb3.transposes_as_sb3, transposed_step),

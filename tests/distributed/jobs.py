@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.distributed import join_processes, normalized_over_processes, reduce_gradients
 from sb3_ppo_ext.distributed.shards import dealt
+from sb3_ppo_ext.joint_start import normalized_for_all
+from sb3_ppo_ext.rollout.shared_statistics import statistics_of
 from tests.cases import CASES
 from tests.environments import Toy
 from tests.traced_graphs import run_as_traced
@@ -46,18 +50,23 @@ def shares(shards: int, make: Callable[[int], gym.Env[Any, Any]]) -> VecEnv:
     return DummyVecEnv([partial(lambda index: Monitor(make(index)), index) for index in own])
 
 
-def case_model(name: str, shards: int = 2, **more: Any) -> PPOX:
+def case_model(name: str, shards: int = 2, normalize: dict[str, Any] | None = None, **more: Any) -> PPOX:
     """A case of ``tests.cases`` over four environments, its minibatches divisible by the shards."""
     observation, action, policy, options = CASES[name]
     settings = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 3, "device": "cpu", "compile": False, **options}
     settings["batch_size"] = settings["batch_size"] // shards * shards
     environments = shares(shards, lambda index: OwnSpaces(observation, action, 10 + index))
+    if normalize is not None:
+        environments = VecNormalize(environments, **normalize)
     return PPOX(policy, environments, shards=shards, **{**settings, **more})
 
 
 def result_of(model: PPOX) -> Result:
     """What has to be the same for any number of processes."""
     log = {key: value for key, value in model.logger.name_to_value.items() if not key.startswith("time/")}
+    normalizing = model.get_vec_normalize_env()
+    if normalizing is not None:
+        log |= {f"normalization {index}": number for index, number in enumerate(numbers_of(normalizing).tolist())}
     return {
         "parameters": {name: tensor.clone() for name, tensor in model.policy.state_dict().items()},
         "log": log,
@@ -66,6 +75,30 @@ def result_of(model: PPOX) -> Result:
         "counts": (model.num_timesteps, model._n_updates),
         "steps": [state["step"].item() for state in model.policy.optimizer.state.values()],
     }
+
+
+def numbers_of(env: VecNormalize) -> np.ndarray:
+    """All statistics of the layer."""
+    return np.concatenate(
+        [np.ravel(vars(rms)[name]) for _, rms in statistics_of(env) for name in ("mean", "var", "count")]
+    )
+
+
+def normalized_steps(sync: str) -> Result:
+    """Statistics after a reset and steps by given actions; of one process those of a ``VecNormalize`` by itself."""
+    model: Any = case_model("box", 2, normalize={}, vec_normalize_sync=sync)
+    env, first = model.env, model._shards.first_of(model.n_envs)
+    by_itself = model._processes.count == 1 and sync == "step"
+    env.seed(5 + first)
+    random = np.random.default_rng(0)
+    with nullcontext() if by_itself else normalized_for_all(model):
+        seen = [env.reset()]
+        for _ in range(300):
+            actions = random.uniform(-1, 1, (ENVS, *env.action_space.shape)).astype(np.float32)
+            seen.append(env.step(actions[first : first + env.num_envs])[0])
+    exact = numbers_of(env).tobytes()
+    nothing: Result = {"parameters": {}, "log": {}, "episodes": [], "knobs": {}, "steps": []}
+    return {**nothing, "counts": exact, "observations": [np.stack(seen)]}
 
 
 def learned(name: str, shards: int = 2, rollouts: int = 2, **more: Any) -> Result:
@@ -162,4 +195,9 @@ JOBS: dict[str, Callable[[], Result]] = {
     "CartPole": cart_pole,
     "continued": continued,
     "TorchRL": torchrl_loop,
+    "VecNormalize": partial(learned, "box", normalize={}),
+    "VecNormalize at each step": partial(learned, "box", normalize={}, vec_normalize_sync="step"),
+    "VecNormalize of dict, 4 shards": partial(learned, "dict", 4, normalize={"norm_obs_keys": ["a"]}),
+    "steps of VecNormalize": partial(normalized_steps, "rollout"),
+    "steps of VecNormalize at each step": partial(normalized_steps, "step"),
 }
