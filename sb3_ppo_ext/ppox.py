@@ -110,8 +110,7 @@ class PPOX(PPO):
         self.surrogate, self.dual_clip, self.kl_estimator = surrogate, dual_clip, kl_estimator
         self.value_clip, self.value_error = value_clip, value_error
         self.advantage_scope, self.value_lambda = advantage_scope, value_lambda
-        self.recompute_advantage = recompute_advantage
-        self.normalize_value = normalize_value
+        self.recompute_advantage, self.normalize_value = recompute_advantage, normalize_value
         self.shards, self.vec_normalize_sync, self.compile = shards, vec_normalize_sync, compile
         self._buffer_is_named = self.rollout_buffer_class is not None  # by the user
         self._controllers: SavedControllers = {}  # filled by save(), taken back by _setup_model()
