@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import Generated, LanguageModelPolicy, Request, SamplerError, SequenceRolloutBuffer
+from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine
+from sb3_ppo_ext.language.engines.sampler_actor import SamplerActor
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.generation import generate
 from sb3_ppo_ext.language.model.samplers import CopySampler, sampler_of
@@ -194,6 +196,13 @@ def test_what_is_no_sampler_is_refused() -> None:
     half = CausalLM(tiny.model().bfloat16(), vocab_size=24, temperature=1.0)
     with pytest.raises(ValueError, match="a copy of bfloat16 in bfloat16"):
         sampler_of("float32", half)
+
+
+def test_a_compiled_run_samples_by_its_sampler_too() -> None:
+    model = model_with("float32", compile=False)
+    run = model._run()
+    for engine in (EagerTokenEngine(), CompiledTokenEngine("cpu")):
+        assert isinstance(engine.actor(run), SamplerActor)
 
 
 def test_a_copy_is_not_made_where_it_would_not_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
