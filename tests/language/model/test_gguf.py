@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from sb3_ppo_ext.language import LanguageModelPolicy
-from sb3_ppo_ext.language.model.gguf_writing import splitting, write_gguf
+from sb3_ppo_ext.language.model.gguf_writing import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    splitting,
+    vocabulary_of,
+    write_gguf,
+)
 from sb3_ppo_ext.language.model.loading import load_model
 from tests.language import setups, tiny, words
 
@@ -69,6 +77,23 @@ def test_transformers_reads_back_what_is_written(precision: str, tied: bool, tmp
     assert (read.eos_token, read.pad_token) == ("<eos>", "<pad>")
     assert read.chat_template == tokenizer().chat_template
     assert [path.name for path in file.parent.iterdir()] == ["model.gguf"]
+
+
+def test_the_file_has_the_types_of_tokens_and_whether_texts_begin_with_one(tmp_path: Path) -> None:
+    begins = tokenizer()
+    begins.add_special_tokens({"bos_token": "<bos>"})
+    begins.add_tokens(["word"])
+    begins.backend_tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 24)])
+    vocabulary = vocabulary_of(begins, 27, None)
+    # The pad and end tokens are no added ones here; of the three new ids one is special, one a word, one without text.
+    assert vocabulary["tokens"][23:] == ["abcd", "<bos>", "word", "[PAD26]"]
+    assert vocabulary["types"][22:] == [NORMAL, NORMAL, CONTROL, USER_DEFINED, UNUSED]
+    write_gguf(llama(vocab_size=27), begins, tmp_path / "model.gguf")
+    from gguf import GGUFReader
+
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == 24
 
 
 def test_a_policy_from_a_gguf_file_trains_and_saves_in_both_forms(tmp_path: Path) -> None:
