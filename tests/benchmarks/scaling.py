@@ -1,6 +1,6 @@
 """Environment steps a second of one process and of two, and the share of their time in collectives.
 
-    python -m tests.benchmarks.scaling [--seconds 6] [--repeats 3] [--tasks CartPole-v1 LunarLander-v3] [--json file]
+    python -m tests.benchmarks.scaling [--seconds 6] [--repeats 3] [--tasks CartPole-v1] [--eager] [--json file]
 
 Weak: each process has 8 environments, and the minibatch grows with the processes. Strong: 8 environments and one
 minibatch for all. The sides take turns, in fresh processes over a file store; a figure is the median. ``learn()`` is
@@ -27,14 +27,16 @@ ENVS = 8  # of a process, or of all
 STEPS = 256
 
 
-def measured(task: str, batch_size: int, processes: int, scaling: str, seconds: float) -> dict[str, float]:
+def measured(
+    task: str, batch_size: int, processes: int, scaling: str, seconds: float, compile: bool
+) -> dict[str, float]:
     """Steps a second of all processes together, and the fraction of the time that rank 0 spends in collectives."""
     envs = ENVS if scaling == "weak" else ENVS // processes
     batch_size *= processes if scaling == "weak" else 1
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [str(processes), folder, task, str(envs), str(batch_size), str(seconds)]
+        arguments = [str(processes), folder, task, str(envs), str(batch_size), str(seconds), str(compile)]
         children = [
             subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", __spec__.name, "--worker", str(rank), *arguments],
@@ -49,7 +51,9 @@ def measured(task: str, batch_size: int, processes: int, scaling: str, seconds: 
     return found
 
 
-def worker(rank: int, processes: int, folder: str, task: str, envs: int, batch_size: int, seconds: float) -> None:
+def worker(
+    rank: int, processes: int, folder: str, task: str, envs: int, batch_size: int, seconds: float, compile: bool
+) -> None:
     """Trains as one of the processes; rank 0 prints the figures."""
     import torch
     from stable_baselines3.common.env_util import make_vec_env
@@ -63,7 +67,7 @@ def worker(rank: int, processes: int, folder: str, task: str, envs: int, batch_s
         store = vars(dist)["FileStore"](str(Path(folder) / "store"), processes)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
     in_collectives = timed_collectives(process_group.ProcessGroup)
-    model = PPOX("MlpPolicy", make_vec_env(task, envs), n_steps=STEPS, batch_size=batch_size, seed=0, compile=True)
+    model = PPOX("MlpPolicy", make_vec_env(task, envs), n_steps=STEPS, batch_size=batch_size, seed=0, compile=compile)
     rollout = STEPS * envs * processes
     model.learn(2 * rollout)
     began, first, in_collectives[0] = time.perf_counter(), model.num_timesteps, 0.0
@@ -106,19 +110,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", default=["CartPole-v1", "HalfCheetah-v5", "LunarLander-v3"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 1024])
+    parser.add_argument("--eager", action="store_true", help="compile=False, for a first look without compiling")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        rank, count, folder, task, envs, batch_size, seconds = options.worker
-        worker(int(rank), int(count), folder, task, int(envs), int(batch_size), float(seconds))
+        rank, count, folder, task, envs, batch_size, seconds, compile = options.worker
+        worker(int(rank), int(count), folder, task, int(envs), int(batch_size), float(seconds), compile == "True")
         return
     print(machine_line())
     rows = {}
     for task in options.tasks:
         for batch_size in options.batch_sizes:
             sides = {
-                name: partial(measured, task, batch_size, processes, scaling, options.seconds)
+                name: partial(measured, task, batch_size, processes, scaling, options.seconds, not options.eager)
                 for name, processes, scaling in (("one", 1, "weak"), ("weak", 2, "weak"), ("strong", 2, "strong"))
             }
             found = in_turn(options.repeats, sides)
