@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_ppo_ext import PPOX, Checkpoints
-from sb3_ppo_ext.distributed.group import join_processes
+from sb3_ppo_ext.distributed import join_processes
 
 SHARDS = 2
 N_ENVS = 8
@@ -47,7 +47,13 @@ def train(settings: dict[str, Any]) -> None:
     else:
         model = PPOX("MlpPolicy", env, n_steps=64, batch_size=128, n_epochs=4, seed=0, shards=SHARDS, compile=False)
         model.learn(settings["timesteps"], callback, checkpoint=checkpoints)
-    callback.report(sum_of_parameters=sum(value.double().sum().item() for value in model.policy.parameters()))
+    figures = {
+        "timesteps": model.num_timesteps,
+        "sum_of_parameters": sum(value.double().sum().item() for value in model.policy.parameters()),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model")  # rank 0 writes it
+        ray.train.report(figures, checkpoint=Checkpoint.from_directory(folder) if processes.rank == 0 else None)
 
 
 def fetch_reported(run: Path) -> None:
@@ -55,7 +61,7 @@ def fetch_reported(run: Path) -> None:
     reported = ray.train.get_checkpoint()
     if reported is not None:
         with reported.as_directory() as folder:
-            for found in Path(folder).iterdir():
+            for found in Path(folder).glob("step_*"):
                 if not (run / "checkpoints" / found.name).exists():
                     shutil.copytree(found, run / "checkpoints" / found.name)
 
@@ -81,9 +87,9 @@ class Reporting(BaseCallback):
             os.kill(os.getpid(), signal.SIGKILL)
         return True
 
-    def report(self, **figures: float) -> None:
+    def report(self) -> None:
         """All workers call it equally often: Ray Train waits for all."""
-        metrics = {"timesteps": self.num_timesteps, **figures}
+        metrics = {"timesteps": self.num_timesteps}
         stored = sorted((self.run / "checkpoints").glob("step_*"))
         if self.rank > 0 or not stored:
             ray.train.report(metrics)
