@@ -41,20 +41,27 @@ def optimize(arguments: Sequence[str]) -> None:
 
 
 def _train(command: str, arguments: Sequence[str]) -> None:
+    from sb3_ppo_ext.distributed.group import join_processes
+    from sb3_ppo_ext.distributed.processes import ended_by_all
     from sb3_ppo_ext_zoo.experiment import install
+    from sb3_ppo_ext_zoo.processes import of_this_process, quiet_unless_first
     from sb3_ppo_ext_zoo.recipes import recipe_option
     from sb3_ppo_ext_zoo.resume import run_options
     from sb3_ppo_ext_zoo.vector_environments import vec_env_as_setting
 
+    processes = join_processes()
+    arguments = of_this_process(command, arguments, processes)
     arguments, run = run_options(command, arguments)
     arguments, recipe = recipe_option(command, arguments)
-    warn_of_idle_options(command, arguments)
+    if processes.rank == 0:
+        warn_of_idle_options(command, arguments)
     arguments = vec_env_as_setting(command, joined(command, arguments))
     register()
     install(run, recipe)
     from rl_zoo3.train import train as zoo_train
 
-    with command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(arguments)]):
+    line = command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(arguments)])
+    with line, quiet_unless_first(processes), ended_by_all(processes):
         zoo_train()
 
 

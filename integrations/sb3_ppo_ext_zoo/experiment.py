@@ -13,10 +13,13 @@ import optuna
 import rl_zoo3.exp_manager
 import yaml
 
+from sb3_ppo_ext.distributed.group import join_processes
+from sb3_ppo_ext.distributed.processes import ALONE, together
 from sb3_ppo_ext.knobs.parsing import parse_knob
 from sb3_ppo_ext.knobs.table import KNOBS
 from sb3_ppo_ext_zoo import recipes, resume
 from sb3_ppo_ext_zoo.language_search import search_for
+from sb3_ppo_ext_zoo.processes import OfProcesses, Share, numbered_from, share_of
 from sb3_ppo_ext_zoo.registration import NAME
 from sb3_ppo_ext_zoo.resume import NamedRun
 from sb3_ppo_ext_zoo.trials import require_whole_name, trial_number
@@ -30,12 +33,13 @@ COUNTS = frozenset({"n_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs"
 RATES = frozenset({"gamma", "gae_lambda", "max_grad_norm", "target_kl"})
 
 
-class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  # rl_zoo3 is followed as Any
+class Experiment(OfProcesses):
     """The experiment of rl_zoo3's training; ``ppox.yml`` is its default, and YAML may have every form of a knob."""
 
     custom_hyperparams: dict[str, Any] | None
     trial_id: int | None
     vec_env: VectorEnvironment | None = None
+    shards: int | None = None
     run: NamedRun | None = None  # set on the class while ``ppox train --run`` works
     recipe: str | None = None  # and while ``ppox train --recipe`` does
 
@@ -48,16 +52,19 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             config = str(default_settings(env_id, self.is_atari(env_id)))
         super().__init__(args, algo, env_id, *rest, config=config, **options)
         self._creating = threading.Lock()
-        if self.run is not None:
-            self._name_folder(args, self.run)
-        if algo == NAME:
-            self._require_effect()
+        self.processes = join_processes() if algo == NAME else ALONE
+        with together(self.processes, ValueError):
+            if self.run is not None and self.processes.rank == 0:
+                self._name_folder(args, self.run)
+            if algo == NAME:
+                self._require_effect()
+        self._agree(args)
 
     def _name_folder(self, args: argparse.Namespace, run: NamedRun) -> None:
         """The folder has the run's name, and a run that has begun goes on with its seed."""
         self.save_path = str(Path(self.log_path, run.name))
         self.params_path = str(Path(self.save_path, self.env_name))
-        self.seed: int = run.seed(Path(self.save_path), args.seed)
+        self.seed = run.seed(Path(self.save_path), args.seed)
         args.seed = self.seed
         self.continue_training = run.is_begun(Path(self.save_path))
 
@@ -89,8 +96,9 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         if self.algo == NAME and self.recipe is not None:
             self.custom_hyperparams = recipes.settings_of(self.recipe, self.custom_hyperparams or {})
         read: tuple[dict[str, Any], dict[str, Any]] = super().read_hyperparameters()
-        if self.run is not None:
-            self.run.require_same(Path(self.save_path), {**vars(self.args), **read[1]}, self.seed)
+        with together(self.processes, ValueError):
+            if self.run is not None and self.processes.rank == 0:
+                self.run.require_same(Path(self.save_path), {**vars(self.args), **read[1]}, self.seed)
         return read
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: Any) -> Any:
@@ -139,8 +147,10 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
             if "vec_env" in hyperparams:
                 self.vec_env = parse_vec_env(hyperparams.pop("vec_env"))
                 self.vec_env.require_nothing_of_monitor(hyperparams.get("monitor_kwargs"))
+            self.shards = hyperparams.get("shards")
         of_evaluation = hyperparams.pop("eval_env_kwargs", None) or {} if self.algo == NAME else {}
         processed = super()._preprocess_hyperparams(hyperparams)
+        share_of(self.n_envs, self.shards, self.processes)  # before anything is made
         if self.algo == NAME and not self._eval_env_kwargs_args:
             # rl_zoo3 ignores those of the settings file in evaluations.
             self.eval_env_kwargs = {**self.env_kwargs, **of_evaluation}
@@ -153,20 +163,22 @@ class Experiment(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc]  
         return result
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
-        """rl_zoo3's environments in the VecEnv that ``vec_env`` names."""
-        if self.vec_env is None:
-            return super().create_envs(n_envs, eval_env, no_log)
-        environments = Environments(
-            env_id=self.env_name.gym_id,
-            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
-            wrapper=self.env_wrapper,
-            seed=self.seed,
-            log_folder=None if eval_env or no_log else self.save_path,
-            evaluation=eval_env,
-        )
-        with self._creating:  # rl_zoo3 reads the class from self, and the trials of `--n-jobs 2` are threads
-            self.vec_env_class = self.vec_env.maker(environments)
-            return super().create_envs(n_envs, eval_env, no_log)
+        """rl_zoo3's environments in the VecEnv that ``vec_env`` names; of a training those of this process."""
+        share = Share(n_envs, 0) if eval_env else share_of(n_envs, self.shards, self.processes)
+        with self._creating, numbered_from(share.first):
+            if self.vec_env is not None:
+                environments = Environments(
+                    env_id=self.env_name.gym_id,
+                    env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+                    wrapper=self.env_wrapper,
+                    seed=self.seed,
+                    log_folder=None if eval_env or no_log else self.save_path,
+                    evaluation=eval_env,
+                    first=share.first,
+                )
+                # rl_zoo3 reads the class from self, and the trials of `--n-jobs 2` are threads.
+                self.vec_env_class = self.vec_env.maker(environments)
+            return super().create_envs(share.n_envs, eval_env, no_log)
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
         """Checks the knobs and leaves their text to PPOX: all trials of a search would share a controller made here."""

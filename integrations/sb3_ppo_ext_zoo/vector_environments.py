@@ -31,6 +31,7 @@ class Environments(NamedTuple):
     seed: int
     log_folder: str | None
     evaluation: bool
+    first: int  # index in the run of the first one of this process
 
 
 class VectorEnvironment(NamedTuple):
@@ -96,7 +97,7 @@ def _envpool(environments: Environments, n_envs: int, arguments: dict[str, Any])
         )
     options = {"task": environments.env_id, **environments.env_kwargs, **arguments}
     return EnvPoolVecEnv(
-        n_envs=n_envs, seed=environments.seed, monitor_file=_monitor_file(environments.log_folder), **options
+        n_envs=n_envs, seed=environments.seed + environments.first, monitor_file=_monitor_file(environments), **options
     )
 
 
@@ -109,8 +110,8 @@ def _gymnasium(environments: Environments, n_envs: int, arguments: dict[str, Any
     return GymnasiumVecEnv(
         environments.env_id,
         n_envs,
-        environments.seed,
-        monitor_file=_monitor_file(environments.log_folder),
+        environments.seed + environments.first,
+        monitor_file=_monitor_file(environments),
         **{**environments.env_kwargs, **arguments},
     )
 
@@ -142,5 +143,6 @@ def _prompts(environments: Environments, n_envs: int, arguments: dict[str, Any])
     return env
 
 
-def _monitor_file(folder: str | None) -> str | None:
-    return None if folder is None else os.path.join(folder, "0")
+def _monitor_file(environments: Environments) -> str | None:
+    folder = environments.log_folder
+    return None if folder is None else os.path.join(folder, str(environments.first))
