@@ -82,6 +82,9 @@ class OfProcesses(rl_zoo3.exp_manager.ExperimentManager):  # type: ignore[misc] 
 
     processes: Processes
     seed: int
+    save_path: str
+    params_path: str
+    continue_training: bool
 
     def _agree(self, args: argparse.Namespace) -> None:
         """All processes have the folder and the seed of rank 0, and go on with its run or not."""

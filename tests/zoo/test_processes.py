@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[float, float]]]:
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-class Rank(NamedTuple):
+@dataclass
+class Rank:
     rank: int
     count: int
 
