@@ -78,14 +78,15 @@ def test_a_list_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.
 def record_of(seed: int, after: list[float], task: str = "gcd", arm: str = "GRPO") -> dict[str, Any]:
     chosen = {"task": task, "arm": arm, "seed": seed, "settings": settings(task, arm)}
     before = {"greedy": [0.0, 0.0], "sampled": [0.25, 0.0]}
-    return {**chosen, "before": before, "after": {"greedy": [1.0, 0.0], "sampled": after}, "core_seconds": 10 * seed}
+    success = {"before": before, "after": {"greedy": [1.0, 0.0], "sampled": after}}
+    return {**chosen, **success, "core_seconds": 10 * seed, "constant": 0.4}
 
 
 def test_a_row_has_the_mean_the_interval_over_questions_and_the_seeds() -> None:
     # By question (0.5 + 1.0) / 2 = 0.75 and (0.25 + 0.25) / 2 = 0.25: mean 0.5, deviation 0.3536, error 0.25, and
     # 0.5 +- 1.96 * 0.25 = 0.01, 0.99. The seeds' means are 0.375 and 0.625.
     row = table.row([record_of(1, [0.5, 0.25]), record_of(2, [1.0, 0.25])], "gcd", "GRPO")
-    assert row == "| gcd | GRPO | 2 | 0.12 | 0.50 [0.01, 0.99] | 0.38 to 0.62 | 0.00 | 0.50 | 15 |"
+    assert row == "| gcd | GRPO | 2 | 0.40 | 0.12 | 0.50 [0.01, 0.99] | 0.38 to 0.62 | 0.00 | 0.50 | 15 |"
 
 
 def test_what_was_not_run_diverged_or_had_other_settings_is_said() -> None:

@@ -12,8 +12,11 @@ from tests.benchmarks.language_learning.arms import ARMS, TASKS, settings
 from tests.benchmarks.learning import records
 
 FILE = records.FOLDER / "language.jsonl"
-HEADER = """| task | arm | seeds | sampled, before | sampled, after | of the seeds | likeliest, before | after | CPU-s |
-|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    *("task", "arm", "seeds", "constant", "sampled, before", "sampled, after", "of the seeds"),
+    *("likeliest, before", "after", "CPU-s"),
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def of_arm(found: Iterable[Mapping[str, Any]], task: str, arm: str) -> list[Mapping[str, Any]]:
@@ -38,11 +41,12 @@ def row(found: Iterable[Mapping[str, Any]], task: str, arm: str) -> str:
     runs = of_arm(found, task, arm)
     finished = [run for run in runs if "after" in run]
     if not finished:
-        return f"| {task} | {arm} | not run | | | | | | |"
+        return f"| {task} | {arm} | not run | | | | | | | |"
     seeds = [float(np.mean(run["after"]["sampled"])) for run in finished]
     greedy = [by_question(finished, when, "greedy").mean() for when in ("before", "after")]
     cells = [
         str(len(finished)) + (f", {len(runs) - len(finished)} diverged" if len(runs) > len(finished) else ""),
+        f"{finished[0]['constant']:.2f}",
         f"{by_question(finished, 'before', 'sampled').mean():.2f}",
         with_interval(by_question(finished, "after", "sampled")),
         f"{min(seeds):.2f} to {max(seeds):.2f}",
