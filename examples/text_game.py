@@ -37,6 +37,7 @@ LENGTHS: dict[str, Any] = {"max_new_tokens": 2, "max_prompt_length": 5, "turn_fo
 # What differs between the arms: the policy's and the buffer's settings.
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "critic": ({"value": "shared"}, {"turn_lambda": 0.9}),
+    "separate": ({"value": "separate"}, {"turn_lambda": 0.9}),
     "rloo": ({"value": "none"}, {"group_advantage": "rloo"}),
     "grpo": ({"value": "none"}, {"group_advantage": "grpo"}),
 }
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--warm-up", type=int, default=200, help="supervised steps on random games")
     parser.add_argument("--games", type=int, default=512, help="new games that measure the success")
     options = parser.parse_args(arguments)
-    print("arm    | learning rate | success on new games, seed by seed | mean", flush=True)
+    print("arm      | learning rate | success on new games, seed by seed | mean", flush=True)
     starts = [after_random_games(options.warm_up, seed) for seed in range(options.seeds)]
     for arm in options.arms:
         for rate in options.learning_rates:
@@ -150,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
                 model = trained(arm, start, options, rate, seed)
                 found.append(success_rate(model, options.games, seed))
             each = " ".join(f"{rate:.2f}" for rate in found)
-            print(f"{arm:6} | {rate:13} | {each:34} | {statistics.mean(found):.2f}", flush=True)
+            print(f"{arm:8} | {rate:13} | {each:34} | {statistics.mean(found):.2f}", flush=True)
 
 
 if __name__ == "__main__":
