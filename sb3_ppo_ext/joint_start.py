@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.logger import Logger
+from torch import Tensor, nn
 
 from sb3_ppo_ext.distributed.likeness import copy_from_first, description, require_alike, require_little_drift
 from sb3_ppo_ext.distributed.processes import together
@@ -41,9 +42,17 @@ def copy_parameters(model: Any) -> None:
     """Before a rollout: removes what rounding has moved the parameters from those of rank 0; more is an error."""
     processes = model._processes
     if processes.count > 1:
-        difference = copy_from_first([*model.policy.parameters(), *model.policy.buffers()], processes)
+        difference = copy_from_first(moving(model.policy), processes)
         with together(processes):
             require_little_drift(difference)
+
+
+def moving(policy: nn.Module) -> list[Tensor]:
+    """The parameters that are trained, and the buffers.
+
+    Frozen parameters (a language model under an adapter, its reference) come from rank 0 once, and stay.
+    """
+    return [*(parameter for parameter in policy.parameters() if parameter.requires_grad), *policy.buffers()]
 
 
 def _take_from_first(model: Any) -> None:

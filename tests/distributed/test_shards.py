@@ -13,6 +13,7 @@ from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.distributed.moments import moments_of
 from sb3_ppo_ext.distributed.processes import ALONE
 from sb3_ppo_ext.distributed.shards import ACTING, ROWS, Shards, dealt
+from sb3_ppo_ext.joint_start import moving
 from sb3_ppo_ext.objective.losses import normalized
 from sb3_ppo_ext.rollout.sharded import ShardedRollout
 from tests.cases import CASES, environments
@@ -108,3 +109,10 @@ def test_what_cannot_be_divided_is_refused(options: dict[str, Any], message: str
 def test_without_shards_nothing_is_divided() -> None:
     model = PPOX("MlpPolicy", Toy(), n_steps=8, batch_size=8, device="cpu")
     assert model.shards is None and model._run().share == 1.0 and model._run().shards is None
+
+
+def test_frozen_parameters_do_not_travel_before_every_rollout() -> None:
+    layer = torch.nn.Linear(2, 1)
+    layer.bias.requires_grad_(False)
+    layer.register_buffer("count", torch.zeros(3))
+    assert [tensor.numel() for tensor in moving(layer)] == [2, 3]

@@ -61,6 +61,8 @@ class PromptEvalCallback(BaseCallback):
         ``reward_fn``, a ``success``
     """
 
+    rank_zero_only = True  # of several processes: the others wait
+
     def __init__(
         self,
         prompts: Any,

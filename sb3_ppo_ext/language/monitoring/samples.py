@@ -27,6 +27,8 @@ class SampleTable(BaseCallback):
     while the samples turn to gibberish is a reward function being exploited; no curve shows that.
     """
 
+    rank_zero_only = True  # of several processes
+
     def __init__(self, every: int = 10, *, random_rows: int = 2, width: int = 60, verbose: int = 0) -> None:
         if every < 1 or random_rows < 0:
             raise ValueError(f"every={every}, random_rows={random_rows}: at least 1 and 0 are needed")
