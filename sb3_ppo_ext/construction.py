@@ -121,7 +121,7 @@ def callbacks_of(
     all_callbacks = inherited(callback, progress_bar)
     if model._processes.rank > 0:
         all_callbacks = without_writers(all_callbacks)
-    model._checkpoints.check_callbacks(all_callbacks)
+    model._checkpoints.check_callbacks(all_callbacks, first=model._processes.rank == 0)
     return all_callbacks
 
 

@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_ppo_ext.checkpoints.environments import prepare_environments, restore_environments, save_environments
 from sb3_ppo_ext.checkpoints.plain import is_plain
 from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
+from sb3_ppo_ext.distributed.first_only import Skipped
 from sb3_ppo_ext.monitoring.checkpoints import with_children
 from sb3_ppo_ext.saving import save_atomically
 
@@ -42,7 +43,7 @@ def stateful(callback: BaseCallback) -> list[BaseCallback]:
 
 def _is_stateless(callback: BaseCallback) -> bool:
     no_callback = isinstance(callback, ConvertCallback) and callback.callback is None
-    return no_callback or type(callback) in (CallbackList, ProgressBarCallback)
+    return no_callback or type(callback) in (CallbackList, ProgressBarCallback, Skipped)
 
 
 def save_callbacks(callback: BaseCallback) -> list[tuple[str, State]]:
@@ -119,9 +120,22 @@ def _listed(names: list[str]) -> str:
     return f"[{', '.join(names)}]" if names else "no callback"
 
 
-def restore_callbacks(callback: BaseCallback, saved: list[tuple[str, State]]) -> list[str]:
-    """Puts the states back; lines on what could not be restored exactly."""
+def of_other_ranks(callback: BaseCallback, saved: list[tuple[str, State]]) -> list[tuple[str, State]]:
+    """The saved states of those callbacks that other ranks than 0 have: some of the run's, in the same order."""
+    rest, found = iter(saved), []
+    for child in stateful(callback):
+        entry = next((entry for entry in rest if entry[0] == name_of(child)), None)
+        if entry is None:
+            check_callbacks(callback, saved)
+        else:
+            found.append(entry)
+    return found
+
+
+def restore_callbacks(callback: BaseCallback, saved: list[tuple[str, State]], *, first: bool = True) -> list[str]:
+    """Puts the states back; lines on what could not be restored exactly. ``first``: in rank 0, which has them all."""
     lines = []
+    saved = saved if first else of_other_ranks(callback, saved)
     for child, (name, state) in zip(stateful(callback), saved, strict=True):
         vars(child).update(state["plain"])
         if "state_dict" in state:

@@ -14,9 +14,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sb3_ppo_ext.distributed.processes import ALONE, Processes, together
 from sb3_ppo_ext.saving import part_name, remove, remove_stale_parts, sync_folder, write_to_disk
 
 FORMAT = 1
@@ -28,27 +30,68 @@ HASHED = 2 * 2**30  # bytes of a file up to which its contents are compared, and
 Writer = Callable[[io.BufferedIOBase], None]
 
 
-def write_checkpoint(run: Path, step: int, files: Mapping[str, Writer], about: Mapping[str, Any]) -> Path:
+def write_checkpoint(
+    run: Path, step: int, files: Mapping[str, Writer], about: Mapping[str, Any], processes: Processes = ALONE
+) -> Path:
     """Writes ``files`` (name -> what writes it) as the checkpoint of ``step`` timesteps; the manifest holds ``about``.
 
-    ``OSError`` where that fails; nothing is left of it then.
+    Each of the ``processes`` writes files of its own, and rank 0 the manifest when all are on the disk. ``OSError`` in
+    all of them where that fails in one; nothing is left of it then.
     """
     folder = run / FOLDER
     target = _free_name(folder, step)
     hidden = folder / part_name(target.name)
+    target, hidden = processes.objects((target, hidden))[0]  # those of rank 0
     try:
-        hidden.mkdir(parents=True)
-        entries = {name: _written(hidden / name, write) for name, write in files.items()}
-        manifest = {"format": FORMAT, "step": step, "files": entries, **about}
-        text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=1)
-        _written(hidden / MANIFEST, lambda file: file.write(text.encode()))
-        sync_folder(hidden)
-        os.rename(hidden, target)
+        with in_all_or_none(processes):
+            if processes.rank == 0:
+                hidden.mkdir(parents=True)
+        with in_all_or_none(processes):
+            if not hidden.is_dir():
+                raise OSError(f"{folder} is not the folder of rank 0; all machines have to see the same one")
+            entries = {name: _written(hidden / name, write) for name, write in files.items()}
+        of_all = processes.objects(entries)
+        with in_all_or_none(processes):
+            if processes.rank == 0:
+                together_written = {name: entry for written in of_all for name, entry in written.items()}
+                _complete(hidden, target, {"format": FORMAT, "step": step, "files": together_written, **about})
     except BaseException:
-        remove(hidden)
+        if processes.rank == 0:
+            remove(hidden)
         raise
-    sync_folder(folder)
     return target
+
+
+def _complete(hidden: Path, target: Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=1)
+    _written(hidden / MANIFEST, lambda file: file.write(text.encode()))
+    sync_folder(hidden)
+    os.rename(hidden, target)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def in_all_or_none(processes: Processes) -> Iterator[None]:
+    """An ``OSError`` of one process is one of all."""
+    with together(processes, OSError):
+        try:
+            yield
+        except OSError as error:
+            if processes.count == 1:
+                raise
+            raise OSError(str(error)) from error  # not a subclass, which the others cannot make
+        except RuntimeError as error:  # torch's, of an OSError that its writer met
+            cause = os_error_below(error)
+            if cause is None:
+                raise
+            raise (cause if processes.count == 1 else OSError(str(cause))) from error
+
+
+def os_error_below(error: BaseException | None) -> OSError | None:
+    """The ``OSError`` that an error comes from, if any."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _free_name(folder: Path, step: int) -> Path:

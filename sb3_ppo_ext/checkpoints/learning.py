@@ -6,7 +6,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sb3_ppo_ext.checkpoints.settings import Checkpoints, settings_of
 from sb3_ppo_ext.checkpoints.signals import StopRequest, outliving
 from sb3_ppo_ext.checkpoints.state import LearnCall, restore_state, save_state
 from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
+from sb3_ppo_ext.distributed.likeness import require_alike
 
 OVERDUE = 2.0  # intervals after which a rollout is saved before it is complete
 
@@ -46,11 +47,7 @@ class RunCheckpoints:
     def arranged(self, model: Any, call: LearnCall, checkpoint: Checkpoints | str | Path | None) -> LearnCall | None:
         """The arguments for Stable-Baselines3's ``learn()``; None for a resumed run that is finished."""
         settings = settings_of(checkpoint)
-        if model._processes.count > 1 and (settings is not None or self.resumed is not None):
-            raise ValueError(
-                f"checkpoint={checkpoint!r}: a run of {model._processes.count} processes has no checkpoints; pass "
-                "checkpoint=None, and a CheckpointCallback, whose models load"
-            )
+        require_alike(model._processes, {"checkpoint": str(settings), "resumed": str(self.resumed is not None)})
         self._rollouts, self._skipped, self._log_interval = None, 0, None
         if self.resumed is None:
             self._call = call
@@ -82,10 +79,13 @@ class RunCheckpoints:
         assert writer is not None and call is not None
         settings = writer.settings
         outliving_workers = outliving(model.env, settings.signals, settings.notice)
-        with locked(writer.run), self._stop.noticed(settings.signals), outliving_workers:
-            self._check_folder(writer, call)
-            writer.begin()
-            self._warn_of_environments(prepare_environments(model.env))
+        first = model._processes.rank == 0
+        lock = locked(writer.run) if first else nullcontext()
+        with lock, self._stop.noticed(settings.signals), outliving_workers:
+            if first:
+                self._check_folder(writer, call)
+            writer.begin(model._processes)
+            self._warn_of_environments(model, prepare_environments(model.env))
             try:
                 yield
                 self._finish(model)
@@ -106,13 +106,14 @@ class RunCheckpoints:
                 f"PPOX.resume({str(writer.run)!r}, env), or name another folder for a new run"
             )
 
-    def check_callbacks(self, callback: BaseCallback) -> None:
-        """When ``learn()`` has made one callback of all, before any is called."""
-        if self.resumed is not None and self._writes:
+    def check_callbacks(self, callback: BaseCallback, *, first: bool) -> None:
+        """When ``learn()`` has made one callback of all, before any is called; ``first``: in rank 0, which warns."""
+        if self.resumed is not None and self._writes and first:
             check_callbacks(callback, self.resumed.state["callbacks"])
         if self._writes:
             self._callback = callback
-            warn_of_left_out(callback)
+            if first:
+                warn_of_left_out(callback)
 
     def iteration_to_log(self, iteration: int) -> int | None:
         """The number in the run of an iteration of the ``learn()`` that runs; None where it is not to be logged."""
@@ -130,7 +131,10 @@ class RunCheckpoints:
         if self.resumed is not None:
             return self._restore(model)
         assert self.writer is not None
-        if self._rollouts and (self._stop.number is not None or self.writer.due()):
+        due = self._rollouts > 0 and (self._stop.number is not None or self.writer.due())
+        due, signal = model._processes.agree(None, stop=due, count=self._stop.number or 0)
+        self._stop.number = signal or None  # that of any process
+        if due:
             self._save(model)
         self._leave_if_asked(model)
         return None
@@ -139,13 +143,15 @@ class RunCheckpoints:
         resumed, self.resumed = self.resumed, None
         assert resumed is not None and self._callback is not None
         started, lines = restore_state(model, self._callback, resumed.state)
-        if lines:
+        if lines and model._processes.rank == 0:
             warnings.warn(f"{resumed.folder}: {'; '.join(lines)}", CheckpointWarning, stacklevel=2)
         return started
 
     def step_hook(self, model: Any) -> Callable[[int], None] | None:
         """The function to call after each stored step of a rollout, or None."""
-        return functools.partial(self._after_step, model) if self._writes and can_be_saved(model) else None
+        # Several processes are not at the same step, and are saved between rollouts.
+        saves = self._writes and model._processes.count == 1 and can_be_saved(model)
+        return functools.partial(self._after_step, model) if saves else None
 
     def _after_step(self, model: Any, n_steps: int) -> None:
         assert self.writer is not None
@@ -175,6 +181,7 @@ class RunCheckpoints:
         if self._callback is None or self._rollouts is None:  # nothing has happened
             return
         complete = bool(getattr(model.rollout_buffer, "full", True))  # else a callback has ended it in a step
+        complete = not model._processes.agree(None, stop=not complete)[0]
         self._rollouts += complete
         try:
             self.writer.write(model, self._state(model, exact=complete), self._about(model, finished=True))
@@ -189,19 +196,21 @@ class RunCheckpoints:
         iteration = self._skipped + (self._rollouts or 0)
         settings = self.writer.settings
         state = save_state(model, self._callback, settings, call=self._call, iteration=iteration, exact=exact)
-        self._warn_of_environments(state["environments"]["lines"] if exact else [])
+        self._warn_of_environments(model, state["environments"]["lines"] if exact else [])
         return state
 
-    def _warn_of_environments(self, lines: list[str]) -> None:
+    def _warn_of_environments(self, model: Any, lines: list[str]) -> None:
         """Says as soon as it is known what a resumed run will not find as it was."""
         new = [line for line in lines if line not in self._said]
-        if new:
+        if new and model._processes.rank == 0:
             self._said += new
             warnings.warn(f"resumed from a checkpoint, {'; '.join(new)}", CheckpointWarning, stacklevel=2)
 
     def _about(self, model: Any, *, finished: bool) -> dict[str, Any]:
         last = model._total_timesteps
-        return {"finished": finished, "last_timestep": last, "n_envs": model.n_envs}
+        n_envs = model.n_envs if model._shards is None else model._shards.of_all(model.n_envs)
+        shards = {"shards": model.shards, "processes": model._processes.count}
+        return {"finished": finished, "last_timestep": last, "n_envs": n_envs, **shards}
 
     def _leave_if_asked(self, model: Any) -> None:
         if self._stop.number is None:
@@ -209,7 +218,10 @@ class RunCheckpoints:
         assert self.writer is not None
         model._monitor.leaves_pending = True  # the checkpoint has it, and the resumed run writes it
         last = "none yet" if self.writer.last is None else str(self.writer.last)
-        print(f"{self._stop.name}: training ends here (last checkpoint: {last}); PPOX.resume continues it", flush=True)
+        if model._processes.rank == 0:
+            print(
+                f"{self._stop.name}: training ends here (last checkpoint: {last}); PPOX.resume continues it", flush=True
+            )
         raise SystemExit(128 + self._stop.number)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -19,8 +19,11 @@ from sb3_ppo_ext.checkpoints.logs import continued_logger
 from sb3_ppo_ext.checkpoints.monitor_files import restore_monitor_files
 from sb3_ppo_ext.checkpoints.reading import Checkpoint, CheckpointWarning, required
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
+from sb3_ppo_ext.checkpoints.shares import Share, state_of
 from sb3_ppo_ext.checkpoints.state import LearnCall, restore_watch
 from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
+from sb3_ppo_ext.distributed.group import join_processes
+from sb3_ppo_ext.distributed.processes import Processes, together
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
 
@@ -72,7 +75,8 @@ class Resumed:
                 )
         finished = self.manifest["finished"] and last <= loop["last_timestep"]
         if finished or last <= model.num_timesteps:
-            print(f"{self.folder}: the run is finished, with {model.num_timesteps} timesteps")
+            if model._processes.rank == 0:
+                print(f"{self.folder}: the run is finished, with {model.num_timesteps} timesteps")
             return None
         interval = None if whole.log_interval is None else 1  # which of them are logged is the run's count
         left = last - model.num_timesteps
@@ -105,20 +109,24 @@ def resume(
     :param kwargs: as for ``load``
     """
     run = Path(folder).expanduser().absolute()
-    found = required(run)
+    processes = join_processes()
+    found = _chosen(run, processes)
     _check_class(cls, run, found)
-    _check_env(env, run, found)
+    shards = kwargs.get("shards", found.manifest.get("shards"))
+    share = Share(processes, processes.count if shards is None and processes.count > 1 else shards)
+    _check_env(env, run, found, share)
     algorithm: Any = cls  # whose load() takes the name of a task, too
-    state = torch.load(found.path / "state.pt", map_location="cpu", weights_only=False)
+    state, lines = state_of(found, share)
     model = algorithm.load(found.path / "model.zip", env=env, force_reset=False, **kwargs)
     model._checkpoints.resumed = Resumed(run, stored(run)[:1], found.manifest, state, callback, total_timesteps)
     model._engines.pinned = state["compiles"]
-    lines = _restore_environments(model, state)
+    lines += _restore_environments(model, state)
     lines += restore_monitor_files(model.env, state["monitor_files"], run)
-    model.set_logger(continued_logger(state["logger"], run, model.num_timesteps))
+    if processes.rank == 0:
+        model.set_logger(continued_logger(state["logger"], run, model.num_timesteps))
     restore_watch(model, state["watch"])
     model._random_state = state["streams"]
-    if lines:
+    if lines and processes.rank == 0:
         warnings.warn(f"{run}: {'; '.join(lines)}", CheckpointWarning, stacklevel=2)
     resumed: Model = model
     return resumed
@@ -130,17 +138,35 @@ def _check_class(cls: Any, run: Path, found: Checkpoint) -> None:
         raise ValueError(f"{run}: its run is one of {name}; resume it by {name}.resume(...), not {cls.__qualname__}'s")
 
 
-def _check_env(env: Any, run: Path, found: Checkpoint) -> None:
-    here, before = env.num_envs if isinstance(env, VecEnv) else 1, found.manifest["n_envs"]
-    if here != before:
-        raise ValueError(f"env: it has {here} environments, and the run in {run} has {before}; pass as many")
+def _chosen(run: Path, processes: Processes) -> Checkpoint:
+    """The newest usable checkpoint that rank 0 finds: network file systems do not show all the same at once."""
+    found = None
+    with together(processes, ValueError):
+        if processes.rank == 0:
+            found = required(run)
+    chosen: Checkpoint = processes.objects(found)[0]
+    return chosen
+
+
+def _check_env(env: Any, run: Path, found: Checkpoint, share: Share) -> None:
+    here, of_all = env.num_envs if isinstance(env, VecEnv) else 1, found.manifest["n_envs"]
+    if here != share.of(of_all):
+        of_process = "" if share.of(of_all) == of_all else f", {share.of(of_all)} of them those of this process"
+        raise ValueError(
+            f"env: it has {here} environments, and the run in {run} has {of_all}{of_process}; pass as many"
+        )
 
 
 def _restore_environments(model: Any, state: dict[str, Any]) -> list[str]:
     """The environments as they were, or new episodes that are not the run's first ones again; lines on what differs."""
     saved = state["environments"]
     lines = None if saved is None else restore_environments(model.env, saved)
-    if lines is None or lines.new_episodes:
+    begin_anew = lines is None or lines.new_episodes
+    if model._processes.agree(None, stop=begin_anew)[0]:  # where those of one process do, all do
         model._last_obs = None  # so that learn() begins with a reset
-        model.env.seed(fresh_seed(model.seed, model.num_timesteps))
+        seed = fresh_seed(model.seed, model.num_timesteps)
+        first = 0 if model._shards is None else model._shards.first_of(model.n_envs)
+        model.env.seed(None if seed is None else seed + first)
+    else:
+        vars(model).update(pickle.loads(state["last"]))
     return lines or []

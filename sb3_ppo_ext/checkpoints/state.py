@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
 import time
 from typing import Any, NamedTuple
@@ -20,6 +21,16 @@ from sb3_ppo_ext.rollout.token_buffer import has_begun
 from sb3_ppo_ext.saving import random_state, restore_random_state
 
 State = dict[str, Any]
+
+
+# What each of several processes has of its own, in a file named by its first shard.
+OF_PROCESS = ("streams", "monitor_files", "environments", "last")
+LAST = ("_last_obs", "_last_episode_starts", "_last_original_obs")
+
+
+def name_of_shard(shard: int) -> str:
+    """The file of the process whose first shard it is."""
+    return f"shard_{shard:04d}.pt"
 
 
 class LearnCall(NamedTuple):
@@ -57,6 +68,8 @@ def save_state(
         "logger": save_logger(model.logger, run),
         "monitor_files": save_monitor_files(model.env, run),
         "environments": save_environments(model.env) if exact else None,
+        # As in the model's file, which has them for rank 0: another protocol may change the layout of an image.
+        "last": pickle.dumps({name: getattr(model, name) for name in LAST}, protocol=5),
         "watch": _watch(model),
         "discounts": (model.rollout_buffer.gamma, model.rollout_buffer.gae_lambda),
         "partial": save_partial_rollout(model) if in_rollout else None,
@@ -102,7 +115,7 @@ def restore_state(model: Any, callback: BaseCallback, state: State) -> tuple[int
     model.start_time = time.time_ns() - int(loop["elapsed"] * 1e9)
     model._num_timesteps_at_start = loop["first_timestep"]
     model._monitor.described = state["watch"]["described"]
-    lines = restore_callbacks(callback, state["callbacks"])
+    lines = restore_callbacks(callback, state["callbacks"], first=model._processes.rank == 0)
     first = loop["first_timestep"]
     advance_progress_bars(callback, total=model._total_timesteps - first, done=model.num_timesteps - first)
     restore_pending(model.logger, state["logger"])

@@ -14,9 +14,19 @@ from typing import Any
 import stable_baselines3
 import torch
 
-from sb3_ppo_ext.checkpoints.folder import Writer, clean, free_bytes, prune, size_of, write_checkpoint
+from sb3_ppo_ext.checkpoints.folder import (
+    Writer,
+    clean,
+    free_bytes,
+    in_all_or_none,
+    prune,
+    size_of,
+    write_checkpoint,
+)
 from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
+from sb3_ppo_ext.checkpoints.state import OF_PROCESS, name_of_shard
+from sb3_ppo_ext.distributed.processes import Processes
 
 ROOM = 1.2  # times the last checkpoint's size that has to be free
 LONGEST_WAIT = 16.0  # times the interval, between tries that fail
@@ -34,9 +44,10 @@ class CheckpointWriter:
         self._failures = 0
         self._size = 0
 
-    def begin(self) -> None:
+    def begin(self, processes: Processes) -> None:
         """Prepares for a ``learn()`` that has locked the folder."""
-        clean(self.run)
+        if processes.rank == 0:
+            clean(self.run)
         self.last_try = time.monotonic()
 
     def due(self, intervals: float = 1.0) -> bool:
@@ -46,22 +57,18 @@ class CheckpointWriter:
 
     def write(self, model: Any, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """A checkpoint, and older ones go; ``OSError`` where it cannot be written."""
+        processes = model._processes
         try:
-            self._require_room()
-            files: dict[str, Writer] = {"model.zip": model.save, "state.pt": _writer_of(state)}
-            if (normalize := model.get_vec_normalize_env()) is not None:
-                files["vecnormalize.pkl"] = lambda file: pickle.dump(normalize, file)
+            with in_all_or_none(processes):
+                self._require_room()
             all_about = {"run": self.run_id, "class": type(model).__qualname__, **versions(), **about}
-            self.last = write_checkpoint(self.run, model.num_timesteps, files, all_about)
-        except RuntimeError as error:  # torch's, of an OSError that its writer met
-            cause = _os_error_below(error)
-            if cause is None:
-                raise
-            raise cause from error
+            files = _files(model, state)
+            self.last = write_checkpoint(self.run, model.num_timesteps, files, all_about, processes)
         finally:
             self.last_try = time.monotonic()
         self._failures, self._size = 0, size_of(self.last)
-        prune(self.run, self.settings.keep)
+        if processes.rank == 0:
+            prune(self.run, self.settings.keep)
 
     def _require_room(self) -> None:
         free = free_bytes(self.run)
@@ -73,7 +80,7 @@ class CheckpointWriter:
         try:
             self.write(model, state, about)
         except OSError as error:
-            if self._failures == 0:
+            if self._failures == 0 and model._processes.rank == 0:
                 warnings.warn(
                     f"{self.run}: no checkpoint could be written ({error}). Training goes on, the last one "
                     f"({'none yet' if self.last is None else self.last.name}) stays, and it is tried again",
@@ -90,14 +97,22 @@ def versions() -> dict[str, str]:
     return {"stable_baselines3": stable_baselines3.__version__, "torch": torch.__version__}
 
 
+def _files(model: Any, state: Mapping[str, Any]) -> dict[str, Writer]:
+    """The files of this process: of rank 0 those of the run, and of each of several what it has of its own."""
+    processes = model._processes
+    files: dict[str, Writer] = {}
+    if processes.count > 1:
+        files[name_of_shard(model._shards.own.start)] = _writer_of({name: state[name] for name in OF_PROCESS})
+        state = {name: value for name, value in state.items() if name not in OF_PROCESS}
+    if processes.rank == 0:
+        files |= {"model.zip": model.save, "state.pt": _writer_of(state)}
+        if (normalize := model.get_vec_normalize_env()) is not None:
+            files["vecnormalize.pkl"] = lambda file: pickle.dump(normalize, file)
+    return files
+
+
 def _writer_of(state: Mapping[str, Any]) -> Any:
     # Into memory first: torch's own writer aborts the process where a file is full.
     content = io.BytesIO()
     torch.save(dict(state), content)
     return lambda file: file.write(content.getbuffer())
-
-
-def _os_error_below(error: BaseException | None) -> OSError | None:
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
