@@ -41,7 +41,8 @@ def write_checkpoint(
     folder = run / FOLDER
     target = _free_name(folder, step)
     hidden = folder / part_name(target.name)
-    target, hidden = processes.objects((target, hidden))[0]  # those of rank 0
+    paths: tuple[Path, Path] = processes.objects((target, hidden))[0]  # those of rank 0
+    target, hidden = paths
     try:
         with in_all_or_none(processes):
             if processes.rank == 0:

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from sb3_ppo_ext.distributed.launchers import as_torchrun
 from sb3_ppo_ext.distributed.process_group import ProcessGroup
 from sb3_ppo_ext.distributed.processes import ALONE, Processes
+from sb3_ppo_ext.host.pytorch.process_groups import restarted
 
 TIMEOUT = 1800.0  # seconds
 REACHABLE_WITHIN = 20.0  # seconds
@@ -60,7 +61,7 @@ def _start(timeout: timedelta, patience: float) -> None:
     if torch.cuda.is_available() and dist.is_nccl_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timeout)
+    dist.init_process_group(backend, timeout=timeout, **restarted(timeout))
     atexit.register(_end)
 
 

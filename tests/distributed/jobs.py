@@ -134,7 +134,7 @@ class StopAt(BaseCallback):
 
     def __init__(self, stops: bool) -> None:
         super().__init__()
-        self.stops = lambda: stops  # no state
+        self.stops: Callable[[], bool] = lambda: stops  # no state
 
     def _on_step(self) -> bool:
         if self.stops() and self.num_timesteps == 2 * ENVS * 16 + 2 * ENVS:
