@@ -19,7 +19,7 @@ from sb3_ppo_ext.checkpoints.logs import continued_logger
 from sb3_ppo_ext.checkpoints.monitor_files import restore_monitor_files
 from sb3_ppo_ext.checkpoints.reading import Checkpoint, CheckpointWarning, required
 from sb3_ppo_ext.checkpoints.settings import Checkpoints
-from sb3_ppo_ext.checkpoints.shares import Share, state_of
+from sb3_ppo_ext.checkpoints.shares import Share, share_of, state_of
 from sb3_ppo_ext.checkpoints.state import LearnCall, restore_watch
 from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
 from sb3_ppo_ext.distributed.group import join_processes
@@ -112,16 +112,14 @@ def resume(
     processes = join_processes()
     found = _chosen(run, processes)
     _check_class(cls, run, found)
-    shards = kwargs.get("shards", found.manifest.get("shards"))
-    share = Share(processes, processes.count if shards is None and processes.count > 1 else shards)
+    share = share_of(processes, kwargs.get("shards", found.manifest.get("shards")))
     _check_env(env, run, found, share)
     algorithm: Any = cls  # whose load() takes the name of a task, too
     state, lines = state_of(found, share)
     model = algorithm.load(found.path / "model.zip", env=env, force_reset=False, **kwargs)
     model._checkpoints.resumed = Resumed(run, stored(run)[:1], found.manifest, state, callback, total_timesteps)
     model._engines.pinned = state["compiles"]
-    lines += _restore_environments(model, state)
-    lines += restore_monitor_files(model.env, state["monitor_files"], run)
+    lines += [*_restore_environments(model, state), *restore_monitor_files(model.env, state["monitor_files"], run)]
     if processes.rank == 0:
         model.set_logger(continued_logger(state["logger"], run, model.num_timesteps))
     restore_watch(model, state["watch"])

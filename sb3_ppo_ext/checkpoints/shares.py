@@ -30,6 +30,11 @@ class Share:
         return number * len(self.own) // (self.shards or 1)
 
 
+def share_of(processes: Processes, shards: int | None) -> Share:
+    """The share of this process; several processes without ``shards`` are one each."""
+    return Share(processes, processes.count if shards is None and processes.count > 1 else shards)
+
+
 def state_of(found: Checkpoint, share: Share) -> tuple[dict[str, Any], list[str]]:
     """The state of the run with what is this process's own of it, and lines on what is not continued exactly.
 
