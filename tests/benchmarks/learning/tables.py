@@ -137,7 +137,7 @@ def table_one(results: Results) -> str:
 def bounds(results: Results) -> str:
     """The KL that the multiplier held, over the bound."""
     rows = []
-    for arm in PLAN["kl_bound"].arms:
+    for arm in results.arms("kl_bound"):
         for task in TASKS:
             held = [float(record["updates"]["kl_held"]) for record in results.of("kl_bound", arm, task)]
             if held:
