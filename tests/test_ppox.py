@@ -31,7 +31,15 @@ def test_the_signature_is_ppos_followed_by_our_own() -> None:
     assert own[len(host) :] == [
         *("clip_range_high", "kl_coef", "ref_kl_coef", "divergence_limit", "kl_coef_std"),  # knobs
         *("surrogate", "dual_clip", "kl_estimator", "value_clip", "value_error", "advantage_scope"),
-        *("value_lambda", "recompute_advantage", "normalize_value", "shards", "compile", "_init_setup_model"),
+        *(
+            "value_lambda",
+            "recompute_advantage",
+            "normalize_value",
+            "shards",
+            "vec_normalize_sync",
+            "compile",
+            "_init_setup_model",
+        ),
     ]
 
 
