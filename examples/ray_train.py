@@ -102,7 +102,7 @@ class Reporting(BaseCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, nargs=2, default=(1, 1), metavar=("LEAST", "MOST"))
+    parser.add_argument("--workers", type=int, nargs=2, default=(1, 2), metavar=("LEAST", "MOST"))
     parser.add_argument("--storage", default=tempfile.mkdtemp())
     parser.add_argument("--name", default="cartpole")
     parser.add_argument("--kill", action="store_true")
