@@ -16,17 +16,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import AutoTokenizer
 
-from sb3_ppo_ext.language import PromptEnv, reasoning_prompts
-from sb3_ppo_ext.language.envs.prompt_env import Observation, PromptTask
+from sb3_ppo_ext.language import reasoning_prompts
+from sb3_ppo_ext.language.envs.prompt_env import PromptTask
 from sb3_ppo_ext.language.inputs import one_of
+from sb3_ppo_ext_zoo.rendered_prompts import RenderedPromptEnv
 
 SPLITS = ("training", "held_out")
 
 
-class ReasoningEnv(PromptEnv):
+class ReasoningEnv(RenderedPromptEnv):
     """One question is an episode; all environments of a process with the same arguments share the questions.
 
     :param tasks: as in ``reasoning_prompts``: a name, several, or name -> configuration
@@ -35,8 +35,6 @@ class ReasoningEnv(PromptEnv):
     :param max_new_tokens: the longest response
     :param questions: the other arguments of ``reasoning_prompts``
     """
-
-    metadata = {"render_modes": ["human", "ansi"], "render_fps": 10}  # noqa: RUF012  # gymnasium's convention
 
     def __init__(
         self,
@@ -55,19 +53,6 @@ class ReasoningEnv(PromptEnv):
         arguments = {"tasks": tasks, "size": size, "held_out": held_out, "chat": chat, **questions}
         self._begin(shared_task(json.dumps(arguments), tokenizer, max_new_tokens, split), shuffle=split == "training")
         self.render_mode, self.last = render_mode, ""
-
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Scores the response [L] and ends the episode."""
-        observation, score, terminated, truncated, info = super().step(action)
-        self.last = f"{info['prompt']}{info['response']}   {score:.2f}"
-        return observation, score, terminated, truncated, info
-
-    def render(self) -> str | None:
-        """The last question, the response to it and its score; printed in mode "human"."""
-        if self.render_mode == "human":
-            print(self.last)
-            return None
-        return self.last
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,6 @@ the run under way is lost. The records hold CPU seconds, and the list may run be
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,10 +69,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Works off what the file does not hold yet."""
     options = parsed()
-    path = Path(options.file) if os.sep in options.file else records.FOLDER / f"{options.file}.jsonl"
-    known = {records.identity(record) for record in records.read(path)}
-    todo = [order for order in orders(options) if records.identity(order) not in known]
-    print(f"{path}: {len(known)} records, {len(todo)} runs to do", flush=True)
+    path, todo = records.missing(options.file, orders(options))
     if options.list:
         print(*(f"{order['task']} {order['arm']} seed {order['seed']}" for order in todo), sep="\n")
     else:

@@ -124,13 +124,10 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Works off what the file does not hold yet; ends with status 1 where a process left no record."""
     options = parsed()
-    path = Path(options.file) if os.sep in options.file else records.FOLDER / f"{options.file}.jsonl"
-    known = {records.identity(record) for record in records.read(path)}
-    todo = [order for order in orders(options) if records.identity(order) not in known]
+    path, todo = records.missing(options.file, orders(options))
     if options.sbx_python is None and (of_sbx := [order for order in todo if order["settings"]["algorithm"] == "SBX"]):
         todo = [order for order in todo if order not in of_sbx]
         print(f"{len(of_sbx)} runs of SBX are left out: name the interpreter of its environment by --sbx-python PATH")
-    print(f"{path}: {len(known)} records, {len(todo)} runs to do", flush=True)
     if options.list:
         print(*(f"{order['task']} {order['arm']} seed {order['seed']}" for order in todo), sep="\n")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ def read(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def missing(file: str, orders: Iterable[dict[str, Any]]) -> tuple[Path, list[dict[str, Any]]]:
+    """The file of records, a path or a name in ``FOLDER``, and the orders that it has no record of; prints both."""
+    path = Path(file) if os.sep in file else FOLDER / f"{file}.jsonl"
+    known = {identity(record) for record in read(path)}
+    todo = [order for order in orders if identity(order) not in known]
+    print(f"{path}: {len(known)} records, {len(todo)} runs to do", flush=True)
+    return path, todo
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
