@@ -36,7 +36,18 @@ def check_arguments(model: Any) -> None:
     """The checks that need no networks."""
     for name, allowed in CHOICES.items():
         require_choice(name, getattr(model, name), allowed)
+    _check_policy(model.policy_class)
     _check_objective(model)
+
+
+def _check_policy(policy_class: type) -> None:
+    """``ValueError`` for a policy of another algorithm, which a file saved by that algorithm names too."""
+    parameters = inspect.signature(policy_class).parameters
+    if "use_sde" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise ValueError(
+            f"{policy_class.__module__}.{policy_class.__name__} is not an actor-critic policy of PPO (its constructor "
+            "takes no use_sde): build the model with a policy for PPO, and load only files of PPO or PPOX"
+        )
 
 
 def check_compilable(model: Any, compilable: bool) -> None:

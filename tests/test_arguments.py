@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_ppo_ext import PPOX, AdaptiveKL
 from tests.rollout_buffers import Doubling
@@ -57,6 +58,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_arguments_are_refused_at_construction(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_with(**own)
+
+
+def test_a_policy_of_another_algorithm_is_named() -> None:
+    with pytest.raises(ValueError, match="DQNPolicy is not an actor-critic policy of PPO"):
+        PPOX(DQNPolicy, "CartPole-v1")  # type: ignore[arg-type]
 
 
 def test_negative_clip_range_vf_fails_as_on_ppo() -> None:
