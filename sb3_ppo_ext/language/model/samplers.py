@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.language.model.adapters import has_adapter
+from sb3_ppo_ext.language.model.backends import BACKENDS, backend_of
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.generation import Response, generate
 from sb3_ppo_ext.language.model.generators import GeneratorSampler, Request, Versions
@@ -120,10 +121,12 @@ def sampler_of(choice: Any, model: CausalLM) -> Sampler | None:
                 "of bfloat16 in bfloat16; other types are not copied"
             )
         return CopySampler(model, choice)
+    if (backend := backend_of(choice, model)) is not None:
+        return GeneratorSampler(model, backend)
     if not callable(choice):
         raise ValueError(
-            f"sampler={choice!r}: {', '.join(map(repr, PRECISIONS))}, None, or a function (or class) that returns a "
-            "Generator is needed"
+            f"sampler={choice!r}: {', '.join(map(repr, (*PRECISIONS, *BACKENDS)))}, None, or a function (or class) "
+            "that returns a Generator is needed"
         )
     generator = choice()
     if not all(callable(getattr(generator, name, None)) for name in ("update_weights", "generate")):

@@ -48,7 +48,8 @@ def response_records(rollout: TokenRollout) -> dict[str, float]:
         found = mismatch(buffer.log_probs[masks], buffer.sampler_log_probs[masks], bound)
         records |= {f"sampler/{name}": value for name, value in found.items()}
     records |= group_records(buffer) if buffer.draws is None else refill_records(buffer.draws)
-    records |= speeds(int(lengths.sum()), rollout.seconds())
+    sampled = int(lengths.sum()) if buffer.draws is None else buffer.draws["tokens"]
+    records |= speeds(sampled, rollout.seconds())
     return {key: float(value) for key, value in records.items()}
 
 
@@ -74,7 +75,10 @@ def group_records(buffer: SequenceRolloutBuffer) -> dict[str, float]:
 
 
 def speeds(tokens: int, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Response tokens per second of each part of the work, and of all of it (the reciprocals add up)."""
+    """Sampled tokens, also of responses that were left out, per second of each part of the work, and of all of it.
+
+    The reciprocals add up.
+    """
     records = {f"time/{work}_tokens_per_second": tokens / max(spent, 1e-9) for work, spent in seconds.items()}
     return records | {"time/tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
 

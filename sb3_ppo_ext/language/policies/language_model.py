@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,8 +59,9 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
     :param value_warmup: rollouts from which only the value function learns, before the model begins to
     :param sampler: what draws the responses of rollouts: None, the model itself; a copy of it for a CPU, adapters
         merged and weights laid out for the processor, in "float32", in "bfloat16", or in what a measurement at the
-        start finds to be faster ("auto"); or a function that returns a ``Generator``. Where its log-probabilities are
-        not the model's own, these are computed again, and the buffer's ``importance_bound`` applies
+        start finds to be faster ("auto"); "continuous_batching" of transformers or "vllm", with options as in {"vllm":
+        {"enable_sleep_mode": True}}; or a function that returns a ``Generator``. Where its log-probabilities are not
+        the model's own, these are computed again, and the buffer's ``importance_bound`` applies
     :param dtype: of the model's weights, as "bfloat16"; None leaves them as they are
     :param compute_dtype: "bfloat16" computes the products of training, scoring and of the reference in bfloat16 over
         weights, optimizer and logits in float32; with a ``sampler``. None computes in the weights' precision
@@ -82,7 +83,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         reference: bool = True,
         value_lr_ratio: float = 1.0,
         value_warmup: int = 0,
-        sampler: str | Callable[[], Any] | None = None,
+        sampler: str | Mapping[str, Any] | Callable[[], Any] | None = None,
         dtype: str | torch.dtype | None = None,
         compute_dtype: str | torch.dtype | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,

@@ -28,7 +28,7 @@ def no_draws(waiting: list[Group]) -> Draws:
     """The draws of a rollout that begins while groups of the last one are ``waiting``."""
     for group in waiting:
         group["places"] = np.full_like(group["places"], -1)
-    counts = {"steps": 0, "carried": len(waiting), "missing": 0}
+    counts = {"steps": 0, "tokens": 0, "carried": len(waiting), "missing": 0}
     return {**counts, "waiting": waiting, "passed_over": [], "scores": [], "right": [], "differ": []}
 
 
@@ -49,6 +49,7 @@ def rows_completed(buffer: Buffer) -> int:
     assert draws is not None
     groups, differ = groups_of_step(buffer, step)
     draws["steps"] += 1
+    draws["tokens"] += int(buffer.masks[step].sum())
     for group, differs in zip(groups, differ, strict=True):
         draws["waiting" if differs else "passed_over"].append(group)
     rows = 0

@@ -23,6 +23,7 @@ from sb3_ppo_ext.language import (
     TextGameEnv,
     conversation_vec_env,
 )
+from sb3_ppo_ext.language.monitoring import records
 from tests.checkpoints.runs import Steps, assert_same, trained
 from tests.language import chats, setups
 from tests.language.games import HigherLower
@@ -78,6 +79,7 @@ def test_rows_hold_the_informative_groups_in_the_order_of_their_draw() -> None:
     assert buffer.rewards.tolist() == [[0, 1, 0, 1], [1, 0, 1, 0]]
     assert buffer.observations["input_ids"][0, :, 0].tolist() == [0, 0, 2, 2]  # all of a response comes along
     assert buffer.places.tolist() == [[2, 3, 8, 9], [10, 11, 12, 13]]
+    assert buffer.draws is not None and buffer.draws["tokens"] == 4 * 4 * setups.LENGTH  # those of every draw
 
 
 def test_what_a_rollout_has_no_room_for_begins_the_next_one() -> None:
@@ -99,12 +101,17 @@ def test_beyond_the_limit_the_last_groups_fill_the_rollout_and_are_left_out_of_t
     assert chosen is not None and chosen.tolist() == [[True, True, False, False], [False] * 4]
 
 
-def test_a_training_counts_all_responses_and_learns_from_informative_groups_alone() -> None:
+def test_a_training_counts_all_responses_and_learns_from_informative_groups_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens: list[int] = []
+    monkeypatch.setattr(records, "speeds", lambda sampled, seconds: tokens.append(sampled) or {})
     model = model_of()
     model.learn(1)
     buffer, logged = buffer_of(model), model.logger.name_to_value
     assert buffer.draws is not None and buffer.draws["steps"] > 3
     assert model.num_timesteps == buffer.draws["steps"] * N
+    assert tokens == [buffer.draws["tokens"]] and tokens[0] > buffer.masks.sum()
     spread = buffer.rewards.reshape(3, 2, GROUP)
     assert (spread.max(-1) > spread.min(-1)).all()
     drawn = np.concatenate(buffer.draws["scores"])
