@@ -49,7 +49,8 @@ def set_up(model: Any, inherited: Callable[[], None]) -> None:
     divide(model)
     with streams.seeding(model):
         inherited()
-    model._family.take_carried(model.rollout_buffer, vars(model).get("_carried"))  # none in older files
+    carried = vars(model).get("_carried")  # none in older files
+    model._family.take_carried(model.rollout_buffer, model.policy, carried)
     model._carried = None
     prepare_logs(model)
     model._rates = GroupRates(model.policy.optimizer, model.lr_schedule(1.0))  # as the policy has read it

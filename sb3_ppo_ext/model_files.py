@@ -23,7 +23,8 @@ CONTROLLERS = "controllers"  # beside "state" and "param_groups", where optimize
 def completed(model: Any) -> Iterator[None]:
     """While it is saved, the model has as attributes what ``_setup_model`` and ``load`` take back from a file."""
     before, model._random_state = model._random_state, states_to_save(model)
-    model._controllers, model._carried = model.knobs.state_dict(), model._family.carried(model.rollout_buffer)
+    model._controllers = model.knobs.state_dict()
+    model._carried = model._family.carried(model.rollout_buffer, model.policy)
     of_this_process = {name: getattr(model, name) for name in ("n_envs", *LAST)}
     if model._processes.count > 1:
         vars(model).update({"n_envs": model._shards.of_all(model.n_envs), **dict.fromkeys(LAST)})

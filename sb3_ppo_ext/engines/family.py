@@ -54,12 +54,12 @@ class Family(Protocol):
         """The settings and objects that stay the same over the minibatches of ``rollout``."""
         ...
 
-    def carried(self, buffer: RolloutBuffer) -> Any:
-        """What the buffer holds for the next rollout, as plain values that a model's file has; None for nothing."""
+    def carried(self, buffer: RolloutBuffer, policy: BasePolicy) -> Any:
+        """What buffer and policy hold for the next rollout, as plain values for a model's file; None for nothing."""
         ...
 
-    def take_carried(self, buffer: RolloutBuffer, carried: Any) -> None:
-        """Gives a new buffer what ``carried`` returned."""
+    def take_carried(self, buffer: RolloutBuffer, policy: BasePolicy, carried: Any) -> None:
+        """Gives a new buffer and policy what ``carried`` returned."""
         ...
 
     def compiled(self, run: Run) -> Engine:

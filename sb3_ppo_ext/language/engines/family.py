@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 
 from sb3_ppo_ext.engines.engine import Engine
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.arguments import check_algorithm
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
+from sb3_ppo_ext.language.model.packed_layers import Layout
 from sb3_ppo_ext.language.model.progress import progress_of
+from sb3_ppo_ext.language.model.samplers import CopySampler
 from sb3_ppo_ext.language.monitoring.findings import Findings, refill_findings
 from sb3_ppo_ext.language.monitoring.records import response_records
+from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 from sb3_ppo_ext.language.training.baselines import check_groups
 from sb3_ppo_ext.language.training.refill import Group
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
@@ -24,6 +28,13 @@ from sb3_ppo_ext.language.training.token_update import token_update
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Update
+
+
+class Carried(TypedDict):
+    """What a model's file has of a run besides the model, for the next rollout."""
+
+    waiting: list[Group]
+    layout: Layout | None
 
 
 class Costs(NamedTuple):
@@ -71,14 +82,24 @@ class TokenFamily:
         """The update over the rollout's tokens."""
         return token_update(run, cast(TokenRollout, rollout))
 
-    def carried(self, buffer: RolloutBuffer) -> list[Group] | None:
-        """The groups that wait for the next rollout."""
-        return buffer.draws["waiting"] if isinstance(buffer, SequenceRolloutBuffer) and buffer.draws else None
+    def carried(self, buffer: RolloutBuffer, policy: BasePolicy) -> Carried:
+        """The groups that wait for the next rollout, and how the weights of the sampler's copy are laid out."""
+        waiting = buffer.draws["waiting"] if isinstance(buffer, SequenceRolloutBuffer) and buffer.draws else []
+        sampler = cast(LanguageModelPolicy, policy).sampler
+        return {"waiting": waiting, "layout": sampler.layout if isinstance(sampler, CopySampler) else None}
 
-    def take_carried(self, buffer: RolloutBuffer, carried: list[Group] | None) -> None:
-        """Lets the groups wait in this buffer, unless it draws for itself alone now."""
-        if isinstance(buffer, SequenceRolloutBuffer) and buffer.draws and carried:
-            buffer.draws["waiting"] = carried
+    def take_carried(self, buffer: RolloutBuffer, policy: BasePolicy, carried: Carried | None) -> None:
+        """Lets the groups wait in this buffer, unless it draws for itself alone now; the copy begins as it was.
+
+        Measured again, another layout may be the fastest by chance, and rounds otherwise.
+        """
+        if carried is None:
+            return
+        if isinstance(buffer, SequenceRolloutBuffer) and buffer.draws:
+            buffer.draws["waiting"] = carried["waiting"]
+        sampler = cast(LanguageModelPolicy, policy).sampler
+        if isinstance(sampler, CopySampler) and (layout := carried["layout"]) is not None:
+            sampler.begin_with(layout)
 
     def compiled(self, run: Run) -> Engine:
         """The engine by graphs, which itself refuses devices and types that are not compiled."""

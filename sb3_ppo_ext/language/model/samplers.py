@@ -14,7 +14,7 @@ from sb3_ppo_ext.language.model.backends import BACKENDS, backend_of
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.generation import Response, generate
 from sb3_ppo_ext.language.model.generators import GeneratorSampler, Request, Versions
-from sb3_ppo_ext.language.model.packed_layers import Layout, fastest_layout
+from sb3_ppo_ext.language.model.packed_layers import Layout, fastest_layout, layouts_of
 from sb3_ppo_ext.language.model.progress import RolloutProgress
 from sb3_ppo_ext.language.model.sampling_copy import SamplingCopy, shapes_of
 
@@ -50,6 +50,7 @@ class CopySampler:
         self.trained, self.precision = model, precision
         self.versions, self.version = Versions(model), 0
         self.layout: Layout | None = None  # measured with the first batch
+        self.prepared = False
         self.copy: SamplingCopy | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CopySampler:
@@ -84,27 +85,33 @@ class CopySampler:
             progress=progress,
         )
 
+    def begin_with(self, layout: Layout) -> None:
+        """The layout of a copy that the model has had before, unless this processor or the settings do without it."""
+        if layout in layouts_of(self.trained.plain.dtype, PRECISIONS[self.precision]):
+            self.layout = layout
+
     def _prepare(self, prompt: Tensor, request: Request) -> None:
-        if self.layout is None:
+        if not self.prepared:
             self._choose(prompt, request)
+            self.prepared = True
         if self.copy is not None and (version := self.versions.current()) != self.version:
             self.copy.refresh()
             self.version = version
 
     def _choose(self, prompt: Tensor, request: Request) -> None:
-        """Measures the layouts, each with the work that it adds, and makes the copy."""
+        """Measures the layouts, each with the work that it adds, unless there is a choice, and makes the copy."""
         model, rows = self.trained, len(prompt)
         if model.plain.device.type != "cpu":
             raise ValueError(
                 f"sampler={self.precision!r} with the model on {model.plain.device}: the copy is laid out for a CPU; "
                 'pass sampler=None (dtype="bfloat16" and compile are what makes sampling faster there)'
             )
-        scored = rows * (prompt.shape[1] + request.max_new_tokens)  # states of a pass over all that was sampled
-        chosen = PRECISIONS[self.precision]
         own = Layout(model.plain.dtype, packed=False)
-        *shapes, head = shapes_of(model)
-        steps = request.max_new_tokens
-        self.layout = fastest_layout(own, chosen, shapes, head, rows=rows, steps=steps, scored=scored)
+        if self.layout is None:
+            scored = rows * (prompt.shape[1] + request.max_new_tokens)  # states of a pass over all that was sampled
+            *shapes, head = shapes_of(model)
+            chosen, steps = PRECISIONS[self.precision], request.max_new_tokens
+            self.layout = fastest_layout(own, chosen, shapes, head, rows=rows, steps=steps, scored=scored)
         if self.layout != own or has_adapter(model.plain):
             self.copy = SamplingCopy(model, self.layout, rows)
 

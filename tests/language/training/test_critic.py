@@ -59,6 +59,7 @@ def test_pretraining_fits_the_values_and_leaves_the_model() -> None:
     now, fitted = states_of(model)
     assert equal(of_model, now) and not equal(values, fitted)
     assert model.num_timesteps == 256 and not model.policy.optimizer.state
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-3
     records = model.logger.name_to_value
     assert records["critic/explained_variance"] > 0.5
     assert records["critic/explained_variance_first"] > 0.5
@@ -83,6 +84,7 @@ def test_pretraining_is_done_once_and_counted() -> None:
     callback = ValuePretraining(32, epochs=4, patience=2)
     model.learn(48, callback=callback)
     assert model.num_timesteps == 48  # 32 for the values, and a rollout of 16
+    assert model._n_updates == 1  # on which alone the model has learned
     model.learn(16, callback=callback, reset_num_timesteps=False)
     assert model.num_timesteps == 64
 

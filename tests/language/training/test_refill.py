@@ -105,7 +105,12 @@ def test_a_training_counts_all_responses_and_learns_from_informative_groups_alon
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokens: list[int] = []
-    monkeypatch.setattr(records, "speeds", lambda sampled, seconds: tokens.append(sampled) or {})
+
+    def speeds(sampled: int, seconds: Any) -> dict[str, float]:
+        tokens.append(sampled)
+        return {}
+
+    monkeypatch.setattr(records, "speeds", speeds)
     model = model_of()
     model.learn(1)
     buffer, logged = buffer_of(model), model.logger.name_to_value

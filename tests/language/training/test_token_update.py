@@ -196,5 +196,6 @@ def test_while_the_value_function_warms_up_the_model_stays() -> None:
     model.learn(16)
     assert all(one.equal(other) for one, other in zip(before, policy.model_parameters(), strict=True))
     assert any(parameter.any() for parameter in policy.value_parameters())
+    assert not any(parameter in policy.optimizer.state for parameter in policy.model_parameters())  # no moments of Adam
     model.learn(16, reset_num_timesteps=False)
     assert not before[0].equal(policy.model_parameters()[0])

@@ -20,7 +20,8 @@ BACKENDS: dict[str, Callable[..., Generator]] = {
 
 def backend_of(choice: Any, model: CausalLM) -> Generator | None:
     """The generator that ``sampler`` names, as "vllm" or {"vllm": options}; None where it names none."""
-    name, options = choice, {}
+    name: Any = choice
+    options: Any = None
     if isinstance(choice, Mapping):
         if len(choice) != 1:
             raise ValueError(f'sampler={choice!r}: one name with its options is needed, as {{"vllm": {{...}}}}')

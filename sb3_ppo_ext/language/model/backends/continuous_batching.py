@@ -42,7 +42,8 @@ class ContinuousBatchingGenerator:
             raise ValueError(str(error)) from None
         self.model, self.options = model, options
         self.version, self.vocab_size = 0, 0
-        model.get_output_embeddings().register_forward_hook(lambda _, __, logits: logits[..., : self.vocab_size])
+        head = model.get_output_embeddings()
+        head.register_forward_hook(lambda _, __, logits: logits[..., : self.vocab_size])
         self._require_works()
 
     def _require_works(self) -> None:
@@ -76,7 +77,8 @@ class ContinuousBatchingGenerator:
         batching = transformers.ContinuousBatchingConfig(
             return_logprobs=True, seed=seed, **(room_for(prompts, request.max_new_tokens) | self.options)
         )
-        manager: Any = self.model.init_continuous_batching(
+        model: Any = self.model
+        manager = model.init_continuous_batching(
             generation_config=generation_config(request), continuous_batching_config=batching
         )
         # All requests are there before the first step: with the seed, what is drawn depends on them alone.

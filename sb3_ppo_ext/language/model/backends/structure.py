@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,12 +18,13 @@ def plain_structure(model: CausalLM) -> PreTrainedModel:
     It is complete with its first ``take_weights``; before, adapters are missing.
     """
     shared = {id(tensor): tensor for tensor in (*model.plain.parameters(), *model.plain.buffers())}
-    plain = cast(PreTrainedModel, copy.deepcopy(model.plain, shared))
+    plain = copy.deepcopy(model.plain, shared)
     for path, layer in outermost_layers(plain).items():
         above, _, name = path.rpartition(".")
         setattr(plain.get_submodule(above), name, bottom_of(layer))
     take_weights(plain, ((name, weight.detach()) for name, weight in plain.named_parameters(remove_duplicate=False)))
-    return plain.eval()
+    plain.eval()
+    return plain
 
 
 def take_weights(plain: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) -> None:

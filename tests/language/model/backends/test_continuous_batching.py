@@ -47,7 +47,7 @@ def test_responses_and_log_probabilities_are_the_models_with_its_adapter(family:
 def test_the_weights_are_the_trained_ones_without_a_copy_and_keep_their_gradients() -> None:
     model = core(lora=True)
     backend = backend_over(model)
-    words, own = model.plain.get_input_embeddings().weight, backend.model.get_input_embeddings().weight
+    words, own = (plain.get_parameter("transformer.wte.weight") for plain in (model.plain, backend.model))
     assert words.data_ptr() == own.data_ptr() and own is not words
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained and not any(parameter.requires_grad for parameter in backend.model.parameters())

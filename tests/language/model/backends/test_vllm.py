@@ -82,7 +82,8 @@ def test_a_seed_draws_the_same_responses(vllm: Engines) -> None:
 
 def test_a_model_that_is_only_loaded_starts_no_engine(vllm: Engines) -> None:
     model = setups.ppox(policy_kwargs={"sampler": "vllm"})
-    model.policy.predict(model.env.reset())  # type: ignore[union-attr]
+    observation: Any = setups.env().reset()
+    model.predict(observation)
     assert not vllm.made
     assert isinstance(copy.deepcopy(model.policy), LanguageModelPolicy)
 

@@ -31,7 +31,7 @@ def test_sampling_parameters_have_their_fields_and_cut_nothing_off(module: Any) 
 
 
 def test_what_is_decided_is_an_argument_of_the_engine(module: Any) -> None:
-    names = inspect.signature(module.LLM.__init__).parameters.keys()
+    names = set(inspect.signature(module.LLM.__init__).parameters)
     if hasattr(module, "EngineArgs"):  # the rest of vLLM's arguments
         names |= inspect.signature(module.EngineArgs).parameters.keys()
     assert {*vllm_host.DECIDED, "dtype", "enable_sleep_mode"} <= names
