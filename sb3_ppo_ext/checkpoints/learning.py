@@ -21,7 +21,7 @@ from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
 from sb3_ppo_ext.checkpoints.resumption import Resumed
 from sb3_ppo_ext.checkpoints.settings import Checkpoints, settings_of
 from sb3_ppo_ext.checkpoints.signals import StopRequest, outliving
-from sb3_ppo_ext.checkpoints.state import LearnCall, restore_state, save_state
+from sb3_ppo_ext.checkpoints.state import LearnCall, restore_state, save_state, shards_of
 from sb3_ppo_ext.checkpoints.writing import CheckpointWriter
 from sb3_ppo_ext.distributed.likeness import require_alike
 
@@ -85,7 +85,7 @@ class RunCheckpoints:
             if first:
                 self._check_folder(writer, call)
             writer.begin(model._processes)
-            self._warn_of_environments(model, prepare_environments(model.env))
+            self._warn_of_environments(model, prepare_environments(model.env, shards_of(model)))
             try:
                 yield
                 self._finish(model)

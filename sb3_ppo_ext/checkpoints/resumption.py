@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_ppo_ext.checkpoints.environments import fresh_seed, restore_environments
+from sb3_ppo_ext.checkpoints.environments import fresh_seed, restore_divided, restore_environments
 from sb3_ppo_ext.checkpoints.folder import stored
 from sb3_ppo_ext.checkpoints.logs import continued_logger
 from sb3_ppo_ext.checkpoints.monitor_files import restore_monitor_files
@@ -110,8 +110,7 @@ def resume(
     """
     run = Path(folder).expanduser().absolute()
     processes = join_processes()
-    found = _chosen(run, processes)
-    _check_class(cls, run, found)
+    found = _chosen(cls, run, processes)
     share = share_of(processes, kwargs.get("shards", found.manifest.get("shards")))
     _check_env(env, run, found, share)
     algorithm: Any = cls  # whose load() takes the name of a task, too
@@ -119,6 +118,7 @@ def resume(
     model = algorithm.load(found.path / "model.zip", env=env, force_reset=False, **kwargs)
     model._checkpoints.resumed = Resumed(run, stored(run)[:1], found.manifest, state, callback, total_timesteps)
     model._engines.pinned = state["compiles"]
+    _restore_statistics(model, found.path / "vecnormalize.pkl")
     lines += [*_restore_environments(model, state), *restore_monitor_files(model.env, state["monitor_files"], run)]
     if processes.rank == 0:
         model.set_logger(continued_logger(state["logger"], run, model.num_timesteps))
@@ -130,19 +130,16 @@ def resume(
     return resumed
 
 
-def _check_class(cls: Any, run: Path, found: Checkpoint) -> None:
-    name = found.manifest["class"]
-    if cls.__qualname__ != name:
-        raise ValueError(f"{run}: its run is one of {name}; resume it by {name}.resume(...), not {cls.__qualname__}'s")
-
-
-def _chosen(run: Path, processes: Processes) -> Checkpoint:
+def _chosen(cls: Any, run: Path, processes: Processes) -> Checkpoint:
     """The newest usable checkpoint that rank 0 finds: network file systems do not show all the same at once."""
     found = None
     with together(processes, ValueError):
         if processes.rank == 0:
             found = required(run)
     chosen: Checkpoint = processes.objects(found)[0]
+    name = chosen.manifest["class"]
+    if cls.__qualname__ != name:
+        raise ValueError(f"{run}: its run is one of {name}; resume it by {name}.resume(...), not {cls.__qualname__}'s")
     return chosen
 
 
@@ -155,10 +152,21 @@ def _check_env(env: Any, run: Path, found: Checkpoint, share: Share) -> None:
         )
 
 
+def _restore_statistics(model: Any, path: Path) -> None:
+    """Those of ``VecNormalize``, which go on where all environments begin new episodes."""
+    normalizing = model.get_vec_normalize_env()
+    if normalizing is not None and path.exists():
+        saved = pickle.loads(path.read_bytes())
+        normalizing.ret_rms = saved.ret_rms
+        if normalizing.norm_obs and saved.norm_obs:
+            normalizing.obs_rms = saved.obs_rms
+
+
 def _restore_environments(model: Any, state: dict[str, Any]) -> list[str]:
     """The environments as they were, or new episodes that are not the run's first ones again; lines on what differs."""
     saved = state["environments"]
-    lines = None if saved is None else restore_environments(model.env, saved)
+    restore = restore_divided if isinstance(saved, list) else restore_environments
+    lines = None if saved is None else restore(model.env, saved)
     begin_anew = lines is None or lines.new_episodes
     if model._processes.agree(None, stop=begin_anew)[0]:  # where those of one process do, all do
         model._last_obs = None  # so that learn() begins with a reset

@@ -33,6 +33,11 @@ def name_of_shard(shard: int) -> str:
     return f"shard_{shard:04d}.pt"
 
 
+def shards_of(model: Any) -> int:
+    """The shards of this process; 0 of a run without shards."""
+    return 0 if model._shards is None else len(model._shards.own)
+
+
 class LearnCall(NamedTuple):
     """The arguments of ``learn()``."""
 
@@ -67,7 +72,7 @@ def save_state(
         "callbacks": save_callbacks(callback),
         "logger": save_logger(model.logger, run),
         "monitor_files": save_monitor_files(model.env, run),
-        "environments": save_environments(model.env) if exact else None,
+        "environments": save_environments(model.env, shards_of(model)) if exact else None,
         # As in the model's file, which has them for rank 0: another protocol may change the layout of an image.
         "last": pickle.dumps({name: getattr(model, name) for name in LAST}, protocol=5),
         "watch": _watch(model),

@@ -56,7 +56,7 @@ def collect_rollouts(
         begin(self, rollout_buffer, division)
         callback.on_rollout_start()
     n_steps = begun or 0
-    actor, step = actor_of(self.policy), step_of(env)
+    actor, step, stored = actor_of(self.policy), step_of(env), store.dispatch(type(rollout_buffer))
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             division.reset_noise()
@@ -75,7 +75,7 @@ def collect_rollouts(
         for idx, terminal_obs, terminal_value in cut_by_time_limit(self.policy, actor, dones, infos):  # noqa: B007
             rewards[idx] += self.gamma * terminal_value
         idx, done = len(dones) - 1, dones[-1]  # where the loop over all of them ends
-        store(
+        stored(
             *(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs),
             on_device=(obs_tensor, sampled),
         )

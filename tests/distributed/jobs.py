@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,12 +13,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_ppo_ext import PPOX, AdaptiveKL, Checkpoints, Threshold
+from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.distributed import join_processes, normalized_over_processes, reduce_gradients
 from sb3_ppo_ext.distributed.shards import dealt
 from sb3_ppo_ext.joint_start import normalized_for_all
@@ -125,38 +123,6 @@ def cart_pole() -> Result:
     return {**result_of(model.learn(5 * ENVS * 64)), "observations": seen}
 
 
-class Stopped(Exception):
-    pass
-
-
-class StopAt(BaseCallback):
-    """Raises in the third rollout, the first time."""
-
-    def __init__(self, stops: bool) -> None:
-        super().__init__()
-        self.stops: Callable[[], bool] = lambda: stops  # no state
-
-    def _on_step(self) -> bool:
-        if self.stops() and self.num_timesteps == 2 * ENVS * 16 + 2 * ENVS:
-            raise Stopped
-        return True
-
-
-def stopped_and_resumed() -> Result:
-    """A run that is stopped, and goes on from its checkpoint in other objects; compared with one that is not."""
-    timesteps, make = 4 * ENVS * 16, partial(case_model, "gSDE", normalize={})
-    whole = make().learn(timesteps)
-    folder = join_processes().objects(tempfile.mkdtemp())[0]
-    with suppress(Stopped):
-        make().learn(timesteps, StopAt(True), checkpoint=Checkpoints(folder, every=0, keep=1))
-    fresh: Any = make().env
-    model = PPOX.resume(folder, fresh, StopAt(False), device="cpu").learn()
-    theirs = whole.policy.state_dict()
-    equal = all(tensor.equal(theirs[name]) for name, tensor in model.policy.state_dict().items())
-    result = result_of(model)
-    return {**result, "log": {**result["log"], "as if it had not stopped": float(equal)}}
-
-
 # Of the cases of ``tests.cases`` those that differ in what is reduced, or in the rows and noise of a shard.
 COMPARED = (
     *("box", "discrete", "dict", "image", "gSDE", "target_kl, clip_range_vf", "last minibatch of one"),
@@ -228,7 +194,6 @@ JOBS: dict[str, Callable[[], Result]] = {
     **{f"graphs, {name}": partial(by_graphs, name) for name in BY_GRAPHS},
     "CartPole": cart_pole,
     "continued": continued,
-    "stopped and resumed": stopped_and_resumed,
     "TorchRL": torchrl_loop,
     "VecNormalize": partial(learned, "box", normalize={}),
     "VecNormalize at each step": partial(learned, "box", normalize={}, vec_normalize_sync="step"),

@@ -8,33 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.distributed.jobs import JOBS, Result
+from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
+from tests.distributed import jobs, resumed
+from tests.distributed.comparison import differences
+from tests.distributed.jobs import Result
+from tests.distributed.resumed import half_of_a_run, rest_of_a_run, whole_run
 from tests.distributed.worker import launch, results
 
+JOBS = {**jobs.JOBS, **resumed.JOBS}
+
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-
-
-def differences(alone: Result, ranks: list[Result]) -> list[str]:
-    """What differs between one process and several, or between two of these."""
-    found = []
-    first = ranks[0]
-    for rank in ranks[1:]:
-        for name, tensor in rank["parameters"].items():
-            if not tensor.equal(first["parameters"][name]):
-                found.append(f"{name} differs between ranks")
-        found += [key for key in ("knobs", "counts", "steps", "episodes") if rank[key] != first[key]]
-    for name, tensor in alone["parameters"].items():
-        error = (tensor.double() - first["parameters"][name].double()).abs().max().item()
-        if error > 1e-6:
-            found.append(f"{name} by {error:.1e}")
-    found += [key for key in ("counts", "steps") if alone[key] != first[key]]
-    if not np.allclose(alone["episodes"], first["episodes"], atol=1e-5):  # in the same order
-        found.append("episodes")
-    for key, value in {**alone["knobs"], **alone["log"]}.items():
-        theirs = {**first["log"], **first["knobs"]}.get(key)
-        if theirs is None or not np.isclose(value, theirs, rtol=1e-4, atol=1e-6, equal_nan=True):
-            found.append(f"{key}: {value} and {theirs}")
-    return found
 
 
 def compared(names: list[str], count: int, folder: Path) -> dict[str, Any]:
@@ -57,9 +40,13 @@ def observed_alike(alone: Result, ranks: list[Result]) -> bool:
     return all(map(np.array_equal, alone["observations"], together))
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_one_goes_on_with_their_run(tmp_path: Path) -> None:
     assert compared([name for name in JOBS if "4 shards" not in name], 2, tmp_path) == {}
+    with pytest.warns(CheckpointWarning, match="2 processes have saved it, and 1 go on: results are equal up to"):
+        resumed = rest_of_a_run(tmp_path / "run")
+    assert differences(whole_run(), [resumed]) == []
 
 
-def test_three_processes_train_four_shards_as_one(tmp_path: Path) -> None:
+def test_three_processes_train_four_shards_as_one_and_go_on_with_its_run(tmp_path: Path) -> None:
+    half_of_a_run(tmp_path / "run", 4)
     assert compared([name for name in JOBS if "4 shards" in name], 3, tmp_path) == {}

@@ -18,6 +18,7 @@ def launch(count: int, folder: Path, *arguments: str, module: str = "tests.distr
     """Starts ``count`` processes of ``module``, which meet in a file of ``folder``."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment["SB3_PPO_EXT_TESTED_RUN"] = str(folder / "run")
     return [
         subprocess.Popen(
             [sys.executable, "-m", module, str(rank), str(count), str(folder), *arguments],
@@ -50,7 +51,8 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     this_rank, processes, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     meet(this_rank, processes, directory)
-    from tests.distributed.jobs import JOBS
+    from tests.distributed import jobs, resumed
 
-    found = {name: JOBS[name]() for name in sys.argv[4:]}
+    table = {**jobs.JOBS, **resumed.JOBS}
+    found = {name: table[name]() for name in sys.argv[4:]}
     (directory / str(this_rank)).write_bytes(pickle.dumps(found))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_ppo_ext.checkpoints.environments import workers
-from sb3_ppo_ext.checkpoints.environments.layers import CARRIERS, has_state_dict, name_of, split_layers
+from sb3_ppo_ext.checkpoints.environments.dividing import UNDIVIDED, Piece, put_divided
+from sb3_ppo_ext.checkpoints.environments.layers import CARRIERS, has_state_dict, name_of, split_layers, vec_layers
 from sb3_ppo_ext.checkpoints.environments.memory import Loss
 from sb3_ppo_ext.checkpoints.environments.one_process import REMEDY, EnvironmentGroup
 from sb3_ppo_ext.checkpoints.environments.snapshot import require_same_layers
@@ -29,33 +31,36 @@ class Restored(list[str]):
         self.new_episodes = new_episodes
 
 
-def prepare_environments(vec_env: VecEnv) -> list[str]:
+def prepare_environments(vec_env: VecEnv, shards: int = 0) -> list[str]:
     """Begins what later checkpoints need; lines on what they will not restore, as far as it shows before a step.
 
     To be called before the first reset; otherwise ``save_environments`` does it, and an episode that goes on then
-    cannot be repeated.
+    cannot be repeated. ``shards`` as there.
     """
-    group = _group(vec_env)
-    losses = [*group.prepare(), *_new_episodes(group), *_gaps(group)]
+    group, of_shards = _groups(vec_env, shards)
+    losses: list[Any] = [loss for found in (group, *of_shards) for loss in found.prepare()]
+    losses += [*_new_episodes(group), *_gaps(group)]
     below = workers.workers_of(group.around[-1])
     if below is not None:
         losses += [loss for found in below.call(workers.prepare) for loss in found]
     return _lines(losses)
 
 
-def save_environments(vec_env: VecEnv) -> dict[str, Any]:
+def save_environments(vec_env: VecEnv, shards: int = 0) -> dict[str, Any]:
     """The state of the vector environment: its wrappers, itself, and every environment with its wrappers.
 
     A dict of plain values, arrays and bytes; ``lines`` say what will not be restored. Generators of worker processes
-    are in it; those of this process are the caller's to save, and to restore after the environments.
+    are in it; those of this process are the caller's to save, and to restore after the environments. Where they are
+    the environments of ``shards``, each shard has a state of its own, with which another process can go on.
     """
-    group = _group(vec_env)
-    state: dict[str, Any] = {"format": 1, "here": group.save(), "workers": []}
-    below = workers.workers_of(group.around[-1])
+    group, of_shards = _groups(vec_env, shards)
+    state: dict[str, Any] = {"format": 1, "here": group.save(), "shards": [shard.save() for shard in of_shards]}
+    below, state["workers"] = workers.workers_of(group.around[-1]), []
     if below is not None:
         state["workers"] = below.call(workers.save)
         _drop_equal_trials(state["workers"])
-    losses = [Loss(*loss) for saved in (state["here"], *state["workers"]) for loss in saved["losses"]]
+    states = (state["here"], *state["shards"], *state["workers"])
+    losses = [Loss(*loss) for saved in states for loss in saved["losses"]]
     state["lines"] = _lines([*losses, *_new_episodes(group), *_gaps(group)])
     return state
 
@@ -68,19 +73,42 @@ def restore_environments(vec_env: VecEnv, state: dict[str, Any]) -> Restored:
 
     ``ValueError`` where the environment is made of other classes, or of another number of environments.
     """
-    group = _group(vec_env)
+    return _restored(vec_env, state, lambda group, count: group.put_around(state["here"], count))
+
+
+def restore_divided(vec_env: VecEnv, pieces: Sequence[Piece]) -> Restored:
+    """The same with the ``pieces`` of what several processes have saved, in the order of the environments."""
+    first = pieces[0].state
+    if not first["shards"] and not first["workers"]:  # the environments are one object
+        layers = [layer for layer in vec_layers(vec_env) if isinstance(layer, VecEnvWrapper)]
+        losses = [Loss(name_of(vec_env), f"its environments are saved together; {UNDIVIDED}")]
+        return Restored(_lines([*losses, *put_divided(layers, pieces)]), new_episodes=True)
+    state = {
+        "here": first["here"],
+        "shards": [piece.state["shards"][shard] for piece in pieces if first["shards"] for shard in piece.shards],
+        "workers": [piece.state["workers"][row] for piece in pieces if first["workers"] for row in piece.rows],
+    }
+    return _restored(vec_env, state, lambda group, count: put_divided(group.layers[:count], pieces))
+
+
+def _restored(
+    vec_env: VecEnv, state: dict[str, Any], put_around: Callable[[EnvironmentGroup, int], list[Loss]]
+) -> Restored:
+    group, of_shards = _groups(vec_env, len(state["shards"]))
     require_same_layers(group.layers, state["here"]["snapshot"])
     below = workers.workers_of(group.around[-1])
     _require_as_many(vec_env, below, state)
-    losses = group.restore(state["here"], with_generators=False)
+    parts = [(group, state["here"]), *zip(of_shards, state["shards"], strict=True)]
+    losses = [loss for part, saved in parts for loss in part.restore(saved, with_generators=False)]
     losses += _new_episodes(group)
     if below is not None:
         losses += [loss for found in below.call_each(workers.restore, state["workers"]) for loss in found]
     wrappers = sum(isinstance(layer, VecEnvWrapper) for layer in group.around)
     gaps = _gaps(group)
-    failed = group.put_around(state["here"], wrappers if losses else len(group.around))
+    failed = put_around(group, wrappers if losses else len(group.around))
     if losses or failed:
-        group.put_counters(state["here"])
+        for part, saved in parts:
+            part.put_counters(saved)
         if below is not None:
             below.call_each(workers.put_counters, state["workers"])
     return Restored(_lines([*losses, *failed, *gaps]), new_episodes=bool(losses or failed))
@@ -88,12 +116,18 @@ def restore_environments(vec_env: VecEnv, state: dict[str, Any]) -> Restored:
 
 def layers_in_this_process(vec_env: VecEnv) -> list[Any]:
     """The vector environment, its wrappers, and the environments in this process with theirs."""
-    return _group(vec_env).layers
+    return _groups(vec_env, 0)[0].layers
 
 
-def _group(vec_env: VecEnv) -> EnvironmentGroup:
+def _groups(vec_env: VecEnv, shards: int) -> tuple[EnvironmentGroup, list[EnvironmentGroup]]:
+    """The layers around the environments, and the environments of each shard; without shards all are in the first."""
     around, envs = split_layers(vec_env)
-    return EnvironmentGroup(around, envs, vec_env.unwrapped)
+    if not shards or not envs or any(isinstance(env, VectorEnv) for env in envs):
+        return EnvironmentGroup(around, envs, vec_env.unwrapped), []
+    each = len(envs) // shards
+    of_shards = [envs[first : first + each] for first in range(0, len(envs), each)]
+    group = EnvironmentGroup(around, [], vec_env.unwrapped)
+    return group, [EnvironmentGroup([], shard, shard[0]) for shard in of_shards]
 
 
 def _new_episodes(group: EnvironmentGroup) -> Iterator[Loss]:

@@ -16,6 +16,7 @@ from sb3_ppo_ext.checkpoints.environments.layers import path_of_class, put_into_
 from sb3_ppo_ext.checkpoints.environments.pickles import Reader, dumps, name_of_path
 
 Snapshot = dict[str, Any]
+Later = tuple[Path, InPlace, Any, Any]  # of an object that stays in place: path, rule, the object, its state
 LeftOut = dict[int, dict[str, str]]  # index of a layer -> name of an attribute -> why it is not saved
 
 
@@ -45,16 +46,10 @@ def put(layers: list[Any], snapshot: Snapshot, indices: Iterable[int], names: Co
     Nothing is changed before everything has been read. ``LookupError`` where an object that stays in place is missing
     or does not take its state.
     """
-    split, chosen = snapshot["split"], sorted(indices)
-    found = objects_in_place(layers)
-    states: dict[int, dict[str, Any]] = {}
-    for first, last, data in zip((0, split), (split, len(layers)), snapshot["pickles"], strict=True):
-        if any(first <= index < last for index in chosen):
-            reader = Reader(io.BytesIO(data), layers, found)
-            states.update(enumerate(reader.load(), first))
-            for path, rule, value, state in reader.later if names is None else ():
-                if path[0] in chosen:
-                    _restore(layers, path, rule, value, state)
+    chosen, found = sorted(indices), objects_in_place(layers)
+    states, later = read(layers, snapshot, chosen, found)
+    for path, rule, value, state in later if names is None else ():
+        _restore(layers, path, rule, value, state)
     for index in chosen:
         current = vars(layers[index])
         state = {
@@ -63,6 +58,24 @@ def put(layers: list[Any], snapshot: Snapshot, indices: Iterable[int], names: Co
             if (names is None or name in names) and not (value is None and _is_untouched(found, current.get(name)))
         }
         put_into_layer(layers[index], state)
+
+
+def read(
+    layers: list[Any], snapshot: Snapshot, indices: Collection[int], found: dict[int, Found]
+) -> tuple[dict[int, dict[str, Any]], list[Later]]:
+    """The attributes of the layers at ``indices``, and what is to be put into the objects ``found`` in place.
+
+    ``LookupError`` where such an object is missing.
+    """
+    split = snapshot["split"]
+    states: dict[int, dict[str, Any]] = {}
+    later: list[Later] = []
+    for first, last, data in zip((0, split), (split, len(layers)), snapshot["pickles"], strict=True):
+        if any(first <= index < last for index in indices):
+            reader = Reader(io.BytesIO(data), layers, found)
+            states.update(enumerate(reader.load(), first))
+            later += [entry for entry in reader.later if entry[0][0] in indices]
+    return states, later
 
 
 def _is_untouched(found: dict[int, Found], value: Any) -> bool:
