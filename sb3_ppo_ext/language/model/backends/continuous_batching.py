@@ -67,6 +67,8 @@ class ContinuousBatchingGenerator:
         seed = int(torch.randint(2**31 - 1, ()))
         device = self.model.device
         devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+        if devices:  # transformers computes on a stream of its own, which does not wait for the update of the weights
+            torch.get_device_module(device).synchronize(device)
         # transformers seeds the generators of the process, and collects its garbage at the end.
         with torch.random.fork_rng(devices, device_type=kind), fast_collections():
             outputs = self._outputs(prompts, request, seed)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.model.adapters import bottom_of, outermost_layers
@@ -35,5 +36,8 @@ def take_weights(plain: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) 
     if missing or unknown:
         raise ValueError(f"weights {sorted(missing)} are missing, and there is no place for {sorted(unknown)}")
     plain.load_state_dict(named, strict=False, assign=True)
+    cast(nn.Module, plain).to(
+        next(iter(named.values())).device
+    )  # its buffers, of a policy that was moved after it was made
     for parameter in plain.parameters():  # new ones: those of the trained model keep their gradients
         parameter.requires_grad_(False)

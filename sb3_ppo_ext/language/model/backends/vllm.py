@@ -7,12 +7,14 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from sb3_ppo_ext.language.model.backends.structure import take_weights
 from sb3_ppo_ext.language.model.backends.vllm_host import DECIDED, drawn, engine_of, reload, vllm_module
@@ -52,7 +54,7 @@ class VLLMGenerator:
             self._folder = Path(tempfile.mkdtemp(prefix="weights-", dir=self._parent))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         folder = self._folder
-        with tempfile.TemporaryDirectory(dir=folder.parent) as written:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as written, without_progress_bars():
             self.model.save_pretrained(written)
             for file in os.listdir(written):  # the engine may still have the old files in its memory
                 os.replace(Path(written, file), folder / file)
@@ -77,3 +79,15 @@ class VLLMGenerator:
         if self.asleep:
             self.engine.wake_up()
             self.asleep = False
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers writes without its bars, which would come with every rollout."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

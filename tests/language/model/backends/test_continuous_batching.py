@@ -62,6 +62,15 @@ def test_the_weights_are_the_trained_ones_without_a_copy_and_keep_their_gradient
     assert model.plain.config._attn_implementation == "sdpa"
 
 
+def test_buffers_follow_a_policy_that_is_moved_after_it_was_made() -> None:
+    model = core("llama")
+    backend = backend_over(model)
+    assert list(backend.model.buffers())  # rotary frequencies
+    backend.update_weights(((name, weight.to("meta")) for name, weight in merged_weights(model)), 2)
+    assert {tensor.device.type for tensor in (*backend.model.buffers(), *backend.model.parameters())} == {"meta"}
+    assert {tensor.device.type for tensor in model.plain.buffers()} == {"cpu"}
+
+
 def test_a_seed_draws_the_same_responses_and_the_generator_moves_by_one_number() -> None:
     backend, drawn, after = backend_over(core()), [], []
     for seed in (3, 3, 4):
