@@ -19,6 +19,7 @@ from sb3_ppo_ext.objective.registry import SURROGATES, require_fitting
 from sb3_ppo_ext.objective.terms import Objective
 from sb3_ppo_ext.policies.adapter import has_known_kl, has_mean_and_deviation
 from sb3_ppo_ext.rollout.minibatches import indexable
+from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.unknown_arguments import require_choice
 
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
@@ -150,11 +151,6 @@ def check_shard_count(model: Any) -> None:
 
 def check_shards(model: Any, shards: Shards) -> None:
     """``ValueError`` where minibatches or environments cannot be divided into shards of equal size."""
-    if not model._family.divisible:
-        raise ValueError(
-            f"shards={shards.count}: a {model.policy_class.__name__} is trained in one process without shards; start "
-            "one process, and pass shards=None"
-        )
     own, n_envs = len(shards.own), model.n_envs
     if model.batch_size % shards.count:
         raise ValueError(
@@ -166,11 +162,12 @@ def check_shards(model: Any, shards: Shards) -> None:
             f"the environment has n_envs={n_envs}, which cannot be divided among the {own} of {shards.count} shards "
             f"that this process trains; {max(n_envs // own, 1) * own} can be"
         )
+    model._family.check_shards(model, shards)
 
 
 def check_divisible(model: Any) -> None:
     """``ValueError`` where what is to be divided into shards goes through a method of the user's; it has a buffer."""
-    if model._shards is None:
+    if model._shards is None or isinstance(model.rollout_buffer, TokenRolloutBuffer):
         return
     if not indexable(type(model.rollout_buffer)):
         raise ValueError(

@@ -136,6 +136,7 @@ def set_up_learning(
     before = model.num_timesteps
     reset_num_timesteps = kwargs.get("reset_num_timesteps", args[1] if len(args) > 1 else True)
     agree_on_normalization(model, resets=reset_num_timesteps or model._last_obs is None)
+    model._family.place_environments(model)
     with normalized_for_all(model):
         last_timestep, callback = inherited(total_timesteps, *args, **kwargs)
     model._earlier_timesteps += before - model.num_timesteps  # 0 where the count goes on

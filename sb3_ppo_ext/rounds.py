@@ -33,6 +33,7 @@ def collect(
     processes = model._processes
     if not model._alike:
         agree_on_normalization(model, resets=model._last_obs is None)
+        model._family.place_environments(model)
     with normalized_for_all(model), together(processes):
         callback = begin_collecting(model, env, callback)
     compare_processes(model)

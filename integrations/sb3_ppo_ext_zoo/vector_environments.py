@@ -139,7 +139,7 @@ def _prompts(environments: Environments, n_envs: int, arguments: dict[str, Any])
     if n_envs == 1:  # rl_zoo3 evaluates one response at a time
         arguments = {**arguments, "group_size": 1}
     env = PromptVecEnv.of_task(single.task, n_envs, **{"shuffle": single.order.shuffle, **arguments})
-    env.seed(environments.seed)
+    env.seed(environments.seed + environments.first)
     return env
 
 

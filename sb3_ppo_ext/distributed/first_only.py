@@ -24,10 +24,13 @@ class Skipped(BaseCallback):
 def without_writers(callback: BaseCallback) -> BaseCallback:
     """The callback of the other ranks: without those of Stable-Baselines3 that write or evaluate.
 
-    A user's callback runs on every rank, unless its class has the attribute ``rank_zero_only = True``.
+    A user's callback runs on every rank, unless its class has the attribute ``rank_zero_only = True``. ``callback``
+    has been initialised.
     """
     if isinstance(callback, WRITING) or getattr(callback, "rank_zero_only", False):
-        return Skipped()
+        skipped = Skipped()
+        skipped.init_callback(callback.model)
+        return skipped
     if isinstance(callback, CallbackList):
         callback.callbacks = [without_writers(child) for child in callback.callbacks]
     elif isinstance(callback, EventCallback) and callback.callback is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -34,8 +35,14 @@ def require_alike(processes: Processes, described: Mapping[str, str]) -> None:
             )
 
 
-def description(value: Any) -> str:
-    """A value of an argument as text that is the same in every process; functions are described by what they return."""
+def description(value: Any, *, within: bool = False) -> str:
+    """A value of an argument as text that is the same in every process.
+
+    Functions are described by what they return of the progress; those ``within`` a container, which may load a model,
+    by their names.
+    """
+    if within and callable(value) and not isinstance(value, type):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
     if callable(value) and not isinstance(value, type):
         with_value = getattr(value, "settings", None)
         if callable(with_value):
@@ -47,9 +54,14 @@ def description(value: Any) -> str:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {description(entry)}" for key, entry in sorted(value.items(), key=str)) + "}"
+        entries = sorted(value.items(), key=str)
+        return "{" + ", ".join(f"{key}: {description(entry, within=True)}" for key, entry in entries) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(description, value)) + "]"
+        return "[" + ", ".join(description(entry, within=True) for entry in value) + "]"
+    if isinstance(value, (set, frozenset)):  # whose order differs between processes
+        return description(sorted(value, key=str))
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__name__} {description(vars(value))}"
     return repr(value)
 
 

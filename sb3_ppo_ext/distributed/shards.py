@@ -7,6 +7,7 @@ trains one shard or several. Streams are derived from seed, shard and moment: no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,12 @@ class Shards:
     def stream(self, shard: int, purpose: int, moment: int) -> np.random.SeedSequence:
         """The source of the random numbers of one shard, for one purpose, from a moment of the run on."""
         return np.random.SeedSequence(self.seed, spawn_key=(shard, purpose, moment))
+
+
+def n_envs_of_all(model: Any) -> int:
+    """The environments of all processes that train ``model``, a PPOX."""
+    number: int = model.n_envs
+    return number if model._shards is None else model._shards.of_all(number)
 
 
 def dealt(count: int, processes: int, rank: int) -> range:

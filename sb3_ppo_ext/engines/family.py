@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.buffers import RolloutBuffer
     from stable_baselines3.common.callbacks import BaseCallback
 
+    from sb3_ppo_ext.distributed.shards import Shards
     from sb3_ppo_ext.rollout.minibatches import Rollout
     from sb3_ppo_ext.run import Run
     from sb3_ppo_ext.update.epochs import Update
@@ -32,7 +33,6 @@ class Family(Protocol):
 
     buffer_class: type[RolloutBuffer] | None  # unless the user names another; None: Stable-Baselines3's choice
     compilable: bool
-    divisible: bool  # into shards, and among processes
     eager: Engine
 
     def check(self, arguments: Any) -> None:
@@ -40,6 +40,14 @@ class Family(Protocol):
 
         Called before the networks are made.
         """
+        ...
+
+    def check_shards(self, arguments: Any, shards: Shards) -> None:
+        """Raises ``ValueError`` for what cannot be divided into shards, or among the processes; the networks follow."""
+        ...
+
+    def place_environments(self, model: Any) -> None:
+        """Before the first step or reset: gives the environments their place among those of all processes."""
         ...
 
     def collecting(self, run: Run, callback: BaseCallback) -> AbstractContextManager[None]:

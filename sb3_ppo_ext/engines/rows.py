@@ -11,6 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_ppo_ext.distributed.shards import Shards
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.cuda.engine import RECORDERS, CudaEngine
 from sb3_ppo_ext.engines.engine import Engine, MakeActor, MakeRunner
@@ -62,7 +63,6 @@ class RowFamily:
 
     buffer_class: type[RolloutBuffer] | None = None
     compilable = True
-    divisible = True
 
     def __init__(self) -> None:
         self.acted = ActedDistributions()
@@ -75,6 +75,12 @@ class RowFamily:
                 f"ref_kl_coef={arguments.ref_kl_coef!r}: {arguments.policy_class.__name__} has no frozen reference "
                 "policy; 0 is needed (kl_coef penalises the distance to the previous policy)"
             )
+
+    def check_shards(self, arguments: Any, shards: Shards) -> None:
+        """Refuses nothing."""
+
+    def place_environments(self, model: Any) -> None:
+        """Does nothing: environments do not depend on each other."""
 
     def collecting(self, run: Run, callback: BaseCallback) -> AbstractContextManager[None]:
         """Prints nothing: a step takes too little time."""
@@ -134,4 +140,10 @@ class EagerRowFamily(RowFamily):
     """Policies whose computation depends on lengths in the data or on caches, so that no graph fits all of it."""
 
     compilable = False
-    divisible = False
+
+    def check_shards(self, arguments: Any, shards: Shards) -> None:
+        """Refuses shards."""
+        raise ValueError(
+            f"shards={shards.count}: a {arguments.policy_class.__name__} is trained in one process without shards; "
+            "start one process, and pass shards=None"
+        )

@@ -9,6 +9,7 @@ import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_ppo_ext.distributed.shards import Shards
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.language.inputs import number_of, whole_number_of
@@ -85,6 +86,28 @@ def check_algorithm(model: Any, needed_buffer: type[RolloutBuffer]) -> None:
         )
     if is_on(coefficient) and model.policy_kwargs.get("reference") is False:
         raise ValueError(f"ref_kl_coef={coefficient!r} with reference=False: there is nothing to measure the KL to")
+
+
+def check_division(model: Any, shards: Shards) -> None:
+    """Refuses arguments of PPOX, read as its attributes, that do not go with shards or several processes."""
+    if model.rollout_buffer_kwargs.get("dynamic_sampling") == "refill":
+        raise ValueError(
+            f'dynamic_sampling="refill" with shards={shards.count}: how many responses are drawn depends on all of '
+            'them; pass "mask", or shards=None and train in one process'
+        )
+    if model._processes.count > 1 and model.policy_kwargs.get("sampler") == "auto":
+        raise ValueError(
+            'sampler="auto": what is fastest is measured, and differs between processes; pass "float32" or "bfloat16"'
+        )
+    if model.env is None or not model.env.has_attr("group_size"):
+        return
+    group_size, in_shard = model.env.get_attr("group_size")[0], model.n_envs // len(shards.own)
+    if in_shard % group_size:
+        raise ValueError(
+            f"group_size={group_size} with shards={shards.count} of {in_shard} environments each: the responses to a "
+            f"prompt are of one shard; take a multiple of {group_size * shards.count} environments in all, or fewer "
+            "shards"
+        )
 
 
 def optimizer_options(

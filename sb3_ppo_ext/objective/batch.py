@@ -12,6 +12,13 @@ from sb3_ppo_ext.objective.distributions import ActionDistribution
 Observation = Tensor | dict[str, Tensor]
 
 
+class Totals(NamedTuple):
+    """The sums over a minibatch of responses by which the shares of its parts are computed."""
+
+    weight: Tensor  # 0-d, of the weights of its tokens; at least 1
+    normalizer: Tensor  # 0-d, what the weighted sum over its tokens is divided by in the loss
+
+
 class Minibatch(NamedTuple):
     """B rows of a rollout. All but observation and action are [B]."""
 
@@ -26,6 +33,7 @@ class Minibatch(NamedTuple):
     ref_log_prob: Tensor | None = None  # of the actions under the frozen reference
     nll_weight: Tensor | None = None  # of each action's negative log-likelihood in the loss, coefficient included
     lengths: np.ndarray | None = None  # [B, 2], on the host: how many tokens prompt and response have
+    totals: Totals | None = None  # of the minibatch of all processes, of which these rows are a part; None: of these
 
 
 class Evaluation(NamedTuple):

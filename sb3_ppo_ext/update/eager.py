@@ -90,6 +90,7 @@ class EagerRunner:
         self.steps = steps
         self.probe = probe
         self.checks_steps = run.monitor.checks_steps()
+        self.share = run.share  # of this process's gradient in that of all
 
     def epochs(self) -> Iterator[EpochStatistics]:
         """Yields the statistics of each epoch, until ``target_kl`` stops them."""
@@ -116,7 +117,7 @@ class EagerRunner:
         run, settings = self.run, self.run.settings
         step = step or TorchStep(self.update.optimizer, self.update.parameters)
         of_rows = self.gradients.evaluate(minibatch, run.knobs.values)
-        found, backward = of_all_processes(*of_rows, run, self.update.parameters)
+        found, backward = of_all_processes(*of_rows, run, self.update.parameters, self.share)
         if settings.target_kl is not None and exceeds(found.approx_kl, settings.kl_limit):
             return row_of(found, None, False), True
         step_minibatch_controllers(run, found, run.of_all(len(minibatch.advantage)))

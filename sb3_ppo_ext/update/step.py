@@ -116,18 +116,18 @@ def decided(row: Tensor, kl_limit: float | Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def of_all_processes(
-    found: Statistics, backward: Callable[[], None], run: Run, parameters: list[nn.Parameter]
+    found: Statistics, backward: Callable[[], None], run: Run, parameters: list[nn.Parameter], share: float
 ) -> tuple[Statistics, Callable[[], None]]:
     """The statistics of a minibatch over all processes, and the function that leaves its gradient in the parameters.
 
-    Where there are several, that has been done: gradient and statistics travel together. Maxima remain this process's
-    until the update ends (see ``with_maxima``).
+    Where there are several, that has been done: gradient and statistics travel together, each times its ``share``.
+    Maxima remain this process's until the update ends (see ``with_maxima``).
     """
     if run.processes.count == 1:
         return found, backward
     with torch.enable_grad():
         backward()
-    row = reduce_gradients(parameters, found.row(), run.share, run.processes)
+    row = reduce_gradients(parameters, found.row(), share, run.processes)
     row[MAXIMA] = found.row()[MAXIMA].to(row.dtype)
     return Statistics.of_row(row), lambda: None
 

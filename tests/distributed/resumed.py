@@ -24,14 +24,15 @@ class Stopped(Exception):
 
 
 class StopAt(BaseCallback):
-    """Raises in the third rollout, the first time."""
+    """Raises after so many timesteps, the first time; by default in the third rollout."""
 
-    def __init__(self, stops: bool) -> None:
+    def __init__(self, stops: bool, timesteps: int = 2 * ENVS * 16 + 2 * ENVS) -> None:
         super().__init__()
         self.stops: Callable[[], bool] = lambda: stops  # no state
+        self.moment: Callable[[], int] = lambda: timesteps
 
     def _on_step(self) -> bool:
-        if self.stops() and self.num_timesteps == 2 * ENVS * 16 + 2 * ENVS:
+        if self.stops() and self.num_timesteps == self.moment():
             raise Stopped
         return True
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sb3_ppo_ext.checkpoints.reading import CheckpointWarning
-from tests.distributed import jobs, resumed
+from tests.distributed import jobs, language_jobs, resumed
 from tests.distributed.comparison import differences
 from tests.distributed.jobs import Result
 from tests.distributed.resumed import half_of_a_run, rest_of_a_run, whole_run
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch 
 
 def compared(names: list[str], count: int, folder: Path) -> dict[str, Any]:
     children = launch(count, folder, *names)
-    alone = {name: JOBS[name]() for name in names}  # meanwhile
+    table = {**JOBS, **language_jobs.JOBS}
+    alone = {name: table[name]() for name in names}  # meanwhile
     ranks = results(children, folder)
     return {
         name: wrong
@@ -50,3 +51,7 @@ def test_two_processes_train_as_one_and_one_goes_on_with_their_run(tmp_path: Pat
 def test_three_processes_train_four_shards_as_one_and_go_on_with_its_run(tmp_path: Path) -> None:
     half_of_a_run(tmp_path / "run", 4)
     assert compared([name for name in JOBS if "4 shards" in name], 3, tmp_path) == {}
+
+
+def test_two_processes_train_language_models_as_one(tmp_path: Path) -> None:
+    assert compared(list(language_jobs.JOBS), 2, tmp_path) == {}

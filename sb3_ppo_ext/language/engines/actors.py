@@ -87,7 +87,7 @@ class CompiledTokenActor(EagerTokenActor):
         self.decoder_of = partial(decoder, policy=policy, graphs=graphs)
         # A rollout whose prompts do not fit this graph makes another on the way.
         if policy.responses.max_new_tokens > 1 and not graphs.knows(DECODING):
-            self._compile(policy, run.n_envs)
+            self._compile(policy, run.n_envs if run.shards is None else run.n_envs // len(run.shards.own))
 
     @torch.no_grad()
     def _compile(self, policy: LanguageModelPolicy, n_envs: int) -> None:

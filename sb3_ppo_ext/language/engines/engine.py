@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -90,7 +90,7 @@ class CompiledTokenEngine:
         assert isinstance(update, TokenUpdate)
         self.verbose = run.settings.verbose
         policy = language_model(run)
-        rows = min(run.settings.batch_size, rollout.size)
+        rows = min(run.batch_size, rollout.size)
         if update.settings.micro_batch_tokens is not None:
             longest = policy.prompt_length + policy.responses.max_new_tokens
             rows = min(max(update.settings.micro_batch_tokens // longest, 1), rows)
@@ -108,19 +108,25 @@ class TokenRunner(EagerRunner):
 
     update: TokenUpdate
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.share = 1.0  # micro-batches have the weight of their tokens among those of all processes already
+
     def epochs(self) -> Iterator[EpochStatistics]:
         """Yields the statistics of each epoch of the whole loss, until ``target_kl`` stops them."""
         yield from super().epochs()
-        update, settings = self.update, self.run.settings
+        update, run = self.update, self.run
         training = CriticTraining(
-            update.adapter.policy, update.objective, update.settings, max_grad_norm=settings.max_grad_norm
+            *(update.adapter.policy, update.objective, update.settings),
+            max_grad_norm=run.settings.max_grad_norm,
+            processes=run.processes,
         )
-        for _ in range((update.settings.critic_epochs or 0) - settings.n_epochs):
+        for _ in range((update.settings.critic_epochs or 0) - run.settings.n_epochs):
             with self.steps(update.optimizer, update.parameters) as step:
-                training.epoch(self.rollout.minibatches(settings.batch_size), self.run.knobs.values, step)
+                training.epoch(self.rollout.minibatches(run.batch_size), run.knobs.values, step)
 
 
 def token_runner(run: Run, rollout: Rollout, update: TokenUpdate, micro_batches: MicroBatchGradients) -> Runner:
     """The eager loop over minibatches, with gradients by ``micro_batches``."""
-    gradients = TokenGradients(update, micro_batches, RatioCheck(update.adapter.policy))
+    gradients = TokenGradients(update, micro_batches, RatioCheck(update.adapter.policy, run.processes))
     return TokenRunner(run, rollout, update, gradients, token_steps)

@@ -10,10 +10,14 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_ppo_ext.distributed.shards import Shards
+from sb3_ppo_ext.engines.cuda.engine import RECORDERS
 from sb3_ppo_ext.engines.engine import Engine
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.controllers import Controller
-from sb3_ppo_ext.language.arguments import check_algorithm
+from sb3_ppo_ext.language.arguments import check_algorithm, check_division
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
+from sb3_ppo_ext.language.envs.shares import share_order
 from sb3_ppo_ext.language.model.packed_layers import Layout
 from sb3_ppo_ext.language.model.progress import progress_of
 from sb3_ppo_ext.language.model.samplers import CopySampler
@@ -54,7 +58,6 @@ class TokenFamily:
 
     buffer_class: type[RolloutBuffer] | None = SequenceRolloutBuffer
     compilable = True
-    divisible = False
 
     def __init__(self) -> None:
         self.eager: Engine = EagerTokenEngine()
@@ -64,6 +67,15 @@ class TokenFamily:
         """Raises ``ValueError`` for arguments of PPOX that do not go with a language model."""
         check_algorithm(arguments, SequenceRolloutBuffer)
         check_groups(arguments)
+
+    def check_shards(self, arguments: Any, shards: Shards) -> None:
+        """Raises ``ValueError`` for groups and samplers that cannot be divided."""
+        check_division(arguments, shards)
+
+    def place_environments(self, model: Any) -> None:
+        """Gives the prompts of all processes one order."""
+        if model._shards is not None:
+            share_order(model.env, model._shards, model._processes)
 
     @contextmanager
     def collecting(self, run: Run, callback: BaseCallback) -> Iterator[None]:
@@ -103,6 +115,8 @@ class TokenFamily:
 
     def compiled(self, run: Run) -> Engine:
         """The engine by graphs, which itself refuses devices and types that are not compiled."""
+        if run.device.type in RECORDERS and run.shards is not None:
+            raise CompileError("CUDA graphs of language models are for one process without shards")
         return CompiledTokenEngine(run.device.type)
 
     def on_device(self, device_type: str) -> bool:
@@ -117,7 +131,7 @@ class TokenFamily:
         policy = language_model(run)
         config, longest = policy.lm.plain.config.get_text_config(), policy.responses.max_new_tokens
         layers = config.num_hidden_layers
-        slots = epochs * run.settings.n_steps * run.n_envs * (policy.prompt_length + longest)
+        slots = epochs * run.settings.n_steps * run.of_all(run.n_envs) * (policy.prompt_length + longest)
         saved = slots * layers * config.hidden_size * costs.saved_per_state
         if policy.sampler is None:
             saved += steps * longest * layers * costs.saved_per_decoded_layer

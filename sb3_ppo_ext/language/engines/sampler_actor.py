@@ -28,6 +28,7 @@ class SamplerActor(EagerTokenActor):
     def __init__(self, policy: LanguageModelPolicy, run: Run, sampler: Sampler) -> None:
         super().__init__(policy, run)
         self.sampler = sampler
+        self.first = 0  # the environment of the next response, where a shard answers after another
 
     @torch.no_grad()
     def sampled(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +48,8 @@ class SamplerActor(EagerTokenActor):
     def _scored_again(self, response: Response, observation: Observation) -> Response:
         """The response with log-probabilities and values by the policy; those of the sampler go to the buffer."""
         started = time.perf_counter()
-        self.buffer.add_sampler_log_probs(response.log_prob)
+        self.buffer.add_sampler_log_probs(response.log_prob, self.first)
+        self.first = (self.first + len(response.log_prob)) % self.run.n_envs
         tokens = self.policy.tokens(observation, response.token, response.mask)
         limit = self.buffer.settings.micro_batch_tokens
         log_prob, value = scored_again(self.policy, tokens, limit)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -90,6 +91,7 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
         self.order = PromptOrder(len(self.task.source.ids), shuffle=shuffle)
         n_envs = at_least(1, "n_envs", n_envs)
         self.group_size = group_size_of(group_size, n_envs)
+        self.first, self.n_envs_of_all = 0, n_envs  # in all processes: that of index 0 here, and how many there are
         self.rows = np.zeros(n_envs, np.int64)
         self.group_ids = np.zeros(n_envs, np.int64)  # different for every draw of a prompt
         self.n_groups = 0  # begun so far
@@ -111,14 +113,16 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     def reset(self) -> Observation:
         """The next prompts."""
         if self._seeds[0] is not None:
-            self.order.seed(self._seeds[0])
+            self.order.seed(self._seeds[0] - self.first)
         self._reset_seeds()
         return self._next()
 
     def _next(self) -> Observation:
-        count = self.num_envs // self.group_size
-        self.rows = self.order.take(count).repeat(self.group_size)
-        self.group_ids = np.arange(self.n_groups, self.n_groups + count).repeat(self.group_size)
+        """The next prompts; those of other processes are taken from the order as well."""
+        count = self.n_envs_of_all // self.group_size
+        here = slice(self.first, self.first + self.num_envs)
+        self.rows = self.order.take(count).repeat(self.group_size)[here]
+        self.group_ids = np.arange(self.n_groups, self.n_groups + count).repeat(self.group_size)[here]
         self.n_groups += count
         return self.task.observe(self.rows)
 
@@ -138,6 +142,18 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
             self.successes[index] = info.get("is_success", -1)
             info["terminal_observation"] = {name: array[index] for name, array in before.items()}
         return self._next(), scores, np.ones(self.num_envs, bool), infos
+
+    def order_state(self) -> dict[str, Any]:
+        """What the processes of a training have alike: the prompts, their order, and how many groups have begun."""
+        source = self.task.source
+        prompts = f"{len(source.ids)} with the checksum {zlib.crc32(source.ids.tobytes()):x}"
+        return {"prompts": prompts, "order": self.order.state_dict(), "n_groups": self.n_groups}
+
+    def take_share(self, first: int, n_envs: int, state: Mapping[str, Any]) -> None:
+        """Takes the place from ``first`` on among ``n_envs`` environments of all processes with one ``state``."""
+        self.first, self.n_envs_of_all = first, n_envs
+        self.order.load_state_dict(state["order"])
+        self.n_groups = state["n_groups"]
 
     def close(self) -> None:
         """Does nothing: the environment holds no resources."""
@@ -210,12 +226,19 @@ def take_scoring_seconds(env: VecEnv | None) -> float | None:
     return float(each[0] if isinstance(env.unwrapped, PromptVecEnv) else sum(each))
 
 
-def take_reward_means(env: VecEnv | None) -> dict[str, float]:
-    """The mean score since the last call by each of several reward functions, over the responses it applies to."""
+def take_reward_sums(env: VecEnv | None) -> dict[str, np.ndarray]:
+    """The sum of the scores since the last call and their number, [2], for each of several reward functions."""
     if env is None or not env.has_attr("take_reward_sums"):
         return {}
     each = env.env_method("take_reward_sums")
-    sums = each[:1] if isinstance(env.unwrapped, PromptVecEnv) else each
+    return _added_up(each[:1] if isinstance(env.unwrapped, PromptVecEnv) else each)
+
+
+def reward_means(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean score by each reward function over the responses it applies to, from the sums of several processes."""
+    return {name: float(total / count) for name, (total, count) in _added_up(sums).items() if count}
+
+
+def _added_up(sums: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     names = dict.fromkeys(name for entry in sums for name in entry)
-    totals = {name: np.sum([entry[name] for entry in sums if name in entry], axis=0) for name in names}
-    return {name: float(total / count) for name, (total, count) in totals.items() if count}
+    return {name: np.sum([entry[name] for entry in sums if name in entry], axis=0) for name in names}

@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 
+from sb3_ppo_ext.distributed.shards import n_envs_of_all
 from sb3_ppo_ext.language.envs.prompt_env import PromptTask
 from sb3_ppo_ext.language.evaluation.estimators import standard_error
 from sb3_ppo_ext.language.evaluation.evaluate import (
@@ -135,7 +136,7 @@ class PromptEvalCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         steps = self.model.num_timesteps
-        size = self.model.n_steps * self.training_env.num_envs  # type: ignore[attr-defined]  # of PPOX
+        size = self.model.n_steps * n_envs_of_all(self.model)  # type: ignore[attr-defined]  # of PPOX
         due = self.eval_before if self.evaluated_at is None else steps // size % self.every == 0
         if due and self.evaluated_at != steps:
             self.evaluate_now()
@@ -152,7 +153,7 @@ class PromptEvalCallback(BaseCallback):
         task, policy = self.task, self.model.policy
         assert task is not None and isinstance(policy, LanguageModelPolicy)
         with undisturbed(policy, self.seed, self.temperature):
-            rows = self.batch_size or self.training_env.num_envs
+            rows = self.batch_size or n_envs_of_all(self.model)
             found = evaluate(policy, task, n=self.n, batch_size=rows, answer_of=self.answer_of)
         self.evaluated_at = self.model.num_timesteps
         per_prompt = measures(found, self.k)

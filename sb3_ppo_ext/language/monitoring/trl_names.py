@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_ppo_ext.distributed.shards import n_envs_of_all
 from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 from sb3_ppo_ext.update.step import EpochStatistics
 from sb3_ppo_ext.update.training import Trained
@@ -56,7 +57,7 @@ class TRLNames(BaseCallback):
         assert isinstance(self.model, OnPolicyAlgorithm)
         update: Trained = self.model.last_update  # type: ignore[attr-defined]  # of PPOX, which has logged lm/score
         records = trl_records(logged, update.epochs)
-        records["val/num_eos_tokens"] = round(logged["lm/eos_rate"] * self.model.n_steps * self.model.n_envs)
+        records["val/num_eos_tokens"] = round(logged["lm/eos_rate"] * self.model.n_steps * n_envs_of_all(self.model))
         records |= {"episode": self.num_timesteps, "eps": (self.num_timesteps - self.before) / seconds}
         for name, value in records.items():
             self.logger.record(name, value, exclude="stdout")

@@ -12,6 +12,8 @@ import torch
 from stable_baselines3.common.utils import explained_variance
 from torch import nn
 
+from sb3_ppo_ext.distributed.processes import ALONE, Processes
+from sb3_ppo_ext.distributed.reduction import reduce_gradients
 from sb3_ppo_ext.language.model.causal_lm import Tokens
 from sb3_ppo_ext.language.training.micro_batches import lengths_of, micro_batches, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
@@ -46,6 +48,7 @@ class CriticTraining:
     objective: Objective
     settings: TokenSettings
     max_grad_norm: float
+    processes: Processes = ALONE
 
     def epoch(self, minibatches: Iterable[Minibatch], knobs: KnobValues, step: OptimizerStep) -> None:
         """One step for each of the minibatches, whose gradient is that of the value's term."""
@@ -68,6 +71,8 @@ class CriticTraining:
             value = policy.values(tokens_of(policy, rows))
             term = value_term(value, rows, self.objective, knobs, mask=rows.mask)
             (knobs.vf_coef * term * micro_batch.share).backward()
+        # The shares of micro-batches are those in the minibatch of all processes.
+        reduce_gradients(policy.value_parameters(), share=1.0, processes=self.processes)
 
 
 def tokens_of(policy: LanguageModelPolicy, rows: Minibatch) -> Tokens:

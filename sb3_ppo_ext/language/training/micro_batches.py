@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
-from sb3_ppo_ext.objective.batch import Minibatch
+from sb3_ppo_ext.objective.batch import Minibatch, Totals
 
 Mapped = Callable[[Tensor], Tensor]
 
@@ -85,19 +85,29 @@ def split(
 ) -> Iterator[MicroBatch]:
     """The rows in groups, each ``shaped``, whose ``share * mean`` add up to the loss of the minibatch.
 
-    The mean is over the whole minibatch, whatever its split.
+    The mean is over the whole minibatch, whatever its split; over that of all processes where it has their ``totals``.
     """
     mask, lengths = minibatch.mask, lengths_of(minibatch)
     assert mask is not None
-    count = mask.to(minibatch.advantage.dtype)
-    weights = count / count.sum(-1, keepdim=True).clamp(min=1) if loss_mean == "response" else count
-    total = weights.sum().clamp(min=1)
-    normalizer = mask.numel() if loss_mean == "length" else total
+    weights = token_weights(mask, loss_mean, minibatch.advantage.dtype)
+    total, normalizer = minibatch.totals or totals_of(weights, loss_mean)
     for rows in groups:
         index = _index(rows, mask.device)
         group = rows_of(minibatch._replace(mask=weights), index)._replace(lengths=lengths[rows])
         counted = weights[index].sum()
         yield MicroBatch(shaped(group), counted / normalizer, counted / total)
+
+
+def token_weights(mask: Tensor, loss_mean: str, dtype: torch.dtype) -> Tensor:
+    """The weight [B, L] of each slot in the loss: 1 for a token; with "response" those of a response add up to 1."""
+    count = mask.to(dtype)
+    return count / count.sum(-1, keepdim=True).clamp(min=1) if loss_mean == "response" else count
+
+
+def totals_of(weights: Tensor, loss_mean: str) -> Totals:
+    """The totals of a minibatch by the weights [B, L] of its tokens."""
+    total = weights.sum().clamp(min=1)
+    return Totals(total, total.new_full((), weights.numel()) if loss_mean == "length" else total)
 
 
 def _index(rows: list[int], device: torch.device) -> Tensor | slice:

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from sb3_ppo_ext.distributed.processes import ALONE, Processes, together
 from sb3_ppo_ext.language.model import causal_lm as lm
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.batch import Minibatch
@@ -36,10 +37,15 @@ class RatioError(ValueError):
 class RatioCheck:
     """Called once per rollout with the first minibatch and its greatest ``|log_ratio|``."""
 
-    def __init__(self, policy: LanguageModelPolicy) -> None:
-        self.policy = policy
+    def __init__(self, policy: LanguageModelPolicy, processes: Processes = ALONE) -> None:
+        self.policy, self.processes = policy, processes
 
     def __call__(self, minibatch: Minibatch, deviation: float) -> None:
+        """Raises ``RatioError``, in all processes where one has the reason, or warns."""
+        with together(self.processes, RatioError):
+            self.judge(minibatch, deviation)
+
+    def judge(self, minibatch: Minibatch, deviation: float) -> None:
         """Raises ``RatioError`` in float32; in half precision, where rounding alone can do it, warns."""
         lm = self.policy.lm
         half = (lm.compute_dtype or lm.plain.dtype) in (torch.float16, torch.bfloat16)
@@ -50,7 +56,7 @@ class RatioCheck:
             f"sampled with, though no step has been taken: {self.cause(minibatch)}"
         )
         if half:
-            warnings.warn(text, TrainingWarning, stacklevel=3)
+            warnings.warn(text, TrainingWarning, stacklevel=4)
         else:
             raise RatioError(text)
 

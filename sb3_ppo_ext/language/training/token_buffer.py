@@ -140,7 +140,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         """Computes advantages from the scores alone; ``penalize`` computes them again with the KL to the reference."""
         self.last_values = last_values.cpu().numpy().flatten()
         self.ended = np.concatenate((self.episode_starts[1:], np.asarray(dones, np.float32)[None])).astype(bool)
-        self._compute_advantages(None, 0.0)
+        self.compute_advantages()
 
     def penalize(self, ref_log_probs: np.ndarray, ref_kl_coef: float, full_kl: np.ndarray | None = None) -> None:
         """Computes advantages anew, with the penalty in the reward where ``ref_kl`` puts it there.
@@ -149,7 +149,7 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         """
         self.ref_log_probs, self.full_kl = ref_log_probs, full_kl
         in_reward = ref_kl_coef != 0 and self.settings.ref_kl != "loss"
-        self._compute_advantages(self.token_kl() if in_reward else None, ref_kl_coef)
+        self.compute_advantages(self.token_kl() if in_reward else None, ref_kl_coef)
 
     def token_kl(self, estimator: str | None = None) -> np.ndarray:
         """KL(policy || reference) of every token [T, N, L], in nats."""
@@ -164,10 +164,10 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         """True for the responses [T, N] that reached the last slot without ending."""
         return self.response_space.cut_off(self.actions, self.masks)
 
-    def add_sampler_log_probs(self, log_prob: Tensor) -> None:
-        """Takes in the sampler's log-probabilities [N, L] of the responses that ``add`` gets next."""
+    def add_sampler_log_probs(self, log_prob: Tensor, first: int = 0) -> None:
+        """Takes in the sampler's log-probabilities [n, L] of the responses from ``first`` on that ``add`` gets next."""
         self.sampler_log_probs = with_all_rows(self.sampler_log_probs, self.masks.shape)  # a resumed rollout has some
-        self.sampler_log_probs[self.pos] = log_prob.cpu().numpy()
+        self.sampler_log_probs[self.pos, first : first + len(log_prob)] = log_prob.cpu().numpy()
 
     def importance_weights(self) -> np.ndarray | None:
         """The weights [T, N, L] of tokens in the policy's loss, 1 outside of ``masks``; None where all are 1."""
@@ -201,7 +201,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
             chosen = ~self.cut_off() if chosen is None else chosen & ~self.cut_off()
         return chosen
 
-    def _compute_advantages(self, kl: np.ndarray | None, ref_kl_coef: float) -> None:
+    def compute_advantages(self, kl: np.ndarray | None = None, ref_kl_coef: float = 0.0) -> None:
+        """Computes advantages and returns; ``kl`` [T, N, L] is that of the penalty in the reward, if any."""
         reward = token_rewards(self.rewards - self.length_penalties(), self.masks, kl=kl, ref_kl_coef=ref_kl_coef)
         if self.settings.whiten_rewards:
             reward = whitened(reward, self.masks, shift_mean=False)

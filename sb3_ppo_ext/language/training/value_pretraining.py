@@ -65,6 +65,11 @@ class ValuePretraining(BaseCallback):
             raise ValueError("ValuePretraining is for a LanguageModelPolicy with a value function that is trained")
         if model._n_updates > 0:
             return
+        if model._processes.count > 1:
+            raise ValueError(
+                "ValuePretraining is for one process: each of several would fit other values. Let the value function "
+                'learn alone in the first n rollouts instead, by policy_kwargs={"value_warmup": n}'
+            )
         rollouts = math.ceil(self.responses / (model.n_steps * model.n_envs))
         rows = joined([self._collected(model) for _ in range(rollouts)])
         rows = rows._replace(lengths=lengths_of(rows))

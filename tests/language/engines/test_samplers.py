@@ -235,3 +235,11 @@ def test_a_saved_model_samples_as_before(tmp_path: Any) -> None:
     loaded = PPOX.load(tmp_path / "model.zip", env=setups.env())
     assert isinstance(loaded.policy, LanguageModelPolicy) and isinstance(loaded.policy.sampler, CopySampler)
     loaded.learn(16)
+
+
+def test_of_several_shards_each_response_has_its_own_log_probabilities() -> None:
+    model = model_with(StandIn, shards=2)
+    model.learn(16)
+    buffer = buffer_of(model)
+    assert buffer.sampler_log_probs is not None
+    np.testing.assert_allclose(buffer.sampler_log_probs[buffer.masks], buffer.log_probs[buffer.masks], atol=2e-4)

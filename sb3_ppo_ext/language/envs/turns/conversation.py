@@ -54,6 +54,8 @@ class ConversationEnv(gym.Env[Observation, np.ndarray]):
 
     # Environments of one group begin each of their episodes from the same seed; ``conversation_vec_env`` sets these.
     index, group_size, n_groups = 0, 1, 1
+    beside_others = False  # whether the environments count from one seed; else each has its own
+    first = 0  # the place among those of all processes of the one with the index 0
 
     def __init__(
         self,
@@ -120,16 +122,30 @@ class ConversationEnv(gym.Env[Observation, np.ndarray]):
     @property
     def group_id(self) -> int:
         """The same for the environments of a group in the same episode, and for no others."""
-        return (self.index // self.group_size << 32) + max(self.episode, 0)
+        return (self.group << 32) + max(self.episode, 0)
+
+    @property
+    def group(self) -> int:
+        """The number of its group among those of all processes."""
+        return (self.first + self.index) // self.group_size
+
+    def order_state(self) -> dict[str, Any]:
+        """What the processes of a training have alike: the seed from which their environments count."""
+        return {"base_seed": self.base_seed, "n_groups": self.n_groups} if self.beside_others else {}
+
+    def take_share(self, first: int, n_envs: int, state: Mapping[str, Any]) -> None:
+        """Takes the place from ``first`` on among ``n_envs`` environments of all processes with one ``state``."""
+        self.first, self.n_groups = first, n_envs // self.group_size
+        self.base_seed = state["base_seed"]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begins the next episode; ``seed`` is that of this environment among its neighbours, which count up."""
         if seed is not None:
-            self.base_seed, self.episode = seed - self.index, -1
+            self.base_seed, self.episode = seed - self.first - self.index, -1
         self.episode += 1
-        drawn = np.random.SeedSequence([self.base_seed % 2**32, self.index // self.group_size, self.episode])
+        drawn = np.random.SeedSequence([self.base_seed % 2**32, self.group, self.episode])
         episode_seed = int(drawn.generate_state(1)[0] >> 1)
         super().reset(seed=episode_seed)
         self.responses: list[list[int]] = []  # of this episode

@@ -31,7 +31,7 @@ def conversation_vec_env(
     n_envs = at_least(1, "n_envs", n_envs)
     group_size = group_size_of(group_size, n_envs)
     base_seed = int(np.random.SeedSequence().generate_state(1)[0])  # unless the vector environment is seeded
-    place = {"group_size": group_size, "n_groups": n_envs // group_size, "base_seed": base_seed}
+    place = {"group_size": group_size, "n_groups": n_envs // group_size, "base_seed": base_seed, "beside_others": True}
     return vec_env_cls([partial(_monitored, make_env, {"index": index, **place}) for index in range(n_envs)])
 
 

@@ -123,7 +123,7 @@ class ToolEnv(ConversationEnv):
 
     def _next_row(self) -> int:
         """The prompt of this episode: the same for a group, and by the seed of all environments."""
-        number = self.episode * self.n_groups + self.index // self.group_size
+        number = self.episode * self.n_groups + self.group
         size = len(self.prompts)
         order = PromptOrder(size, shuffle=True)
         order.seed((self.base_seed + number // size) % 2**32)
