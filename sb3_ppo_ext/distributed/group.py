@@ -15,11 +15,12 @@ from torch import distributed as dist
 from sb3_ppo_ext.distributed.launchers import as_torchrun
 from sb3_ppo_ext.distributed.process_group import ProcessGroup
 from sb3_ppo_ext.distributed.processes import ALONE, Processes
-from sb3_ppo_ext.host.pytorch.process_groups import restarted
+from sb3_ppo_ext.host.pytorch.process_groups import met
 
 TIMEOUT = 1800.0  # seconds
 REACHABLE_WITHIN = 20.0  # seconds
 STARTED_WITHIN = 120.0  # seconds between the first task of srun and that of rank 0, which imports as long as the others
+MET_WITHIN = 300.0  # seconds between the first process and the last
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _joined: tuple[Any, ProcessGroup] | None = None  # the default group that it was made of, and its processes
@@ -38,7 +39,7 @@ def join_processes(timeout: float = TIMEOUT) -> Processes:
     if not dist.is_initialized():
         of_srun = as_torchrun(os.environ)
         os.environ.update(of_srun)
-        if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        if _number("WORLD_SIZE", "1") < 2:
             return ALONE
         _start(timedelta(seconds=timeout), patience=STARTED_WITHIN if of_srun else 0.0)
     if dist.get_world_size() == 1:
@@ -56,13 +57,31 @@ def _start(timeout: timedelta, patience: float) -> None:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}, and {', '.join(missing)} not set: start the processes by "
             "torchrun --nproc-per-node N script.py, which sets all of them, or unset WORLD_SIZE to train in one process"
         )
-    _require_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), patience)
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    if rank >= size:
+        raise ValueError(f"RANK={rank}: WORLD_SIZE={size} processes have the ranks 0 to {size - 1}")
+    _require_address(os.environ["MASTER_ADDR"], _number("MASTER_PORT"), patience)
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timeout, **restarted(timeout))
+    try:
+        place = met(timedelta(seconds=MET_WITHIN), timeout)
+    except TimeoutError as error:
+        raise ValueError(
+            f"WORLD_SIZE={size}: not all of the processes have come to MASTER_ADDR={os.environ['MASTER_ADDR']}, "
+            f"MASTER_PORT={os.environ['MASTER_PORT']} ({error}). Start all of them, as torchrun does, or unset "
+            "WORLD_SIZE to train in one process"
+        ) from error
+    dist.init_process_group(backend, timeout=timeout, **place)
     atexit.register(_end)
+
+
+def _number(name: str, default: str = "") -> int:
+    text = os.environ.get(name) or default
+    if not text.isdecimal():
+        raise ValueError(f"{name}={text}: a whole number is needed; torchrun sets it")
+    return int(text)
 
 
 def _require_address(host: str, port: int, patience: float) -> None:

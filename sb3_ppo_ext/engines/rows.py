@@ -104,11 +104,6 @@ class RowFamily:
 
     def compiled(self, run: Run) -> Engine:
         """The engine that runs the model compiled, on the device of ``run``."""
-        if run.device.type in RECORDERS and run.shards is not None:
-            raise CompileError(
-                "CUDA graphs draw noise for many steps ahead and add up no gradients, so they are for one process "
-                "without shards"
-            )
         if run.device.type in RECORDERS:
             return CudaEngine(run.device.type)
         if run.device.type != "cpu":

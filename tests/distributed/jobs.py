@@ -20,9 +20,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from sb3_ppo_ext import PPOX, AdaptiveKL, Threshold
 from sb3_ppo_ext.distributed import join_processes, normalized_over_processes, reduce_gradients
 from sb3_ppo_ext.distributed.shards import dealt
+from sb3_ppo_ext.engines.cuda import engine
 from sb3_ppo_ext.joint_start import normalized_for_all
 from sb3_ppo_ext.rollout.shared_statistics import statistics_of
 from tests.cases import CASES
+from tests.engines.cuda.rehearsal import Rehearsed
 from tests.environments import Toy
 from tests.traced_graphs import run_as_traced
 
@@ -163,6 +165,13 @@ def by_graphs(name: str) -> Result:
         return learned(name, compile=True)
 
 
+def by_recordings(name: str) -> Result:
+    """A case through the engine of the GPU where there are several processes, by itself eagerly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(engine.RECORDERS, "cpu", Rehearsed)
+        return learned(name, compile=join_processes().count > 1)
+
+
 def torchrl_loop() -> Result:
     """A loop of TorchRL over 64 rows, of which each process has its part: a penalty, and a rate that answers to KL."""
     from sb3_ppo_ext_torchrl import KnobScheduler, PPOXLoss
@@ -192,6 +201,7 @@ JOBS: dict[str, Callable[[], Result]] = {
     **{name: partial(learned, name) for name in COMPARED},
     **{f"4 shards, {name}": partial(learned, name, 4) for name in ("box", "gSDE", "everything", "dict")},
     **{f"graphs, {name}": partial(by_graphs, name) for name in BY_GRAPHS},
+    **{f"recordings, {name}": partial(by_recordings, name) for name in BY_GRAPHS},
     "CartPole": cart_pole,
     "continued": continued,
     "TorchRL": torchrl_loop,

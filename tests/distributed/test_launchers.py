@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sb3_ppo_ext.distributed import group
 from sb3_ppo_ext.distributed.group import join_processes
 from sb3_ppo_ext.distributed.launchers import as_torchrun
 
@@ -64,3 +65,28 @@ def test_processes_of_mpi_are_refused_with_the_command(name: str, monkeypatch: p
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(ValueError, match=rf"{name}=2: .*torchrun --nproc-per-node 2 script.py.*WORLD_SIZE=1"):
         join_processes()
+
+
+def started(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    monkeypatch.setattr(group, "MET_WITHIN", 0.5)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    join_processes()
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: a whole number is needed"),
+        ({"MASTER_PORT": ""}, "WORLD_SIZE=2, and MASTER_PORT not set: start the processes by torchrun"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http: a whole number is needed"),
+        ({"RANK": "2", "MASTER_PORT": "1"}, "RANK=2: WORLD_SIZE=2 processes have the ranks 0 to 1"),
+        ({"RANK": "1", "MASTER_PORT": "1"}, "nothing answers .*Connection refused"),
+        ({"MASTER_PORT": "0"}, "WORLD_SIZE=2: not all of the processes have come to .*1/2 clients joined"),
+    ],
+)
+def test_variables_that_lead_nowhere_are_refused_within_seconds(
+    variables: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        started(monkeypatch, **variables)

@@ -23,19 +23,21 @@ from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.policies.adapter import unvalidated_distributions
 from sb3_ppo_ext.rollout.actors import Acted, check_distribution, predicted_values
 
-DRAWS = 64  # of noise at a time
+DRAWS = 64  # of noise at a time, where all of it is of one stream
 
 
 class DeviceActor:
     """An ``Actor`` that equals the policy's ``forward`` up to rounding; torch's generator of the device draws noise."""
 
-    def __init__(self, policy: ActorCriticPolicy, recordings: CudaGraphCache, observation: Observation) -> None:
-        """The actor for batches of the size of ``observation``."""
-        self.policy = policy
+    def __init__(
+        self, policy: ActorCriticPolicy, recordings: CudaGraphCache, observation: Observation, *, by_shards: bool
+    ) -> None:
+        """The actor for batches of the size of ``observation``; ``by_shards``: each call draws from another stream."""
+        self.policy, draws = policy, 1 if by_shards else DRAWS
         inputs = acting_inputs(policy, observation)
         addresses = tuple(tensor.data_ptr() for tensor in inputs["constants"].values())
-        key = ("acting", fingerprint(policy), addresses, signature(inputs))
-        self._forward: RecordedForward = recordings.get(key, lambda: RecordedForward(policy, inputs, recordings))
+        key = ("acting", fingerprint(policy), addresses, signature(inputs), draws)
+        self._forward: RecordedForward = recordings.get(key, lambda: RecordedForward(policy, inputs, recordings, draws))
         self._forward.discard_noise()
         self._keys = keys_of(observation)
         self._rows = len(trees.tree_leaves(observation)[0])
@@ -101,11 +103,11 @@ class PackedOutputs:
 class RecordedForward:
     """The CUDA graph of the forward pass, the tensors it reads from, and the one it writes to.
 
-    Noise is drawn for ``DRAWS`` calls at once, and each call reads the row ``noise_index``. The last row is never
+    Noise is drawn for several calls at once, and each call reads the row ``noise_index``. The last row is never
     drawn: calls whose noise does not matter read it when all others are used.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, inputs: Inputs, recordings: CudaGraphCache) -> None:
+    def __init__(self, policy: ActorCriticPolicy, inputs: Inputs, recordings: CudaGraphCache, draws: int) -> None:
         variable = {name: inputs[name] for name in ("exploration", "observation")}
         self.variable: Inputs = trees.tree_map(torch.clone, variable)
         self.outputs = PackedOutputs(policy)
@@ -115,7 +117,7 @@ class RecordedForward:
         self.draws: list[Noise] = noise_as_inputs(traced)
         self.variables = tensors_of(self.variable)
         device = self.variables[0].device
-        self.noise = [torch.ones((DRAWS + 1, *draw.shape), device=device) for draw in self.draws]
+        self.noise = [torch.ones((draws + 1, *draw.shape), device=device) for draw in self.draws]
         self.noise_index = torch.zeros(1, dtype=torch.long, device=device)
         self.draws_left = 0
         tensors = [*tensors_of({"constants": inputs["constants"]}), *self.variables]

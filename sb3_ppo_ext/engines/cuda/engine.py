@@ -40,7 +40,8 @@ class CudaEngine:
     def actor(self, run: Run) -> DeviceActor:
         """An actor for the next rollout."""
         observation = obs_as_tensor(run.last_observation, run.device)
-        return DeviceActor(unwrapped(run.policy), self.recordings, observation)
+        by_shards = run.shards is not None
+        return DeviceActor(unwrapped(run.policy), self.recordings, observation, by_shards=by_shards)
 
     def runner(self, run: Run, rollout: Rollout, update: Update) -> RecordedRunner:
         """A runner for the epochs of an update."""

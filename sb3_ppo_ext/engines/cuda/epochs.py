@@ -10,13 +10,16 @@ from torch import Tensor
 from sb3_ppo_ext.engines.channels_last import convolves, images_channels_last
 from sb3_ppo_ext.engines.cuda.compilers import Compile, Traced
 from sb3_ppo_ext.engines.cuda.controllers import DeviceControllers
-from sb3_ppo_ext.engines.cuda.cuda_graphs import Recorder, Run
+from sb3_ppo_ext.engines.cuda.cuda_graphs import Recorder
+from sb3_ppo_ext.engines.cuda.cuda_graphs import Run as Replay
+from sb3_ppo_ext.engines.cuda.reduced import ReducedMinibatches
 from sb3_ppo_ext.engines.substitution import refuse_writes
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
 from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics
+from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.step import COLUMNS, controller_inputs, exceeds
 
 MINIBATCHES = 256  # in one recording at most: its nodes take memory
@@ -38,8 +41,10 @@ class EpochRecordings:
         controllers: DeviceControllers,
         rows: Minibatch,
         compile: Compile,
+        run: Run,
     ) -> None:
         self.functions = functions
+        self.processes, self.of_all = run.processes, run.of_all
         self.controllers = controllers
         self.compile = compile
         self.rows: Minibatch = trees.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, rows)
@@ -49,8 +54,8 @@ class EpochRecordings:
         self.inputs = {**inputs, **{name: trees.tree_map(torch.clone, inputs[name]) for name in copied}}
         self.size, self.device = len(rows.advantage), rows.advantage.device
         self._calls: dict[tuple[str, int], Traced] = {}
-        self._recorded: dict[tuple[int, int], RecordedMinibatches] = {}
-        self._replay_end: Run | None = None
+        self._recorded: dict[tuple[int, int], RecordedMinibatches | ReducedMinibatches] = {}
+        self._replay_end: Replay | None = None
         self.table, self.counts = torch.empty(0), torch.empty(0)
         self.stopped_before = torch.zeros((), dtype=torch.bool, device=self.device)
 
@@ -67,6 +72,11 @@ class EpochRecordings:
         self.rows.advantage.copy_(rows.advantage)
         self.rows.value_target.copy_(rows.value_target)
 
+    @property
+    def flat_size(self) -> int:
+        """The length of what ``gradient`` returns."""
+        return sum(tensor.numel() for tensor in tensors_of(self.inputs["parameters"])) + len(Statistics._fields)
+
     def write_knobs(self) -> None:
         """Copies the controllers' numbers to the knobs they drive."""
         for name, value in self.controllers.values.items():
@@ -79,28 +89,33 @@ class EpochRecordings:
 
     def minibatch(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Updates by the rows ``order``; returns the row of the table [K], and whether it counts (0-d bool)."""
-        limit = self.inputs["kl_limit"]
-        counts = limit > -torch.inf
-        gathered = {"rollout": self.rows, "rows": order}
         if self.controllers.moves_at("minibatch"):
-            row = self._two_graphs(gathered, counts)
-        else:
-            row = self._call("whole", gathered)[0]
-        limit.copy_(torch.where(exceeds(Statistics.of_row(row).approx_kl, limit), -torch.inf, limit))
-        return row, counts
+            return self.step(self.gradient(order), len(order))
+        counts = self.inputs["kl_limit"] > -torch.inf
+        return self._limited(self._call("whole", {"rollout": self.rows, "rows": order})[0]), counts
 
-    def _two_graphs(self, gathered: Inputs, counts: Tensor) -> Tensor:
-        """Gradient and step, with controllers between them."""
-        flat = self._call("gradient", gathered)[0]
+    def gradient(self, order: Tensor) -> Tensor:
+        """The gradient and the statistics of the rows ``order``, end to end."""
+        flat: Tensor = self._call("gradient", {"rollout": self.rows, "rows": order})[0]
+        return flat
+
+    def step(self, flat: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Moves the controllers of minibatches and takes the step; the same results as those of ``minibatch``."""
+        counts = self.inputs["kl_limit"] > -torch.inf
         found = Statistics.of_row(flat[-len(Statistics._fields) :])
         within = counts & ~exceeds(found.approx_kl, self.inputs["kl_limit"])
-        self._step_controllers("minibatch", found, len(gathered["rows"]), within)
-        stepped: Tensor = self._call("step", {"flat": flat})[0]
-        return stepped
+        self._step_controllers("minibatch", found, samples, within)
+        return self._limited(self._call("step", {"flat": flat})[0]), counts
+
+    def _limited(self, row: Tensor) -> Tensor:
+        """The row; the limit of the KL becomes minus infinity where it exceeds it."""
+        limit = self.inputs["kl_limit"]
+        limit.copy_(torch.where(exceeds(Statistics.of_row(row).approx_kl, limit), -torch.inf, limit))
+        return row
 
     def _step_controllers(self, moment: str, found: Statistics, samples: int, go: Tensor) -> None:
         measured = controller_inputs(found.kl, found.clip_fraction_low + found.clip_fraction_high, found.kl_std)
-        self.controllers.step(moment, measured, samples, go)
+        self.controllers.step(moment, measured, self.of_all(samples), go)
         self.write_knobs()
 
     def _call(self, name: str, more: Inputs) -> Any:
@@ -134,9 +149,15 @@ class EpochRecordings:
         sizes = recording_sizes(self.size, batch_size)
         for count, rows in sizes:
             if (count, rows) not in self._recorded:
-                self._recorded[count, rows] = RecordedMinibatches(self, count, rows, recorder)
+                self._recorded[count, rows] = self._record(count, rows, recorder)
         if self._replay_end is None and self.controllers.moves_at("epoch"):
             self._prepare_end(sum(count for count, _ in sizes), recorder)
+
+    def _record(self, count: int, rows: int, recorder: Recorder) -> RecordedMinibatches | ReducedMinibatches:
+        if self.processes.count == 1:
+            return RecordedMinibatches(self, count, rows, recorder)
+        known = (made for (_, of_rows), made in self._recorded.items() if of_rows == rows)
+        return next(known, None) or ReducedMinibatches(self, rows, recorder)
 
     def _prepare_end(self, minibatches: int, recorder: Recorder) -> None:
         """Records the controllers of the epoch, which stay where an earlier one was the last."""

@@ -64,7 +64,7 @@ class RecordedRunner:
         key = ("update", prepared.plan, controllers.settings, fingerprint(policy), addresses, shapes)
         functions = UpdateFunctions(policy, update.adapter, prepared.plan)
         self.recorded: EpochRecordings = recordings.get(
-            key, lambda: EpochRecordings(functions, inputs, controllers, rollout.rows, recordings.compile)
+            key, lambda: EpochRecordings(functions, inputs, controllers, rollout.rows, recordings.compile, run)
         )
         # The recordings may have been made with other objects of the same settings; the numbers to move are in these.
         self.recorded.controllers.controllers = controllers.controllers
@@ -89,11 +89,14 @@ class RecordedRunner:
     @torch.no_grad()
     def _trained(self) -> list[EpochStatistics]:
         run, rollout = self.run, self.rollout
-        results = []
+        results, loaded = [], rollout.rows
         for index in range(run.settings.n_epochs):
-            if index > 0 and refresh_advantage(run, rollout, self.update.adapter):
-                self.recorded.load_advantages(rollout.rows)
-            order = torch.cat(rollout.orders(rollout.size))
+            if index > 0:
+                refresh_advantage(run, rollout, self.update.adapter)
+            order = torch.cat(rollout.orders(self.batch_size))
+            if rollout.rows is not loaded:  # with other advantages
+                loaded = rollout.rows
+                self.recorded.load_advantages(loaded)
             results.append(self.recorded.epoch(order, self.batch_size))
         if self.probe is not None:
             self.probe.compute()

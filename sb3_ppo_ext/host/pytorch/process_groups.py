@@ -26,7 +26,28 @@ def restarted(timeout: timedelta) -> dict[str, Any]:
     one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or count == "0" or not one_machine:
         return {}
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port, rank, size = _place()
     store = vars(dist)["TCPStore"](address, port, size, False, timeout)
     return {"store": vars(dist)["PrefixStore"](f"restart {count}", store), "rank": rank, "world_size": size}
+
+
+def met(within: timedelta, timeout: timedelta) -> dict[str, Any]:
+    """Arguments of ``init_process_group`` for processes that keep their store themselves; all come ``within`` a time.
+
+    ``TimeoutError`` where some do not. ``init_process_group`` would wait for them for the ``timeout`` of collectives.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun starts all of them
+        return restarted(timeout)
+    address, port, rank, size = _place()
+    try:
+        store = vars(dist)["TCPStore"](address, port, size, rank == 0, within, multi_tenant=True)
+    except dist.DistStoreError as error:
+        raise TimeoutError(str(error)) from error
+    store.set_timeout(timeout)
+    return {"store": store, "rank": rank, "world_size": size}
+
+
+def _place() -> tuple[str, int, int, int]:
+    address, *numbers = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"))
+    port, rank, size = map(int, numbers)
+    return address, port, rank, size

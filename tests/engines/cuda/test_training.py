@@ -33,6 +33,15 @@ def test_it_learns_what_eager_training_does(name: str) -> None:
     assert_same_learning(device, eager)
 
 
+@pytest.mark.parametrize("name", ["gSDE", "everything", "last minibatch of one"])
+def test_shards_learn_what_they_do_eagerly(name: str) -> None:
+    settings: dict[str, Any] = {"shards": 2, "batch_size": CASES[name][3].get("batch_size", 16) // 2 * 2}
+    eager = model_of(name, compile=False, **settings).learn(128)
+    device = model_of(name, compile=True, **settings).learn(128)
+    assert isinstance(device._engines.engine, CudaEngine) and not device._engines.actor_refused
+    assert_same_learning(device, eager)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ What this cannot show is the driver's own recording of a graph: see test_cuda.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sb3_ppo_ext.distributed.processes import ALONE, OneProcess
 from sb3_ppo_ext.engines.cpu.actor import acting_inputs
 from sb3_ppo_ext.engines.cuda.actor import RecordedForward
 from sb3_ppo_ext.engines.cuda.compilers import uncompiled
@@ -58,21 +60,32 @@ def assert_stays_elsewhere(traced: fx.GraphModule) -> None:
             assert value.device.type == ELSEWHERE, node.format_node()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_epoch_never_waits_for_the_gpu(name: str) -> None:
+class Twins(OneProcess):
+    """Two processes of which the other has the same rows."""
+
+    count = 2
+
+    def add(self, tensor: Tensor) -> None:
+        tensor.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"), [*((name, ALONE) for name in CASES), ("box", Twins()), ("everything", Twins())]
+)
+def test_an_epoch_never_waits_for_the_gpu(name: str, processes: OneProcess) -> None:
     seen.clear()
     model = model_of(name, compile=False)
     rollout = Rollout(model.rollout_buffer, model.action_space, normalize_advantage=False)
     model.policy.set_training_mode(True)
     with unvalidated_distributions():
-        run = model._run()
+        run = replace(model._run(), processes=processes)
         update = row_update(run, rollout)
         prepared = UpdateInputs(run, update)
         functions = UpdateFunctions(model.policy, update.adapter, prepared.plan)
         with FakeTensorMode():
             inputs, rows = elsewhere(prepared.inputs), elsewhere(rollout.rows)
             controllers = DeviceControllers(run.knobs, torch.device(ELSEWHERE))
-            epochs = EpochRecordings(functions, inputs, controllers, rows, noted)
+            epochs = EpochRecordings(functions, inputs, controllers, rows, noted, run)
             epochs.load(inputs, rows)
             epochs.prepare(model.batch_size, Plainly())
             table, counts = epochs.epoch(torch.randperm(rollout.size, device=ELSEWHERE), model.batch_size)
@@ -93,7 +106,7 @@ def test_acting_never_waits_for_the_gpu(name: str) -> None:
     inputs = acting_inputs(model.policy, observation)
     with FakeTensorMode(), torch.no_grad():
         fake = elsewhere(inputs)
-        forward = RecordedForward(model.policy, fake, CudaGraphCache(Plainly(), noted))
+        forward = RecordedForward(model.policy, fake, CudaGraphCache(Plainly(), noted), 3)
         forward.discard_noise()
         forward.require_noise()
         packed = forward(tensors_of({key: fake[key] for key in ("exploration", "observation")}))
