@@ -119,10 +119,9 @@ def callbacks_of(
 ) -> BaseCallback:
     """The callbacks of ``learn()`` as one; they are to find the engine's rollout buffer, which is chosen first."""
     choose_engine(model)
-    all_callbacks = inherited(callback, progress_bar)
-    if model._processes.rank > 0:
-        all_callbacks = without_writers(all_callbacks)
-    model._checkpoints.check_callbacks(all_callbacks, first=model._processes.rank == 0)
+    first = model._processes.rank == 0
+    all_callbacks = inherited(callback if first else without_writers(callback), progress_bar and first)
+    model._checkpoints.check_callbacks(all_callbacks, first=first)
     return all_callbacks
 
 

@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import (
     EventCallback,
     ProgressBarCallback,
 )
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 WRITING = (CheckpointCallback, EvalCallback, ProgressBarCallback)
 
@@ -21,18 +22,23 @@ class Skipped(BaseCallback):
         return True
 
 
-def without_writers(callback: BaseCallback) -> BaseCallback:
-    """The callback of the other ranks: without those of Stable-Baselines3 that write or evaluate.
+def without_writers(callback: MaybeCallback) -> MaybeCallback:
+    """The callbacks of the other ranks, before they are initialised: without those that write or evaluate.
 
-    A user's callback runs on every rank, unless its class has the attribute ``rank_zero_only = True``. ``callback``
-    has been initialised.
+    These are Stable-Baselines3's, and those whose class has the attribute ``rank_zero_only = True``. A user's other
+    callbacks run on every rank.
     """
+    if isinstance(callback, list):
+        return [replaced(child) for child in callback]
+    return replaced(callback) if isinstance(callback, BaseCallback) else callback
+
+
+def replaced(callback: BaseCallback) -> BaseCallback:
+    """The callback, or what runs in its place."""
     if isinstance(callback, WRITING) or getattr(callback, "rank_zero_only", False):
-        skipped = Skipped()
-        skipped.init_callback(callback.model)
-        return skipped
+        return Skipped()
     if isinstance(callback, CallbackList):
-        callback.callbacks = [without_writers(child) for child in callback.callbacks]
+        callback.callbacks = [replaced(child) for child in callback.callbacks]
     elif isinstance(callback, EventCallback) and callback.callback is not None:
-        callback.callback = without_writers(callback.callback)
+        callback.callback = replaced(callback.callback)
     return callback

@@ -22,9 +22,9 @@ class Reports(Counts):
 def test_what_takes_the_place_of_writing_callbacks_goes_through_a_run(tmp_path: Path) -> None:
     counts, reports = Counts(), Reports()
     every = EveryNTimesteps(8, CheckpointCallback(1, str(tmp_path / "inside")))
-    listed = CallbackList([counts, reports, every, CheckpointCallback(1, str(tmp_path))])
+    listed = [counts, reports, every, CheckpointCallback(1, str(tmp_path))]
     model = case_model("box")
-    listed.init_callback(model)
-    for callback in (without_writers(listed), without_writers(reports)):
-        model.learn(64, callback)
-    assert counts.n_calls == 16 and reports.n_calls == 0 and not list(tmp_path.rglob("*.zip"))
+    for callback in (listed, CallbackList(listed), reports):
+        model.learn(64, without_writers(callback))
+    assert counts.n_calls == 32 and reports.n_calls == 0 and not list(tmp_path.rglob("*"))
+    assert without_writers(None) is None

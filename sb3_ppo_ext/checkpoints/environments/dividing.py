@@ -71,7 +71,7 @@ def put_divided(layers: list[Any], pieces: Sequence[Piece]) -> list[Loss]:
 def _obstacle(layer: Any, state: dict[str, Any]) -> str | None:
     """Why it is not known which of its attributes have rows, or None."""
     if has_state_dict(layer):
-        return "its state_dict() is of all its environments together"
+        return None if _with_rows(layer) else "its state_dict() is of all its environments together"
     if type(layer).__module__.split(".")[0] in PACKAGES:
         return None
     with_rows = _with_rows(layer)
@@ -83,10 +83,24 @@ def _obstacle(layer: Any, state: dict[str, Any]) -> str | None:
 
 
 def _with_rows(layer: Any) -> frozenset[str]:
+    """The names of its attributes, or of the entries of its ``state_dict``, that have a row for each environment."""
+    if has_state_dict(layer):
+        return frozenset(getattr(type(layer), "rows_of_state", ()))
     return frozenset().union(*(names for kind, names in ROWS.items() if isinstance(layer, kind)))
 
 
+def is_divided(layer: Any) -> bool:
+    """True if the class of the layer names the entries of its ``state_dict`` that have rows, in ``rows_of_state``."""
+    return has_state_dict(layer) and bool(_with_rows(layer))
+
+
 def _joined(layer: Any, states: list[dict[str, Any]], rows: Sequence[range]) -> dict[str, Any]:
+    if has_state_dict(layer):
+        return {"state_dict": _joined_rows(layer, [state["state_dict"] for state in states], rows)}
+    return _joined_rows(layer, states, rows)
+
+
+def _joined_rows(layer: Any, states: list[dict[str, Any]], rows: Sequence[range]) -> dict[str, Any]:
     with_rows = _with_rows(layer)
     return {
         name: rows_of_all([state[name] for state in states], rows)

@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_ppo_ext.checkpoints.environments import workers
-from sb3_ppo_ext.checkpoints.environments.dividing import UNDIVIDED, Piece, put_divided
+from sb3_ppo_ext.checkpoints.environments.dividing import UNDIVIDED, Piece, is_divided, put_divided
 from sb3_ppo_ext.checkpoints.environments.layers import CARRIERS, has_state_dict, name_of, split_layers, vec_layers
 from sb3_ppo_ext.checkpoints.environments.memory import Loss
 from sb3_ppo_ext.checkpoints.environments.one_process import REMEDY, EnvironmentGroup
@@ -80,9 +80,11 @@ def restore_divided(vec_env: VecEnv, pieces: Sequence[Piece]) -> Restored:
     """The same with the ``pieces`` of what several processes have saved, in the order of the environments."""
     first = pieces[0].state
     if not first["shards"] and not first["workers"]:  # the environments are one object
-        layers = [layer for layer in vec_layers(vec_env) if isinstance(layer, VecEnvWrapper)]
-        losses = [Loss(name_of(vec_env), f"its environments are saved together; {UNDIVIDED}")]
-        return Restored(_lines([*losses, *put_divided(layers, pieces)]), new_episodes=True)
+        whole = is_divided(vec_env.unwrapped)
+        layers = [layer for layer in vec_layers(vec_env) if whole or isinstance(layer, VecEnvWrapper)]
+        losses = [] if whole else [Loss(name_of(vec_env), f"its environments are saved together; {UNDIVIDED}")]
+        losses += put_divided(layers, pieces)
+        return Restored(_lines(losses), new_episodes=bool(losses))
     state = {
         "here": first["here"],
         "shards": [piece.state["shards"][shard] for piece in pieces if first["shards"] for shard in piece.shards],

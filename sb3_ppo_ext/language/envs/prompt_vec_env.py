@@ -62,6 +62,8 @@ class PromptVecEnv(PromptEnvironment, VecEnv):
     :param shuffle: False takes the prompts as they come
     """
 
+    rows_of_state = ("rows", "group_ids", "seeds")  # of its state, in a checkpoint that other processes go on with
+
     @accepts_only(PromptTask.__init__)
     def __init__(
         self,

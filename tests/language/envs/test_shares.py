@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_ppo_ext.checkpoints.environments import Piece, restore_divided, save_environments
 from sb3_ppo_ext.distributed.processes import OneProcess
 from sb3_ppo_ext.distributed.shards import Shards
 from sb3_ppo_ext.language import PromptVecEnv, conversation_vec_env
@@ -93,3 +94,25 @@ def test_conversations_count_from_one_seed() -> None:
 def test_environments_that_stand_alone_have_nothing_to_share() -> None:
     env = second_of(DummyVecEnv([Conversation] * 2), {"prompts": "none"})
     assert env.num_envs == 2
+
+
+def test_a_checkpoint_of_two_is_gone_on_with_by_one_and_by_two() -> None:
+    whole, first, second = (setups.env(n_envs, group_size=2) for n_envs in (8, 4, 4))
+    first.order.seed(5)
+    whole.take_share(0, 8, first.order_state())
+    first.take_share(0, 8, first.order_state())
+    second_of(second, first.order_state())
+    for env in (whole, first, second):
+        steps(env, 3)
+    pieces = [Piece(save_environments(env), range(1), range(4)) for env in (first, second)]
+    joined = setups.env(8, group_size=2)
+    restored = restore_divided(joined, pieces)
+    assert not restored.new_episodes and not restored
+    assert (joined.rows == whole.rows).all() and (joined.group_ids == whole.group_ids).all()
+    half = setups.env(4, group_size=2)
+    restore_divided(half, [Piece(save_environments(whole), range(1, 2), range(4, 8))])
+    half.take_share(4, 8, half.order_state())
+    answer = np.full((8, setups.LENGTH), 3)
+    for env in (whole, joined, half):
+        env.step(answer[: env.num_envs])
+    assert (joined.rows == whole.rows).all() and (half.rows == whole.rows[4:]).all()
