@@ -60,6 +60,12 @@ def _changed_attribute(old: Any, new: Any) -> str:
     return f"{kind.__name__}.{min(name for name, _ in changed)}" if changed else kind.__name__
 
 
+def plain_attributes(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    """The public attributes of the module that are plain values, by name."""
+    plain = (bool, int, float, str, type(None))
+    return tuple((name, value) for name, value in vars(module).items() if name[0] != "_" and isinstance(value, plain))
+
+
 def _comparable(value: object) -> object:
     """Plain values by what they are, functions by identity; all else is no part of the fingerprint."""
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -14,9 +14,11 @@ from sb3_ppo_ext.engines.cpu import libraries
 from sb3_ppo_ext.engines.cpu.libraries import Call, Job
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.fingerprints import changing_attribute, fingerprint, signature
+from sb3_ppo_ext.engines.joint_graph import halves_of
 from sb3_ppo_ext.engines.noise import Noise, noise_as_inputs
 from sb3_ppo_ext.engines.substitution import refuse_writes, written_constants
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of, trace
+from sb3_ppo_ext.host.pytorch.graphs import Varying
 
 Function = Callable[[Inputs], tuple[Tensor, ...]]
 
@@ -66,6 +68,29 @@ class Graphs:
             self.made += 1
             self._make(key, traced, inputs)
         return self.known.get(key, UNFINISHED)
+
+    def get_with_gradient(
+        self, kind: str, function: Function, inputs: Inputs, module: nn.Module, varying: Varying
+    ) -> tuple[Graph, Graph]:
+        """A function, and its gradient, compiled for inputs of these shapes, of which the ``varying`` sizes may be any.
+
+        ``function`` returns a result and gradients along the last of the inputs. The first graph takes the other inputs
+        and returns the result and tensors to be kept; the second takes all inputs but the last, those tensors, and the
+        last, and returns the gradients.
+        """
+        plan = (torch.get_num_threads(), fingerprint(module), signature(inputs), varying)
+        keys = [(f"{half} of {kind}", *plan) for half in ("result", "gradient")]
+        if keys[1] not in self.known:
+            refuse_endless_compiling(self.known, keys[0])
+            joint = trace(function, inputs, module, varying=varying)
+            refuse_writes(joint, inputs)
+            self.made += 1
+            halves = halves_of(joint, tensors_of(inputs), varying)
+            jobs = [Job(half.graph, half.inputs, torch.get_num_threads(), half.varying) for half in halves]
+            with self.compiled_in_parallel():
+                self._pending = [(key, job, UNFINISHED) for key, job in zip(keys, jobs, strict=True)]
+        result, gradient = (self.known[key] for key in keys)
+        return result, gradient
 
     def knows(self, kind: str) -> bool:
         """Whether there is a graph of that kind, for whatever inputs."""

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from sb3_ppo_ext.engines.errors import CompileError, first_line
 from sb3_ppo_ext.engines.noise import refuse_draws
 from sb3_ppo_ext.host.pytorch import trees
-from sb3_ppo_ext.host.pytorch.graphs import aten, aten_graph
+from sb3_ppo_ext.host.pytorch.graphs import Varying, aten, aten_graph
 from sb3_ppo_ext.host.pytorch.modules import hook_tables, shared_hook_tables
 from sb3_ppo_ext.policies.attribute_values import holds_tensor
 from sb3_ppo_ext.policies.side_effects import Change, Snapshot, plain_tensors
@@ -37,9 +37,16 @@ def refuse_hooks(policy: nn.Module) -> None:
 
 
 def trace(
-    function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, policy: nn.Module, *, draws: bool = False
+    function: Callable[[Inputs], tuple[Tensor, ...]],
+    inputs: Inputs,
+    policy: nn.Module,
+    *,
+    draws: bool = False,
+    varying: Varying = (),
 ) -> fx.GraphModule:
     """The graph of ``function`` for the tensors among ``inputs``, in the order of ``tensors_of``.
+
+    It is for their sizes, but for those that are ``varying``.
 
     Tracing takes no step and draws no number, and ``policy`` is afterwards as it was. ``CompileError`` where the
     function cannot be traced, where the policy's code changes what a graph would not, or, without ``draws``, where it
@@ -49,9 +56,9 @@ def trace(
     with COMPILER_LOCK:
         before = Snapshot(policy)
         try:
-            traced = _traced(function, inputs)
+            traced = _traced(function, inputs, varying)
             if changes := before.changes():
-                traced = _traced_again(function, inputs, policy, changes)
+                traced = _traced_again(function, inputs, policy, changes, varying)
         except CompileError as error:
             if "FakeTensor" in str(error) and (names := plain_tensors(policy)):
                 raise CompileError(f"{error}; {names[0]} is a tensor and no buffer: register_buffer it") from error
@@ -64,7 +71,11 @@ def trace(
 
 
 def _traced_again(
-    function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, policy: nn.Module, changes: list[Change]
+    function: Callable[[Inputs], tuple[Tensor, ...]],
+    inputs: Inputs,
+    policy: nn.Module,
+    changes: list[Change],
+    varying: Varying,
 ) -> fx.GraphModule:
     """The graph of a function that changed something when it was first traced.
 
@@ -73,7 +84,7 @@ def _traced_again(
     """
     lasting = [change for change in changes if holds_tensor(change.now) and not change.scratch]
     settled = Snapshot(policy)
-    traced = None if lasting else _traced(function, inputs)
+    traced = None if lasting else _traced(function, inputs, varying)
     lasting += [change for change in settled.changes() if not change.scratch]
     if traced is None or lasting:
         raise CompileError(
@@ -83,7 +94,7 @@ def _traced_again(
     return traced
 
 
-def _traced(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> fx.GraphModule:
+def _traced(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, varying: Varying) -> fx.GraphModule:
     leaves, structure = trees.tree_flatten(inputs)
     indices = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
@@ -94,7 +105,7 @@ def _traced(function: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) ->
         return function(trees.tree_unflatten(filled, structure))
 
     try:
-        return aten_graph(flat, [leaves[index] for index in indices], REWRITTEN)
+        return aten_graph(flat, [leaves[index] for index in indices], REWRITTEN, varying)
     except CompileError:
         raise
     except Exception as error:  # a policy's own code may raise anything where its numbers are not known

@@ -26,7 +26,7 @@ from sb3_ppo_ext.engines.cpu.turns import turn
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.host.pytorch import compile_worker
 from sb3_ppo_ext.host.pytorch.compilers import load_library
-from sb3_ppo_ext.host.pytorch.graphs import make_picklable
+from sb3_ppo_ext.host.pytorch.graphs import Varying, make_picklable
 from sb3_ppo_ext.host.pytorch.without_gil import without_gil
 
 Call = Callable[[list[Tensor]], list[Tensor]]
@@ -36,19 +36,21 @@ SEAL = 32  # bytes at the end of each: the digest of all before
 
 
 class Job(NamedTuple):
-    """One graph, for inputs of these shapes, computing with this number of threads."""
+    """One graph, for inputs of these shapes but for ``varying`` sizes, computing with this number of threads."""
 
     traced: GraphModule
     inputs: Sequence[Tensor]
     threads: int
+    varying: Varying = ()
 
     @property
     def path(self) -> Path:
         """The path of its library, which need not exist yet."""
         text = hashlib.sha256(self.traced.code.encode())
         text.update(f"{torch.__version__}{_processor()}{compile_worker.OPTIONS}{self.threads}".encode())
-        for tensor in self.inputs:
-            text.update(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}{tensor.device}".encode())
+        for index, tensor in enumerate(self.inputs):
+            dimensions = {dimension for varied, dimension in self.varying if varied == index}
+            text.update(f"{tensor.dtype}{_shape_text(tensor, dimensions)}{tensor.device}".encode())
         constants = {**vars(self.traced), **dict(self.traced.named_buffers())}
         for name in sorted(constants):
             if isinstance(constants[name], Tensor):
@@ -64,7 +66,14 @@ class Job(NamedTuple):
         """Writes the job for the child process that is to write ``library``."""
         make_picklable(self.traced)
         shapes = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in self.inputs]
-        path.write_bytes(pickle.dumps((self.traced, shapes, str(library), self.threads)))
+        path.write_bytes(pickle.dumps((self.traced, shapes, str(library), self.threads, self.varying)))
+
+
+def _shape_text(tensor: Tensor, varying: set[int]) -> str:
+    """The shape and strides; with sizes that may be any, the others alone."""
+    if not varying:
+        return f"{tuple(tensor.shape)}{tensor.stride()}"
+    return str([None if dimension in varying else size for dimension, size in enumerate(tensor.shape)])
 
 
 def folder() -> Path:

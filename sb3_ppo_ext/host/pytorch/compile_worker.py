@@ -29,12 +29,17 @@ LOW_PRIORITY = "low-priority"
 NO_COMPILER = 3  # exit status
 
 
-def compile_graph(traced: Any, shapes: list[Any], output: str, threads: int) -> None:
-    """Writes the library to ``output``, whose name ends in .so; raises whatever the compiler does."""
+def compile_graph(traced: Any, shapes: list[Any], output: str, threads: int, varying: Any = ()) -> None:
+    """Writes the library to ``output``, whose name ends in .so; raises whatever the compiler does.
+
+    The library is for inputs of these shapes; their sizes in ``varying`` (index of the input, dimension) may be any.
+    """
     import torch
     from torch._inductor import config
 
     tensors = tuple(torch.empty_strided(shape, stride, dtype=dtype).zero_() for shape, stride, dtype in shapes)
+    if varying:
+        traced = graph_for_sizes(traced, tensors, varying)
     options = {**OPTIONS, "cpp.threads": threads, "aot_inductor.output_path": output}
     known = {name: value for name, value in options.items() if name in config.get_config_copy()}
     with torch.no_grad():
@@ -44,6 +49,30 @@ def compile_graph(traced: Any, shapes: list[Any], output: str, threads: int) -> 
                 torch._inductor.aot_compile(traced, tensors, options={**known, "cpp.vec_isa_ok": True})
         except Exception:  # a compiler older than the processor
             torch._inductor.aot_compile(traced, tensors, options=known)
+
+
+def graph_for_sizes(function: Any, tensors: Any, varying: Any) -> Any:
+    """``function`` of these tensors as a graph whose input sizes in ``varying`` are symbols.
+
+    Assumed: ``make_fx`` traces in the mode of fake tensors that it is called with.
+    """
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    mode, chosen = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), set(varying)
+
+    def fake(index: int, tensor: Any) -> Any:
+        of_sizes = [
+            DimDynamic.DYNAMIC if (index, dimension) in chosen else DimDynamic.STATIC
+            for dimension in range(tensor.dim())
+        ]
+        context: Any = StatelessSymbolicContext(of_sizes)
+        return mode.from_tensor(tensor, symbolic_context=context, source=ConstantSource(f"input{index}"))
+
+    fakes = [fake(index, tensor) for index, tensor in enumerate(tensors)]
+    return make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*fakes)
 
 
 @contextmanager

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from sb3_ppo_ext.host.pytorch.compile_worker import graph_for_sizes
 from sb3_ppo_ext.host.pytorch.trees import tree_leaves
 
+Varying = tuple[tuple[int, int], ...]  # sizes that may be any: index of the input, and the dimension
+
 aten = torch.ops.aten
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
 
 
-def aten_graph(function: Callable[..., Any], tensors: Sequence[Tensor], rules: Mapping[Any, Any]) -> fx.GraphModule:
+def aten_graph(
+    function: Callable[..., Any], tensors: Sequence[Tensor], rules: Mapping[Any, Any], varying: Varying = ()
+) -> fx.GraphModule:
     """``function`` of these tensors as a graph of ATen operations, its gradient and in-place writes included.
 
     ``make_fx`` runs it on fake tensors, which compute nothing, draw nothing and write to nothing. ``rules`` rewrite
-    operations; one that returns NotImplemented leaves its operation as it is.
+    operations; one that returns NotImplemented leaves its operation as it is. Rules read sizes, so that there are none
+    where sizes are ``varying``.
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
+    if varying:
+        graph: fx.GraphModule = graph_for_sizes(function, tensors, varying)
+        return graph
     return make_fx(function, dict(rules), tracing_mode="fake")(*tensors)
 
 
@@ -69,5 +80,26 @@ def draws(node: fx.Node) -> bool:
 
 
 def make_picklable(graph: fx.GraphModule) -> None:
-    """Forgets the class of ``make_fx``'s tracer, which another process cannot load."""
+    """Forgets the class of ``make_fx``'s tracer and its symbols of sizes, which another process cannot load."""
     graph._tracer_cls = None
+    vars(graph).pop("shape_env", None)
+    graph.meta.clear()
+
+
+def sizes_of(node: fx.Node) -> tuple[list[int], list[int], list[int]]:
+    """Shape and strides of the node's result when it was traced, and the dimensions whose sizes were symbols."""
+    result = result_of(node)
+    symbols = [dimension for dimension, size in enumerate(result.shape) if not isinstance(size, int)]
+    return _hints(result.shape), _hints(result.stride()), symbols
+
+
+def _hints(sizes: Any) -> list[int]:
+    return [size if isinstance(size, int) else int(size.node.hint) for size in sizes]
+
+
+def is_product(node: fx.Node) -> bool:
+    """Whether it is a product of matrices or an attention, or one of the results of the latter."""
+    if node.target is operator.getitem:
+        return is_product(node.args[0])  # type: ignore[arg-type]  # the node of which it is an item
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.startswith(PRODUCTS)

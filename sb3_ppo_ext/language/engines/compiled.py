@@ -23,6 +23,7 @@ from sb3_ppo_ext.language.engines.traced_tokens import (
     constants_of,
     draw_inputs,
     prepared_for,
+    require_one_precision,
     require_traceable,
     trained_of,
 )
@@ -63,6 +64,7 @@ class CompiledGradients:
         longest = self.policy.responses.max_new_tokens
         self.widths = sorted({math.ceil(longest / 2), longest})
         require_traceable(self.policy)
+        require_one_precision(self.policy)
         if self.update.adapter.full_kl:
             raise CompileError("the exact KL to the reference over the vocabulary is not compiled")
         trained = trained_of(self.policy)

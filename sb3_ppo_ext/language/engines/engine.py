@@ -13,6 +13,8 @@ from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
 from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines.actors import CompiledTokenActor, EagerTokenActor
+from sb3_ppo_ext.language.engines.block_gradients import BlockGradients
+from sb3_ppo_ext.language.engines.blocks import by_blocks
 from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
 from sb3_ppo_ext.language.engines.sampler_actor import SamplerActor
@@ -82,6 +84,8 @@ class CompiledTokenEngine:
         if (sampler := language_model(run).sampler) is not None:
             return SamplerActor(language_model(run), run, sampler)
         self.verbose = run.settings.verbose
+        if by_blocks(language_model(run)):
+            return EagerTokenActor(language_model(run), run)
         decoder = RecordedDecoder if self.recorded else CompiledDecoder
         return CompiledTokenActor(language_model(run), run, self.graphs, decoder)
 
@@ -90,6 +94,8 @@ class CompiledTokenEngine:
         assert isinstance(update, TokenUpdate)
         self.verbose = run.settings.verbose
         policy = language_model(run)
+        if by_blocks(policy):
+            return token_runner(run, rollout, update, BlockGradients(EagerGradients(update), self.graphs))
         rows = min(run.batch_size, rollout.size)
         if update.settings.micro_batch_tokens is not None:
             longest = policy.prompt_length + policy.responses.max_new_tokens

@@ -16,6 +16,7 @@ from sb3_ppo_ext.engines.engine import Engine
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.arguments import check_algorithm, check_division
+from sb3_ppo_ext.language.engines.blocks import by_blocks
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
 from sb3_ppo_ext.language.envs.shares import share_order
 from sb3_ppo_ext.language.model.packed_layers import Layout
@@ -49,8 +50,16 @@ class Costs(NamedTuple):
     compile_time_per_layer: float  # of one graph
 
 
+class BlockCosts(NamedTuple):
+    """Seconds on a CPU where the blocks of a model are compiled."""
+
+    saved_per_state: float  # token, block and channel trained on
+    compile_time: float  # however many blocks there are
+
+
 # By type of device: of a GPT-2 of 4 layers of width 128 on one thread, and of the shape of Qwen2-0.5B on an H200.
 COSTS = {"cpu": Costs(40e-9, 1e-3, 7.5), "cuda": Costs(1e-9, 1e-3, 1.6)}
+COSTS_OF_BLOCKS = BlockCosts(15e-9, 30.0)  # of SmolLM2-135M on two threads
 
 
 class TokenFamily:
@@ -132,7 +141,10 @@ class TokenFamily:
         config, longest = policy.lm.plain.config.get_text_config(), policy.responses.max_new_tokens
         layers = config.num_hidden_layers
         slots = epochs * run.settings.n_steps * run.of_all(run.n_envs) * (policy.prompt_length + longest)
-        saved = slots * layers * config.hidden_size * costs.saved_per_state
+        channels = slots * layers * config.hidden_size
+        if by_blocks(policy):
+            return channels * COSTS_OF_BLOCKS.saved_per_state, COSTS_OF_BLOCKS.compile_time
+        saved = channels * costs.saved_per_state
         if policy.sampler is None:
             saved += steps * longest * layers * costs.saved_per_decoded_layer
         return saved, 2 * layers * costs.compile_time_per_layer

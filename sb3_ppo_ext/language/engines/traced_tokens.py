@@ -49,14 +49,20 @@ def require_traceable(policy: LanguageModelPolicy) -> None:
     if plain.dtype not in dtypes:
         compiled = " and ".join(map(_named, dtypes))
         raise CompileError(f"{name} computes in {_named(plain.dtype)}; {compiled} is compiled on {policy.device.type}")
-    if (computed := policy.lm.compute_dtype) is not None:
-        raise CompileError(f"{name} computes in {_named(computed)} over weights in {_named(plain.dtype)}")
     if plain.config._attn_implementation != "sdpa":
         raise CompileError(f'{name} computes attention by {plain.config._attn_implementation!r}; "sdpa" is compiled')
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=plain.config).layers):
         raise CompileError(f"{name} has layers that do not attend to all tokens")
     if any(map(has_gradient_hooks, policy.parameters())):
         raise CompileError("a parameter of the policy has a hook on its gradient")
+
+
+def require_one_precision(policy: LanguageModelPolicy) -> None:
+    """``CompileError`` where products have another precision than the weights, which graphs of blocks alone have."""
+    dtype, computed = policy.lm.plain.dtype, policy.lm.compute_dtype
+    if computed is not None:
+        name = type(policy.lm.plain).__name__
+        raise CompileError(f"{name} computes in {_named(computed)} over weights in {_named(dtype)}")
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -137,9 +143,12 @@ class TokenGradient:
         return (found.row(), *gradients)
 
 
-def gradients_of(loss: Tensor, leaves: dict[str, Tensor]) -> list[Tensor]:
-    """The gradients of ``leaves``; ``CompileError`` for a leaf without, which zeros would let Adam's momentum move."""
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+def gradients_of(loss: Tensor, leaves: dict[str, Tensor], direction: Tensor | None = None) -> list[Tensor]:
+    """The gradients of ``leaves``, along a direction where the loss is no single number.
+
+    ``CompileError`` for a leaf without, which zeros would let Adam's momentum move.
+    """
+    gradients = torch.autograd.grad(loss, list(leaves.values()), direction, allow_unused=True)
     for name, gradient in zip(leaves, gradients, strict=True):
         if gradient is None:
             raise CompileError(f"the loss does not depend on {name}")

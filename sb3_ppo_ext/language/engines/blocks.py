@@ -1,0 +1,231 @@
+"""The blocks of a language model by two graphs: they are the same code with other weights.
+
+One graph has the states after a block, the other the gradient. Both are for batches of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from sb3_ppo_ext.engines.cpu.libraries import Call
+from sb3_ppo_ext.engines.errors import CompileError
+from sb3_ppo_ext.engines.fingerprints import plain_attributes
+from sb3_ppo_ext.engines.graph_cache import Graphs
+from sb3_ppo_ext.host.pytorch import trees
+from sb3_ppo_ext.language.engines.traced_block import (
+    Arguments,
+    BlockGradient,
+    named_tensors,
+    states_of,
+    varying_sizes,
+)
+from sb3_ppo_ext.language.model.causal_lm import BLOCKS
+from sb3_ppo_ext.language.model.critics import BranchCritic, SeparateCritic
+
+if TYPE_CHECKING:
+    from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
+
+BLOCKS_AT_ONCE = 6  # a model of so many blocks is one graph, which takes 7.5 s for each of them to compile
+NUMBER = "layer_idx"  # the attribute with the number of a block, by which its modules find their layer of a cache
+EXAMPLES = ((2, 3), (3, 5))  # [B, S] of two calls: sizes that differ between them may be any
+TOLERANCE = 1e-3  # of what a block adds to the states, as a fraction of the largest of it
+TOLERANCE_OF_HALF = 0.05
+ROUNDING = 1e-5  # of the states, as a fraction of the largest
+
+
+class Compiled(NamedTuple):
+    """The two graphs of blocks that are alike, and what they hold fixed."""
+
+    result: Call
+    gradient: Call
+    form: tuple[Any, ...]  # of the arguments
+    returned: Any  # the structure of what a block returns
+
+
+class BlockFunction(torch.autograd.Function):
+    """A block by its graphs, as a function with a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, compiled: Compiled, trained: int, *tensors: Tensor) -> Tensor:
+        """The states after the block; the first ``trained`` of the tensors have gradients."""
+        states, *kept = compiled.result([tensor.detach() for tensor in tensors])
+        ctx.compiled, ctx.trained = compiled, trained
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.untrained = len(tensors) - trained
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor) -> Any:
+        """The gradients in the order of the tensors."""
+        saved = [tensor.detach() for tensor in ctx.saved_tensors]
+        gradients = ctx.compiled.gradient([*saved, directions[0].contiguous()])
+        return None, None, *gradients, *[None] * ctx.untrained
+
+
+class BlockCall:
+    """Stands for the ``forward`` of one block."""
+
+    def __init__(self, block: nn.Module, compiled: Compiled) -> None:
+        self.compiled = compiled
+        trained, constants = named_tensors(block)
+        self.trained = 1 + len(trained)  # the states too
+        self.own = [*trained.values(), *constants.values()]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block returns."""
+        arguments = Arguments.of(args, kwargs)
+        if arguments.form != self.compiled.form:
+            raise RuntimeError(
+                f"a block is called with arguments of the form {arguments.form[1:]}, and was compiled for "
+                f"{self.compiled.form[1:]}"
+            )
+        states, *others = arguments.tensors
+        after = BlockFunction.apply(  # type: ignore[no-untyped-call]  # torch's
+            self.compiled, self.trained, states, *self.own, *others
+        )
+        return trees.tree_unflatten([after], self.compiled.returned)
+
+
+class CompiledBlocks:
+    """All blocks of a policy by graphs; ``CompileError`` where no two are alike, or a graph cannot stand for them.
+
+    A block that is like no other is left to PyTorch, as may be the branch of a critic.
+    """
+
+    def __init__(self, policy: LanguageModelPolicy, graphs: Graphs) -> None:
+        self.policy, self.graphs = policy, graphs
+        self.calls: list[tuple[nn.Module, BlockCall]] = []
+        kinds: dict[Any, list[tuple[nn.Module, list[Arguments]]]] = {}
+        for block, examples in _blocks_with_examples(policy):
+            kinds.setdefault((likeness(block), examples[0].form), []).append((block, examples))
+        for blocks in kinds.values():
+            if len(blocks) > 1:
+                self._compile(blocks)
+        if not self.calls:
+            raise CompileError(f"no two blocks of {type(policy.lm.trunk).__name__} are alike")
+
+    def _compile(self, blocks: list[tuple[nn.Module, list[Arguments]]]) -> None:
+        block, (first, second) = blocks[0]
+        function = BlockGradient(block, first, self.policy.lm.computing)
+        inputs = function.inputs()
+        varying = varying_sizes(inputs, first, second)
+        dtype = self.policy.lm.compute_dtype
+        kind = "a block" if dtype is None else f"a block in {dtype}"
+        result, gradient = self.graphs.get_with_gradient(kind, function, inputs, block, varying)
+        with torch.no_grad():
+            _, returned = states_of(first.passed_to(block, first.tensors))
+        compiled = Compiled(result.call, gradient.call, first.form, returned)
+        for block, (_, example) in blocks:
+            call = BlockCall(block, compiled)
+            self._require_equal(block, call, example)
+            self.calls.append((block, call))
+
+    @torch.no_grad()
+    def _require_equal(self, block: nn.Module, call: BlockCall, example: Arguments) -> None:
+        """``CompileError`` where the graph does not compute what the block does."""
+        states, *others = example.tensors
+        drawn = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states.dtype)
+        with self.policy.lm.computing():
+            expected, found = (
+                states_of(example.passed_to(each, [drawn, *others]))[0].float() for each in (block.forward, call)
+            )
+        tolerance = TOLERANCE if self.policy.lm.compute_dtype is None else TOLERANCE_OF_HALF
+        limit = tolerance * float((expected - drawn).abs().max()) + ROUNDING * float(expected.abs().max())
+        if not torch.allclose(found, expected, rtol=0, atol=limit, equal_nan=True):
+            raise CompileError(
+                f"the blocks of {type(self.policy.lm.trunk).__name__} look alike and compute differently"
+            )
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Lets the policy compute its blocks by graphs until the end of the block."""
+        lm = self.policy.lm
+        lm.prepares_mask = True
+        try:
+            for block, call in self.calls:
+                vars(block)["forward"] = call
+            yield
+        finally:
+            lm.prepares_mask = False
+            for block, _ in self.calls:
+                vars(block).pop("forward", None)
+
+
+def by_blocks(policy: LanguageModelPolicy) -> bool:
+    """True where the blocks of the model are to be compiled, and not the model as a whole: on a CPU, deep models."""
+    if policy.device.type != "cpu":
+        return False
+    layers = policy.lm.plain.config.get_text_config().num_hidden_layers
+    return bool(layers > BLOCKS_AT_ONCE) or policy.lm.compute_dtype is not None
+
+
+def likeness(block: nn.Module) -> Any:
+    """What is equal of blocks with the same code: modules, their plain attributes but the number, shapes of tensors."""
+    modules = [
+        (path, type(module), tuple(pair for pair in plain_attributes(module) if pair[0] != NUMBER))
+        for path, module in block.named_modules()
+    ]
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    shapes = [(name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in tensors]
+    return tuple(modules), tuple(shapes)
+
+
+def _blocks_with_examples(policy: LanguageModelPolicy) -> Iterator[tuple[nn.Module, list[Arguments]]]:
+    """The blocks of the model and of its critic, with the arguments of two calls."""
+    lm, critic = policy.lm, policy.critic
+    blocks = blocks_of(lm.trunk)
+    examples = [recorded(policy, lm.hidden, blocks[0], *sizes) for sizes in EXAMPLES]
+    if isinstance(critic, BranchCritic):
+        blocks.append(critic.block)
+    yield from ((block, examples) for block in blocks)
+    if isinstance(critic, SeparateCritic):
+        trunk = critic.trunk.get_base_model() if isinstance(critic.trunk, PeftModel) else critic.trunk
+        blocks = blocks_of(trunk)
+
+        def values(ids: Tensor, mask: Tensor) -> Tensor:
+            return critic.values(lm, ids, mask)
+
+        examples = [recorded(policy, values, blocks[0], *sizes) for sizes in EXAMPLES]
+        yield from ((block, examples) for block in blocks)
+
+
+def blocks_of(trunk: nn.Module) -> list[nn.Module]:
+    """The blocks of a model, none of which has a ``forward`` of its own; else ``CompileError``."""
+    for name in BLOCKS:
+        if isinstance(blocks := getattr(trunk, name, None), nn.ModuleList):
+            if any("forward" in vars(block) for block in blocks):
+                raise CompileError(f"a block of {type(trunk).__name__} has had its forward method replaced")
+            return list(blocks)
+    raise CompileError(f"{type(trunk).__name__} has no list of blocks named {' or '.join(BLOCKS)}")
+
+
+class _Called(Exception):
+    """Ends a pass when a block is called."""
+
+
+@torch.no_grad()
+def recorded(policy: LanguageModelPolicy, forward: Any, block: nn.Module, rows: int, length: int) -> Arguments:
+    """The arguments with which a pass over ``rows`` sequences calls the block."""
+    found: list[Arguments] = []
+
+    def record(*args: Any, **kwargs: Any) -> None:
+        found.append(Arguments.of(args, kwargs))
+        raise _Called
+
+    ids = torch.zeros(rows, length, dtype=torch.long, device=policy.device)
+    policy.lm.prepares_mask = True
+    vars(block)["forward"] = record
+    try:
+        forward(ids, torch.ones_like(ids, dtype=torch.bool))
+    except _Called:
+        return found[0]
+    finally:
+        del vars(block)["forward"]
+        policy.lm.prepares_mask = False
+    raise CompileError(f"a pass of {type(policy.lm.trunk).__name__} does not call its blocks")
