@@ -5,6 +5,9 @@
 Weak: each process has 8 environments, and the minibatch grows with the processes. Strong: 8 environments and one
 minibatch for all. The sides take turns, in fresh processes over a file store; a figure is the median. ``learn()`` is
 compiled, two rollouts before it is timed. Run it on a quiet machine with two cores; it is not part of the test suite.
+
+The task "language-model" is a GPT-2 of 4 layers of width 128, eager: 8 responses of up to 16 tokens where others have
+an environment, and steps are responses.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from tests.benchmarks.measuring import ROOT, in_turn, machine_line, write_json
 
 ENVS = 8  # of a process, or of all
 STEPS = 256
+LANGUAGE_MODEL = "language-model"
 
 
 def measured(
@@ -67,8 +71,12 @@ def worker(
         store = vars(dist)["FileStore"](str(Path(folder) / "store"), processes)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
     in_collectives = timed_collectives(process_group.ProcessGroup)
-    model = PPOX("MlpPolicy", make_vec_env(task, envs), n_steps=STEPS, batch_size=batch_size, seed=0, compile=compile)
-    rollout = STEPS * envs * processes
+    if task == LANGUAGE_MODEL:
+        model = language_model(8 * envs, batch_size)
+    else:
+        settings: Any = {"n_steps": STEPS, "batch_size": batch_size, "seed": 0, "compile": compile}
+        model = PPOX("MlpPolicy", make_vec_env(task, envs), **settings)
+    rollout = model.n_steps * model.n_envs * processes
     model.learn(2 * rollout)
     began, first, in_collectives[0] = time.perf_counter(), model.num_timesteps, 0.0
     rollouts = 4  # of a learn(), at whose start the processes compare their arguments
@@ -82,6 +90,25 @@ def worker(
             break
     steps = model.num_timesteps - first
     print(json.dumps({"steps_per_second": steps / took, "in_collectives": in_collectives[0] / took}))
+
+
+def language_model(n_envs: int, batch_size: int) -> Any:
+    """A GPT-2 of 4 layers over so many responses at a time."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    from sb3_ppo_ext import PPOX
+    from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv
+
+    ends: Any = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    config = GPT2Config(vocab_size=512, n_embd=128, n_layer=4, n_head=4, n_positions=64, **ends)
+    prompts = [[2 + (row + place) % 500 for place in range(16)] for row in range(512)]
+    env = PromptVecEnv(
+        prompts, lambda prompts, responses: [float(len(set(response))) for response in responses],
+        n_envs=n_envs, max_new_tokens=16, vocab_size=512, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    settings: Any = {"n_steps": 1, "batch_size": batch_size, "n_epochs": 4, "gamma": 1.0, "seed": 0, "compile": False}
+    model = partial(AutoModelForCausalLM.from_config, config)
+    return PPOX(LanguageModelPolicy, env, policy_kwargs={"model": model}, **settings)
 
 
 def timed_collectives(group: Any) -> list[float]:

@@ -19,7 +19,7 @@ def share_order(env: VecEnv | None, shards: Shards, processes: Processes) -> Non
     if env is None or processes.count == 1:
         return
     order: dict[str, Any] = env.env_method("order_state", indices=0)[0] if env.has_attr("order_state") else {}
-    require_alike(processes, {"prompts of the environments": order.get("prompts", "none")})
+    require_alike(processes, {"all prompts, which every process passes in one order": order.get("prompts", "none")})
     orders = processes.objects(order)
     if order:
         # A process that was stopped within a rollout may have begun more groups; no number is to come again.

@@ -20,7 +20,7 @@ from tests.language.conversations import Conversation
 
 
 class Second(OneProcess):
-    """The second of two processes, which meets what the first one says."""
+    """The second of two processes, and what the first sends to it."""
 
     rank, count = 1, 2
 
@@ -33,7 +33,9 @@ class Second(OneProcess):
 
 def second_of(env: Any, first: dict[str, Any]) -> Any:
     share_order(
-        env, Shards(2, range(1, 2), 0), Second({"prompts of the environments": first.get("prompts", "none")}, first)
+        env,
+        Shards(2, range(1, 2), 0),
+        Second({"all prompts, which every process passes in one order": first.get("prompts", "none")}, first),
     )
     return env
 
@@ -75,7 +77,7 @@ def test_no_group_has_the_number_of_another_after_one_process_was_stopped() -> N
 
 def test_other_prompts_are_refused() -> None:
     first = PromptVecEnv([[3, 4]], setups.low_ids, n_envs=2, max_new_tokens=6, vocab_size=24, eos_token_id=1)
-    with pytest.raises(ValueError, match=r"prompts of the environments: 1 with the checksum .* on rank 0; 4 with"):
+    with pytest.raises(ValueError, match=r"all prompts, .*: 1 with the checksum .* on rank 0; 4 with"):
         second_of(setups.env(2), first.order_state())
 
 
