@@ -53,20 +53,21 @@ class Graphs:
         *,
         draws: bool = False,
         writes: bool = False,
+        varying: Varying = (),
     ) -> Graph:
-        """``function`` compiled for inputs of these shapes.
+        """``function`` compiled for inputs of these shapes, of which the ``varying`` sizes may be any.
 
         With ``draws`` it may draw random numbers, with ``writes`` write to the policy's buffers. Within
         ``compiled_in_parallel()`` this may be ``UNFINISHED``; a later call returns the graph.
         """
-        key = (kind, plan, torch.get_num_threads(), fingerprint(policy), signature(inputs))
+        key = (kind, plan, torch.get_num_threads(), fingerprint(policy), signature(inputs), varying)
         if key not in self.known:
             refuse_endless_compiling(self.known, key)
-            traced = trace(function, inputs, policy, draws=draws)
+            traced = trace(function, inputs, policy, draws=draws, varying=varying)
             if not writes:
                 refuse_writes(traced, inputs)
             self.made += 1
-            self._make(key, traced, inputs)
+            self._make(key, traced, inputs, varying)
         return self.known.get(key, UNFINISHED)
 
     def get_with_gradient(
@@ -106,11 +107,11 @@ class Graphs:
         finally:
             self._pending = None
 
-    def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs) -> None:
+    def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs, varying: Varying) -> None:
         noise = noise_as_inputs(traced)
         tensors = [*tensors_of(inputs), *(torch.ones(draw.shape) for draw in noise)]
         graph = UNFINISHED._replace(noise=noise, written=written_constants(traced, inputs))
-        entry = (key, Job(traced, tensors, torch.get_num_threads()), graph)
+        entry = (key, Job(traced, tensors, torch.get_num_threads(), varying), graph)
         if self._pending is not None:
             self._pending.append(entry)
             return

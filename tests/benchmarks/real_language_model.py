@@ -38,8 +38,8 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def policy() -> Any:
-    """The policy, its adapter as if it were trained a little."""
+def policy(*, lora: bool = True) -> Any:
+    """The policy, its adapter, if it has one, as if it were trained a little."""
     from sb3_ppo_ext.language import LanguageModelPolicy, ResponseSpace, prompt_space
     from sb3_ppo_ext.language.model.loading import load_model
     from tests.benchmarks.language_jobs import smollm2
@@ -49,7 +49,7 @@ def policy() -> Any:
     vocabulary, end = model.config.vocab_size, 2
     built = LanguageModelPolicy(
         prompt_space(vocabulary, PROMPT), ResponseSpace(vocabulary, RESPONSE, end, end), lambda _: 1e-4,
-        model=model, lora={"r": RANK}, temperature=TEMPERATURE,
+        model=model, lora={"r": RANK} if lora else None, temperature=TEMPERATURE,
     )  # fmt: skip
     with torch.no_grad():
         for name, parameter in built.lm.named_parameters():

@@ -9,8 +9,10 @@ from typing import Any
 from torch import fx
 
 from sb3_ppo_ext.engines.cuda.engine import cuda_graph_cache
+from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.graph_cache import Graph, Graphs, evict_oldest
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
+from sb3_ppo_ext.host.pytorch.graphs import Varying
 
 
 class DeviceGraphs(Graphs):
@@ -29,7 +31,9 @@ class DeviceGraphs(Graphs):
         """Whether there is a graph or a recording of that kind, for whatever inputs."""
         return super().knows(kind) or any(key[0] == kind for key in self.recordings.known)
 
-    def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs) -> None:
+    def _make(self, key: Any, traced: fx.GraphModule, inputs: Inputs, varying: Varying) -> None:
+        if varying:
+            raise CompileError("graphs for batches of any size are for a CPU")
         with self.while_compiling():
             call = self.recordings.compile(traced, tensors_of(inputs))
         evict_oldest(self.known, key)

@@ -6,7 +6,8 @@ One graph has the states after a block, the other the gradient. Both are for bat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,28 +16,23 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.engines.cpu.libraries import Call
 from sb3_ppo_ext.engines.errors import CompileError
-from sb3_ppo_ext.engines.fingerprints import plain_attributes
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.host.pytorch import trees
+from sb3_ppo_ext.language.engines.block_kinds import blocks_of, installed, likeness, recorded, require_equal
 from sb3_ppo_ext.language.engines.traced_block import (
     Arguments,
     BlockGradient,
     named_tensors,
     states_of,
     varying_sizes,
+    wrong_form,
 )
-from sb3_ppo_ext.language.model.causal_lm import BLOCKS
 from sb3_ppo_ext.language.model.critics import BranchCritic, SeparateCritic
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 
-BLOCKS_AT_ONCE = 6  # a model of so many blocks is one graph, which takes 7.5 s for each of them to compile
-NUMBER = "layer_idx"  # the attribute with the number of a block, by which its modules find their layer of a cache
 EXAMPLES = ((2, 3), (3, 5))  # [B, S] of two calls: sizes that differ between them may be any
-TOLERANCE = 1e-3  # of what a block adds to the states, as a fraction of the largest of it
-TOLERANCE_OF_HALF = 0.05
-ROUNDING = 1e-5  # of the states, as a fraction of the largest
 
 
 class Compiled(NamedTuple):
@@ -81,10 +77,7 @@ class BlockCall:
         """What the block returns."""
         arguments = Arguments.of(args, kwargs)
         if arguments.form != self.compiled.form:
-            raise RuntimeError(
-                f"a block is called with arguments of the form {arguments.form[1:]}, and was compiled for "
-                f"{self.compiled.form[1:]}"
-            )
+            raise wrong_form(arguments, self.compiled.form)
         states, *others = arguments.tensors
         after = BlockFunction.apply(  # type: ignore[no-untyped-call]  # torch's
             self.compiled, self.trained, states, *self.own, *others
@@ -112,9 +105,9 @@ class CompiledBlocks:
 
     def _compile(self, blocks: list[tuple[nn.Module, list[Arguments]]]) -> None:
         block, (first, second) = blocks[0]
-        function = BlockGradient(block, first, self.policy.lm.computing)
+        function, other = (BlockGradient(block, each, self.policy.lm.computing) for each in (first, second))
         inputs = function.inputs()
-        varying = varying_sizes(inputs, first, second)
+        varying = varying_sizes(inputs, other.inputs())
         dtype = self.policy.lm.compute_dtype
         kind = "a block" if dtype is None else f"a block in {dtype}"
         result, gradient = self.graphs.get_with_gradient(kind, function, inputs, block, varying)
@@ -128,59 +121,24 @@ class CompiledBlocks:
 
     @torch.no_grad()
     def _require_equal(self, block: nn.Module, call: BlockCall, example: Arguments) -> None:
-        """``CompileError`` where the graph does not compute what the block does."""
         states, *others = example.tensors
         drawn = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states.dtype)
         with self.policy.lm.computing():
             expected, found = (
-                states_of(example.passed_to(each, [drawn, *others]))[0].float() for each in (block.forward, call)
+                states_of(example.passed_to(each, [drawn, *others]))[0] for each in (block.forward, call)
             )
-        tolerance = TOLERANCE if self.policy.lm.compute_dtype is None else TOLERANCE_OF_HALF
-        limit = tolerance * float((expected - drawn).abs().max()) + ROUNDING * float(expected.abs().max())
-        if not torch.allclose(found, expected, rtol=0, atol=limit, equal_nan=True):
-            raise CompileError(
-                f"the blocks of {type(self.policy.lm.trunk).__name__} look alike and compute differently"
-            )
+        require_equal(self.policy.lm, drawn, expected, found)
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         """Lets the policy compute its blocks by graphs until the end of the block."""
-        lm = self.policy.lm
-        lm.prepares_mask = True
-        try:
-            for block, call in self.calls:
-                vars(block)["forward"] = call
-            yield
-        finally:
-            lm.prepares_mask = False
-            for block, _ in self.calls:
-                vars(block).pop("forward", None)
-
-
-def by_blocks(policy: LanguageModelPolicy) -> bool:
-    """True where the blocks of the model are to be compiled, and not the model as a whole: on a CPU, deep models."""
-    if policy.device.type != "cpu":
-        return False
-    layers = policy.lm.plain.config.get_text_config().num_hidden_layers
-    return bool(layers > BLOCKS_AT_ONCE) or policy.lm.compute_dtype is not None
-
-
-def likeness(block: nn.Module) -> Any:
-    """What is equal of blocks with the same code: modules, their plain attributes but the number, shapes of tensors."""
-    modules = [
-        (path, type(module), tuple(pair for pair in plain_attributes(module) if pair[0] != NUMBER))
-        for path, module in block.named_modules()
-    ]
-    tensors = [*block.named_parameters(), *block.named_buffers()]
-    shapes = [(name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in tensors]
-    return tuple(modules), tuple(shapes)
+        return installed(self.policy.lm, self.calls)
 
 
 def _blocks_with_examples(policy: LanguageModelPolicy) -> Iterator[tuple[nn.Module, list[Arguments]]]:
     """The blocks of the model and of its critic, with the arguments of two calls."""
     lm, critic = policy.lm, policy.critic
     blocks = blocks_of(lm.trunk)
-    examples = [recorded(policy, lm.hidden, blocks[0], *sizes) for sizes in EXAMPLES]
+    examples = [_arguments(policy, lm.hidden, blocks[0], *sizes) for sizes in EXAMPLES]
     if isinstance(critic, BranchCritic):
         blocks.append(critic.block)
     yield from ((block, examples) for block in blocks)
@@ -191,41 +149,11 @@ def _blocks_with_examples(policy: LanguageModelPolicy) -> Iterator[tuple[nn.Modu
         def values(ids: Tensor, mask: Tensor) -> Tensor:
             return critic.values(lm, ids, mask)
 
-        examples = [recorded(policy, values, blocks[0], *sizes) for sizes in EXAMPLES]
+        examples = [_arguments(policy, values, blocks[0], *sizes) for sizes in EXAMPLES]
         yield from ((block, examples) for block in blocks)
 
 
-def blocks_of(trunk: nn.Module) -> list[nn.Module]:
-    """The blocks of a model, none of which has a ``forward`` of its own; else ``CompileError``."""
-    for name in BLOCKS:
-        if isinstance(blocks := getattr(trunk, name, None), nn.ModuleList):
-            if any("forward" in vars(block) for block in blocks):
-                raise CompileError(f"a block of {type(trunk).__name__} has had its forward method replaced")
-            return list(blocks)
-    raise CompileError(f"{type(trunk).__name__} has no list of blocks named {' or '.join(BLOCKS)}")
-
-
-class _Called(Exception):
-    """Ends a pass when a block is called."""
-
-
-@torch.no_grad()
-def recorded(policy: LanguageModelPolicy, forward: Any, block: nn.Module, rows: int, length: int) -> Arguments:
-    """The arguments with which a pass over ``rows`` sequences calls the block."""
-    found: list[Arguments] = []
-
-    def record(*args: Any, **kwargs: Any) -> None:
-        found.append(Arguments.of(args, kwargs))
-        raise _Called
-
+def _arguments(policy: LanguageModelPolicy, forward: Any, block: nn.Module, rows: int, length: int) -> Arguments:
+    """Those with which a pass over ``rows`` sequences calls the block."""
     ids = torch.zeros(rows, length, dtype=torch.long, device=policy.device)
-    policy.lm.prepares_mask = True
-    vars(block)["forward"] = record
-    try:
-        forward(ids, torch.ones_like(ids, dtype=torch.bool))
-    except _Called:
-        return found[0]
-    finally:
-        del vars(block)["forward"]
-        policy.lm.prepares_mask = False
-    raise CompileError(f"a pass of {type(policy.lm.trunk).__name__} does not call its blocks")
+    return recorded(policy.lm, block, partial(forward, ids, torch.ones_like(ids, dtype=torch.bool)))

@@ -13,8 +13,9 @@ from sb3_ppo_ext.engines.cuda.graph_cache import DeviceGraphs
 from sb3_ppo_ext.engines.engine import MakeActor, MakeRunner
 from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.language.engines.actors import CompiledTokenActor, EagerTokenActor
+from sb3_ppo_ext.language.engines.block_decoder import BlockTokenActor
 from sb3_ppo_ext.language.engines.block_gradients import BlockGradients
-from sb3_ppo_ext.language.engines.blocks import by_blocks
+from sb3_ppo_ext.language.engines.block_kinds import by_blocks
 from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients
 from sb3_ppo_ext.language.engines.cuda_decoder import RecordedDecoder
 from sb3_ppo_ext.language.engines.sampler_actor import SamplerActor
@@ -85,7 +86,7 @@ class CompiledTokenEngine:
             return SamplerActor(language_model(run), run, sampler)
         self.verbose = run.settings.verbose
         if by_blocks(language_model(run)):
-            return EagerTokenActor(language_model(run), run)
+            return BlockTokenActor(language_model(run), run, self.graphs)
         decoder = RecordedDecoder if self.recorded else CompiledDecoder
         return CompiledTokenActor(language_model(run), run, self.graphs, decoder)
 

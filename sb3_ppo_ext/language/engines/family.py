@@ -16,7 +16,7 @@ from sb3_ppo_ext.engines.engine import Engine
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.knobs.controllers import Controller
 from sb3_ppo_ext.language.arguments import check_algorithm, check_division
-from sb3_ppo_ext.language.engines.blocks import by_blocks
+from sb3_ppo_ext.language.engines.block_kinds import by_blocks
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine, EagerTokenEngine, language_model
 from sb3_ppo_ext.language.envs.shares import share_order
 from sb3_ppo_ext.language.model.packed_layers import Layout
@@ -54,12 +54,14 @@ class BlockCosts(NamedTuple):
     """Seconds on a CPU where the blocks of a model are compiled."""
 
     saved_per_state: float  # token, block and channel trained on
-    compile_time: float  # however many blocks there are
+    saved_per_decoded_block: float  # and token
+    compile_time: float  # of the gradient, however many blocks there are
+    compile_time_of_token: float
 
 
 # By type of device: of a GPT-2 of 4 layers of width 128 on one thread, and of the shape of Qwen2-0.5B on an H200.
 COSTS = {"cpu": Costs(40e-9, 1e-3, 7.5), "cuda": Costs(1e-9, 1e-3, 1.6)}
-COSTS_OF_BLOCKS = BlockCosts(15e-9, 30.0)  # of SmolLM2-135M on two threads
+COSTS_OF_BLOCKS = BlockCosts(15e-9, 0.5e-3, 30.0, 15.0)  # of SmolLM2-135M on two threads
 
 
 class TokenFamily:
@@ -142,11 +144,13 @@ class TokenFamily:
         layers = config.num_hidden_layers
         slots = epochs * run.settings.n_steps * run.of_all(run.n_envs) * (policy.prompt_length + longest)
         channels = slots * layers * config.hidden_size
+        decoded = steps * longest * layers if policy.sampler is None else 0
         if by_blocks(policy):
-            return channels * COSTS_OF_BLOCKS.saved_per_state, COSTS_OF_BLOCKS.compile_time
-        saved = channels * costs.saved_per_state
-        if policy.sampler is None:
-            saved += steps * longest * layers * costs.saved_per_decoded_layer
+            costs_of_blocks = COSTS_OF_BLOCKS
+            takes = costs_of_blocks.compile_time + (costs_of_blocks.compile_time_of_token if decoded else 0.0)
+            saved = channels * costs_of_blocks.saved_per_state + decoded * costs_of_blocks.saved_per_decoded_block
+            return saved, takes
+        saved = channels * costs.saved_per_state + decoded * costs.saved_per_decoded_layer
         return saved, 2 * layers * costs.compile_time_per_layer
 
     def records(self, run: Run, rollout: Rollout) -> dict[str, float]:

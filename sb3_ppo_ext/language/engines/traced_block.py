@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.engines.substitution import substituted, write_assigned
-from sb3_ppo_ext.engines.tracing import Inputs
+from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.host.pytorch.graphs import Varying
-from sb3_ppo_ext.language.engines.traced_tokens import gradients_of
+from sb3_ppo_ext.language.engines.traced_tokens import IndexedCacheLayer, gradients_of
 
 
 class Arguments(NamedTuple):
@@ -29,7 +30,7 @@ class Arguments(NamedTuple):
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Takes the arguments apart."""
-        leaves, structure = trees.tree_flatten((args, kwargs))
+        leaves, structure = trees.tree_flatten((args, kwargs), is_leaf=lambda value: isinstance(value, Cache))
         return cls(structure, [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
     @property
@@ -40,15 +41,28 @@ class Arguments(NamedTuple):
     @property
     def form(self) -> tuple[Any, ...]:
         """What a graph holds fixed: structure, plain values, and types of tensors."""
-        kinds = ((leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves)
-        return (self.structure, *kinds)
+        return (self.structure, *map(_form, self.leaves))
 
-    def passed_to(self, block: Callable[..., Any], tensors: list[Tensor]) -> Any:
-        """What the block returns of these arguments with other tensors in them."""
+    def passed_to(self, block: Callable[..., Any], tensors: list[Tensor], cache: Cache | None = None) -> Any:
+        """What the block returns of these arguments with other tensors, and perhaps another cache, in them."""
         left = iter(tensors)
         leaves = [next(left) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        if cache is not None:
+            leaves = [cache if isinstance(leaf, Cache) else leaf for leaf in leaves]
         args, kwargs = trees.tree_unflatten(leaves, self.structure)
         return block(*args, **kwargs)
+
+
+def wrong_form(arguments: Arguments, compiled: tuple[Any, ...]) -> RuntimeError:
+    """The error of a call with arguments that a graph does not hold for."""
+    form = arguments.form[1:]
+    return RuntimeError(f"a block is called with arguments of the form {form}, and was compiled for {compiled[1:]}")
+
+
+def _form(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.dim()
+    return type(leaf).__name__ if isinstance(leaf, Cache) else leaf
 
 
 def states_of(returned: Any) -> tuple[Tensor, Any]:
@@ -95,16 +109,36 @@ class BlockGradient:
         return (after.detach(), *gradients)
 
 
-def varying_sizes(inputs: Inputs, first: Arguments, second: Arguments) -> Varying:
-    """The sizes of the inputs, those of ``first``, that differ between two calls of the block."""
-    differing = [
-        [dimension for dimension in range(one.dim()) if one.shape[dimension] != other.shape[dimension]]
-        for one, other in zip(first.tensors, second.tensors, strict=True)
-    ]
-    others = 1 + len(inputs["parameters"]) + len(inputs["constants"])
-    places = [0, *range(others, others + len(inputs["others"])), others + len(inputs["others"])]
+class BlockToken:
+    """The states after a block for one more token of each sequence, whose keys and values go into a cache."""
+
+    def __init__(self, block: nn.Module, arguments: Arguments, layers: int) -> None:
+        self.block, self.arguments, self.layers = block, arguments, layers
+
+    def inputs(self, keys: Tensor, values: Tensor, slot: Tensor) -> Inputs:
+        """The block's own tensors, those of the arguments, and the cache [B, heads, S, D / heads] with the slot."""
+        trained, constants = named_tensors(self.block)
+        states, *others = self.arguments.tensors
+        named = {**{name: tensor.detach() for name, tensor in trained.items()}, **constants}
+        return {"states": states, "constants": named, "others": others, "keys": keys, "values": values, "slot": slot}
+
+    @torch.no_grad()
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """The states [B, 1, D]; writes one token at ``slot`` of the cache."""
+        cache = DynamicCache()
+        cache.layers = [IndexedCacheLayer(inputs["keys"], inputs["values"], inputs["slot"])] * self.layers
+        with substituted(self.block, inputs["constants"]) as assigned:
+            returned = self.arguments.passed_to(self.block, [inputs["states"], *inputs["others"]], cache)
+        write_assigned(assigned)
+        return (states_of(returned)[0],)
+
+
+def varying_sizes(first: Inputs, second: Inputs) -> Varying:
+    """The sizes that differ between inputs of two calls."""
+    pairs = enumerate(zip(tensors_of(first), tensors_of(second), strict=True))
     return tuple(
-        (place, dimension)
-        for place, dimensions in zip(places, [*differing, differing[0]], strict=True)
-        for dimension in dimensions
+        (index, dimension)
+        for index, (one, other) in pairs
+        for dimension in range(one.dim())
+        if one.shape[dimension] != other.shape[dimension]
     )

@@ -35,14 +35,15 @@ class PreallocatedLayer(DynamicLayer):
             )
         self.all_keys[:, :, before:until] = key_states
         self.all_values[:, :, before:until] = value_states
-        return self._show(until)
+        return self.show(until)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Goes on with the rows ``indices`` [B'], in which a row may occur several times."""
         self.all_keys, self.all_values = self.all_keys[indices], self.all_values[indices]
-        self._show(self.get_seq_length())
+        self.show(self.get_seq_length())
 
-    def _show(self, until: int) -> tuple[Tensor, Tensor]:
+    def show(self, until: int) -> tuple[Tensor, Tensor]:
+        """The states of the first ``until`` tokens, as views; those after them do not count."""
         self.keys, self.values = keys, values = self.all_keys[:, :, :until], self.all_values[:, :, :until]
         return keys, values
 

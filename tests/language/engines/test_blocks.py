@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.language import LanguageModelPolicy
-from sb3_ppo_ext.language.engines import blocks as blocks_module
+from sb3_ppo_ext.language.engines import block_kinds
 from sb3_ppo_ext.language.engines.block_gradients import BlockGradients
-from sb3_ppo_ext.language.engines.blocks import blocks_of
+from sb3_ppo_ext.language.engines.block_kinds import blocks_of
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine
 from sb3_ppo_ext.language.engines.family import TokenFamily
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
@@ -130,7 +130,7 @@ def test_what_cannot_be_compiled_by_blocks_says_why() -> None:
 
 @pytest.fixture
 def two_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks_module, "BLOCKS_AT_ONCE", 1)
+    monkeypatch.setattr(block_kinds, "BLOCKS_AT_ONCE", 1)
 
 
 def model(**options: Any) -> PPOX:
