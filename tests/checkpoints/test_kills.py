@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +11,14 @@ import pytest
 from sb3_ppo_ext.checkpoints.folder import FOLDER, stored
 from sb3_ppo_ext.checkpoints.reading import required
 from tests.checkpoints.runs import episodes, points
-
-ROOT = Path(__file__).parents[2]
+from tests.forked import Program
 
 
 def run(folder: Path, kills: int) -> int:
     """How many sessions were killed before they ended."""
-    program = [sys.executable, "-m", "tests.checkpoints.killed_run", str(folder), str(kills), "0"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return int(ended.stdout.splitlines()[-1])
+    status, printed = Program("tests.checkpoints.killed_run", str(folder), str(kills), "0").end()
+    assert status == 0, printed
+    return int(printed.splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.comparison import differences
 from tests.distributed.resumed import whole_run
-from tests.distributed.worker import ROOT
+from tests.forked import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
 import sys
 import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import Program
 
 
-def launch(count: int, folder: Path, *arguments: str, module: str = "tests.distributed.worker") -> list[Any]:
+def launch(count: int, folder: Path, *arguments: str, module: str = "tests.distributed.worker") -> list[Program]:
     """Starts ``count`` processes of ``module``, which meet in a file of ``folder``."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    environment["SB3_PPO_EXT_TESTED_RUN"] = str(folder / "run")
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", module, str(rank), str(count), str(folder), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
+    run = {"SB3_PPO_EXT_TESTED_RUN": str(folder / "run")}
+    return [Program(module, str(rank), str(count), str(folder), *arguments, **run) for rank in range(count)]
 
 
-def results(children: list[Any], folder: Path) -> list[Any]:
+def results(children: list[Program], folder: Path) -> list[Any]:
     """What each of the processes has left, by rank."""
-    outputs = [child.communicate(timeout=240)[0] for child in children]
-    for child, output in zip(children, outputs, strict=True):
-        assert child.returncode == 0, output
+    for status, printed in [child.end() for child in children]:
+        assert status == 0, printed
     return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(len(children))]
 
 

@@ -23,6 +23,7 @@ from text_tasks import ENVIRONMENTS
 from text_tasks.copying import MODEL, PromptCopyPolicy
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Proportional
+from tests.forked import Program
 
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join(map(str, (ROOT, ROOT / "integrations", ROOT / "examples")))
@@ -114,11 +115,9 @@ def test_the_other_entries_train_and_are_played(env: str, trained: Path, capsys:
 
 def test_rl_zoo3_s_own_scripts_find_them_after_the_one_line(trained: Path) -> None:
     Path("custom_envs.py").write_text("import sb3_ppo_ext_zoo.auto\n")
-    stock = [sys.executable, "-m", "rl_zoo3.train", "--algo", "ppox", *TRAIN[1:], *OURS]
-    command = [*stock, "--eval-freq", "-1", "-f", "stock", "-params", *SHORT]
-    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = ("--algo", "ppox", *TRAIN[1:], *OURS, "--eval-freq", "-1", "-f", "stock", "-params", *SHORT)
+    status, printed = Program("rl_zoo3.train", *command, folder=trained).end()
+    assert status == 0, printed
     assert Path("stock/ppox/PromptCopy-v0_1/PromptCopy-v0.zip").is_file()
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import Program
+
 TINY = ["-n", "16", "--eval-freq", "-1", "-params", "n_envs:2", "n_steps:8", "batch_size:16", "n_epochs:1"]
 
 
@@ -20,13 +18,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def stock(folder: Path, script: str, *arguments: str) -> str:
-    """Runs ``python -m rl_zoo3.<script>`` there; the packages are those of this checkout, installed or not."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"rl_zoo3.{script}", "--env", "CartPole-v1", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What ``python -m rl_zoo3.<script>`` prints there."""
+    command = ("--env", "CartPole-v1", *arguments)
+    status, printed = Program(f"rl_zoo3.{script}", *command, folder=folder, SDL_VIDEODRIVER="dummy").end()
+    assert status == 0, printed
+    return printed
 
 
 def test_the_one_line_teaches_train_enjoy_and_record_video(folder: Path) -> None:
