@@ -3,8 +3,11 @@
 Compiled libraries are kept in the checkout, from run to run, and not among the user's own. Loggers for several files.
 """
 
+import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,17 @@ from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIP
 from tests.traced_graphs import run_as_traced
 
 torch.set_num_threads(1)
+gc.disable()  # until everything is imported: a fifth of that time
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))
 # The code that calls the kernels takes most of the compiler's time; the kernels themselves are optimised as for users.
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported lives as long as the process: no search for garbage goes through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +58,22 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """
 
     run_as_traced(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Ray with two workers, as ``RayVecEnv`` connects to it; the same for all tests of a process."""
+    from sb3_ppo_ext.vec_env.remote.arguments import imported_ray
+
+    ray = pytest.importorskip("ray")
+    small = partial(ray.init, num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ray, "init", small)
+        handler = signal.getsignal(signal.SIGTERM)
+        imported_ray()
+        signal.signal(signal.SIGTERM, handler)  # Ray's ends the process with another status than that of the signal
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -128,20 +128,20 @@ NOT_INSTALLED = {"reasoning_prompts": "reasoning_gym", "TextGameEnv": "textarena
 @pytest.mark.usefixtures("short", "objectives")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a training of one rollout
 @pytest.mark.parametrize("page", with_code("python"))
-def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path) -> None:
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, request: pytest.FixtureRequest) -> None:
     names: dict[str, Any] = {}
     for assumed in ASSUMED.get(page.stem, ()):
         names.update(assumed())
     for code in blocks(page, "python"):
         if any(name in code and find_spec(package) is None for name, package in NOT_INSTALLED.items()):
             continue
+        if "RayVecEnv" in code:
+            request.getfixturevalue("cluster")  # the code would start one of its own
         if "PATH/TO/MODEL" in code:
             from tests.language import tiny
 
             tiny.model(vocabulary=16, size=32).save_pretrained("PATH/TO/MODEL")
         exec(compile(code, str(page), "exec"), names)
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
 
 
 @pytest.mark.parametrize("page", with_code("yaml"))

@@ -19,14 +19,13 @@ def cartpole() -> GymEnv:
     return GymEnv("CartPole-v1", categorical_action_encoding=True)
 
 
-def ray_collector(actor: Any, **options: Any) -> Any:
+def ray_collector(actor: Any, **options: Any) -> Any:  # of the fixture ``cluster``
     from torchrl.collectors.distributed import RayCollector
 
     return RayCollector(
         [cartpole],
         actor,
         sync=True,
-        ray_init_config={"num_cpus": 1, "include_dashboard": False, "log_to_driver": False},
         remote_configs={"num_cpus": 1, "num_gpus": 0, "memory": 512 * 1024**2},
         collector_kwargs={"auto_register_policy_transforms": True},
         **options,
@@ -43,8 +42,11 @@ def processes(actor: Any, **options: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [local, processes, ray_collector])
-def test_what_is_collected_is_by_the_weights_of_the_learner(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_collected_is_by_the_weights_of_the_learner(
+    make: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     if make is ray_collector:  # its worker imports torch first, which takes as long as a busy machine wants
+        request.getfixturevalue("cluster")
         monkeypatch.setattr("torchrl.weight_update._ray._DIST_TIMEOUT", timedelta(minutes=10))
     model = PPOX("MlpPolicy", "CartPole-v1", seed=0, device="cpu")
     actor = actor_module(model.policy)
@@ -65,7 +67,3 @@ def test_what_is_collected_is_by_the_weights_of_the_learner(make: Any, monkeypat
                 collector.update_policy_weights_(*weights)
         finally:
             collector.shutdown()
-            if make is ray_collector:
-                import ray
-
-                ray.shutdown()

@@ -1,4 +1,4 @@
-"""A small Ray cluster for real workers, and one without processes for what does not need them."""
+"""Ray without processes, for what does not need them; ``cluster`` is the real one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ import pytest
 
 from sb3_ppo_ext.vec_env import RayVecEnv
 from tests.vec_env.remote.in_process import InProcessRay
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    """Ray with two workers."""
-    ray = pytest.importorskip("ray")
-    ray.shutdown()  # of what another test has started
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
 
 
 @pytest.fixture
