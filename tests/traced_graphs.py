@@ -33,10 +33,10 @@ class Traced(Graphs):
             return list(graph(*tensors))
 
 
-def trace_only(model: PPOX) -> Traced:
+def trace_only(model: PPOX, graphs: Traced | None = None) -> Traced:
     """Lets a model that compiles run what is traced, from its next ``learn()`` on; its graphs."""
     engine = model._family.compiled(model._run())
-    graphs = Traced()
+    graphs = graphs or Traced()
     engine.graphs = graphs  # type: ignore[attr-defined]  # of both engines on a CPU
     model._engines.engine = engine
     return graphs

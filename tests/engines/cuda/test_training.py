@@ -45,9 +45,14 @@ def test_shards_learn_what_they_do_eagerly(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_compiled_before_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    eager = model_of("box", compile=False).learn(128)
+    from torch._inductor import config
+
+    small = {"policy_kwargs": {"net_arch": [8]}}  # a file of C++ for each layer, forward and backward
+    eager = model_of("box", compile=False, **small).learn(128)
     monkeypatch.setattr(engine, "has_triton", lambda: True)  # on a CPU it is C++ that is compiled
-    device = model_of("box", compile=True).learn(128)
+    # Without vectors, whose instruction sets are tried out first; to compile the headers alone takes longer than this.
+    with config.patch({"cpp.simdlen": 1, "cpp.vec_isa_ok": True, "cpp_cache_precompile_headers": False}):
+        device = model_of("box", compile=True, **small).learn(128)
     assert isinstance(device._engines.engine, CudaEngine)
     assert device._engines.engine.recordings.compile is inductor_combo_kernels
     theirs = eager.policy.state_dict()
