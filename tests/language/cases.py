@@ -132,6 +132,11 @@ OF_TOKENS: dict[str, Settings] = {
 TOKEN_CASES = {**OF_ROWS, **OF_TOKENS}
 
 
+def has_another_decoder(name: str) -> bool:
+    """Whether the graph that decodes is another than that of "everything": it depends on model, adapter and critic."""
+    return bool(TOKEN_CASES[name].get("policy_kwargs", {}).keys() & {"model", "lora", "value", "temperature"})
+
+
 def model_of(name: str, **more: Any) -> PPOX:
     settings = {**TOKEN_CASES[name], **more}
     torch.manual_seed(0)  # of the parameters that an adapter draws

@@ -25,8 +25,8 @@ from tests.language import setups, tiny
 def test_sampling_and_training_agree(family: str, lora: dict[str, Any] | None, value: str) -> None:
     """Ragged prompts and responses; the check would raise, and the first ratio is 1 to rounding."""
     kwargs = {"model": lambda: tiny.model(family), "lora": lora, "value": value, "temperature": 0.7}
-    model = setups.ppox(policy_kwargs=kwargs, n_steps=8, n_epochs=1, batch_size=32, learning_rate=0.0)
-    model.learn(64)
+    model = setups.ppox(policy_kwargs=kwargs, n_steps=4, n_epochs=1, batch_size=16, learning_rate=0.0)
+    model.learn(32)
     assert model.logger.name_to_value["train/ratio_max"] == pytest.approx(1, abs=1e-4)
     assert model.rollout_buffer.masks.sum(-1).std() > 0  # type: ignore[attr-defined]  # a SequenceRolloutBuffer
 
@@ -144,7 +144,7 @@ def test_half_precision_trains_and_saves(family: str, value: str, tmp_path: Path
     policy = model.policy
     assert isinstance(policy, LanguageModelPolicy)
     before = [parameter.clone() for parameter in policy.model_parameters()]
-    model.learn(32)
+    model.learn(16)
     assert {parameter.dtype for parameter in policy.model_parameters()} == {torch.bfloat16}
     assert setups.value_head(policy).weight.dtype == torch.float32
     assert any(not one.equal(other) for one, other in zip(before, policy.model_parameters(), strict=True))
