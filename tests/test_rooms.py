@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +37,10 @@ LANGUAGE = [
 ]
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        yield name, ast.parse(path.read_text())
+@cache
+def modules() -> dict[str, ast.Module]:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text()) for path in paths}
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -53,9 +54,10 @@ def imported(tree: ast.Module) -> Iterator[str]:
         yield from (name.removeprefix("sb3_ppo_ext.") for name in names if name.startswith("sb3_ppo_ext."))
 
 
+@cache
 def edges() -> set[tuple[str, str]]:
     """Importing module -> imported module; a package stands for its ``__init__``."""
-    trees = dict(modules())
+    trees = modules()
 
     def resolved(name: str) -> str | None:
         return next((found for found in (name, f"{name}.__init__") if found in trees), None)
@@ -111,7 +113,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 
 def test_nothing_of_the_package_imports_an_integration() -> None:
-    for name, tree in modules():
+    for name, tree in modules().items():
         for node in ast.walk(tree):
             found = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -119,7 +121,7 @@ def test_nothing_of_the_package_imports_an_integration() -> None:
 
 
 def test_only_language_imports_transformers_and_only_tensordicts_imports_tensordict() -> None:
-    for name, tree in modules():
+    for name, tree in modules().items():
         for node in ast.walk(tree):
             found = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

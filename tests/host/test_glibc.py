@@ -13,7 +13,7 @@ from sb3_ppo_ext.host import glibc
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
-# The pages that the operating system has to find for a block written and freed ten times, but for the first.
+# The pages that the operating system has to find for a block that is written and freed twice more.
 # The larger one at the end does not fit into what the heap has kept.
 PROGRAM = """
 import resource, runpy, sys
@@ -21,7 +21,7 @@ take_large_blocks_from_heap = runpy.run_path(sys.argv[1])["take_large_blocks_fro
 
 def faults(size=2**26):
     before = 0
-    for turn in range(11):
+    for turn in range(3):
         block = bytearray(b"1") * size
         del block
         if turn == 0:

@@ -139,7 +139,7 @@ def without_identities(layer: VecNormalize) -> list[Any]:
     return [sorted(state), kinds, plain(numbers), plain(state["old_obs"]), plain(state["old_reward"])]
 
 
-def steps(env: VecEnv, step: Callable[[np.ndarray], Any], count: int = 300) -> Iterator[list[Any]]:
+def steps(env: VecEnv, step: Callable[[np.ndarray], Any], count: int = 120) -> Iterator[list[Any]]:
     shape = (env.num_envs,)
     first = plain(env.reset())
     yield [first]
@@ -165,7 +165,7 @@ def test_every_step_is_the_same(name: str, count: int) -> None:
     mine, theirs = wrapped(name, count), wrapped(name, count)
     lean = lean_step(mine)
     assert lean is not None
-    length = 300 if STACKS[name][0] in ("single", "double", "reused") else 60
+    length = 120 if STACKS[name][0] in ("single", "double", "reused") else 60
     assert_same(list(steps(mine, lean, length)), list(steps(theirs, theirs.step, length)))  # Toy shares a generator
 
 

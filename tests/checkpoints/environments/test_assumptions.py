@@ -26,7 +26,7 @@ def test_the_state_of_mujoco_data_is_a_byte_the_model_and_the_data() -> None:
     assert len(whole) < len(model) + 1_000_000
 
 
-@pytest.mark.parametrize("kind", [partial(SubprocVecEnv, start_method="fork"), AsyncVectorEnv])
+@pytest.mark.parametrize("kind", [partial(SubprocVecEnv, start_method="fork"), partial(AsyncVectorEnv, context="fork")])
 def test_a_worker_finds_a_method_that_comes_with_its_argument(kind: Any) -> None:
     env = kind([kinds.Counting] * 2)
     workers = Workers(env)

@@ -88,7 +88,7 @@ def test_environments_in_processes_of_their_own_go_on(task: str) -> None:
 
 GYMNASIUM: dict[str, Callable[[], VecEnv]] = {
     "sync": partial(GymnasiumVecEnv, "CartPole-v1", 3, vectorization_mode="sync"),
-    "async": partial(GymnasiumVecEnv, "CartPole-v1", 3, vectorization_mode="async"),
+    "async": partial(GymnasiumVecEnv, "CartPole-v1", 3, vectorization_mode="async", vector_kwargs={"context": "fork"}),
     "CartPoleVectorEnv": partial(GymnasiumVecEnv, "CartPole-v1", 3),
     "same step": partial(
         GymnasiumVecEnv,
