@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
+from sb3_ppo_ext.language.training.loss_means import LOSS_MEANS, sum_of
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.objective.batch import Minibatch, Totals
 
@@ -64,7 +65,7 @@ def rescaled(rows: Tensor, mask: Tensor, loss_mean: str) -> Tensor:
 
     ``rows`` [B] are True or False, ``mask`` [B, L] as in the minibatch. Without a chosen row all factors are 0.
     """
-    weights = mask.sum(-1).to(torch.float32) if loss_mean == "token" else torch.ones(len(mask), device=mask.device)
+    weights = LOSS_MEANS[loss_mean].of_responses(mask)
     chosen = weights * rows
     factor: Tensor = rows * (weights.sum() / chosen.sum().clamp(min=1.0))
     return factor
@@ -100,14 +101,12 @@ def split(
 
 def token_weights(mask: Tensor, loss_mean: str, dtype: torch.dtype) -> Tensor:
     """The weight [B, L] of each slot in the loss: 1 for a token; with "response" those of a response add up to 1."""
-    count = mask.to(dtype)
-    return count / count.sum(-1, keepdim=True).clamp(min=1) if loss_mean == "response" else count
+    return LOSS_MEANS[loss_mean].weights(mask.to(dtype))
 
 
 def totals_of(weights: Tensor, loss_mean: str) -> Totals:
     """The totals of a minibatch by the weights [B, L] of its tokens."""
-    total = weights.sum().clamp(min=1)
-    return Totals(total, total.new_full((), weights.numel()) if loss_mean == "length" else total)
+    return Totals(sum_of(weights), LOSS_MEANS[loss_mean].normalizer(weights))
 
 
 def _index(rows: list[int], device: torch.device) -> Tensor | slice:

@@ -11,13 +11,14 @@ import numpy as np
 from sb3_ppo_ext.language.inputs import at_least, number_of, one_of
 from sb3_ppo_ext.language.training.credit import length_lambdas, overlong_penalties, turn_lambdas
 from sb3_ppo_ext.language.training.groups import GROUP_ADVANTAGES, WITH_CRITIC
+from sb3_ppo_ext.language.training.loss_means import LOSS_MEANS
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.registry import KL_ESTIMATORS
 
 CHOICES = {
     "ref_kl": ("reward", "loss", "both"),
     "ref_kl_unit": ("response", "token"),
-    "loss_mean": ("token", "response", "length"),
+    "loss_mean": tuple(LOSS_MEANS),
 }
 
 LAMBDAS = {"value_lambda": 1.0, "lambda_alpha": math.inf, "lambda_share": 1.0, "turn_lambda": 1.0}  # name -> highest
