@@ -10,7 +10,9 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 PIP := $(BIN) -m pip --disable-pip-version-check --no-input
 # One PyTorch thread per test process: two of them share two cores, and more threads only get in each other's way. Where
 # a test takes two, they sleep while they wait: the other process has work for the core.
-TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+PROCESSES ?= auto
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN) -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 \
+	--dist worksteal
 
 .PHONY: help demo test newest lint format types wheel examples docs install clean python
 

@@ -66,7 +66,8 @@ def cluster() -> Iterator[Any]:
     from sb3_ppo_ext.vec_env.remote.arguments import imported_ray
 
     ray = pytest.importorskip("ray")
-    small = partial(ray.init, num_cpus=2, include_dashboard=False, log_to_driver=False)
+    soon = {"kill_worker_timeout_milliseconds": 100}  # a worker that is to end has 5 s otherwise
+    small = partial(ray.init, num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=soon)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(ray, "init", small)
         handler = signal.getsignal(signal.SIGTERM)
