@@ -14,8 +14,11 @@ from tests.forked import Program
 
 def launch(count: int, folder: Path, *arguments: str, module: str = "tests.distributed.worker") -> list[Program]:
     """Starts ``count`` processes of ``module``, which meet in a file of ``folder``."""
-    run = {"SB3_PPO_EXT_TESTED_RUN": str(folder / "run")}
-    return [Program(module, str(rank), str(count), str(folder), *arguments, **run) for rank in range(count)]
+    run = str(folder / "run")
+    return [
+        Program(module, str(rank), str(count), str(folder), *arguments, SB3_PPO_EXT_TESTED_RUN=run)
+        for rank in range(count)
+    ]
 
 
 def results(children: list[Program], folder: Path) -> list[Any]:
