@@ -181,3 +181,13 @@ def test_a_learn_after_the_first_is_resumed_as_well(tmp_path: Path) -> None:
     assert_same(broken, unbroken)
     broken.learn(16, [StopAt(10**9)], reset_num_timesteps=False, checkpoint=every_update(tmp_path / "b"))
     assert required(tmp_path / "b").manifest["step"] == 112
+
+
+def test_statistics_go_on_where_a_callback_has_ended_the_run_in_a_step(tmp_path: Path) -> None:
+    model = PPOX("MlpPolicy", toys(action="box", wrap=normalized)(), seed=1, **SETTINGS)
+    model.learn(64, lambda *_: model.num_timesteps < 40, checkpoint=every_update(tmp_path))
+    theirs, mine = model.env, toys(action="box", wrap=normalized)()
+    PPOX.resume(tmp_path, mine, device="cpu", total_timesteps=96)
+    assert isinstance(theirs, VecNormalize) and isinstance(mine, VecNormalize)
+    assert mine.obs_rms.mean.tolist() == theirs.obs_rms.mean.tolist()  # type: ignore[union-attr]  # no dict
+    assert mine.ret_rms.count == theirs.ret_rms.count > 10

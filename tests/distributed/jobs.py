@@ -131,6 +131,10 @@ COMPARED = (
     *("AdamW, separate networks", "everything", "minibatch controller, two rates, gSDE", "KL bound, multiplier"),
     *("stopped early, minibatch controller", "controllers of the epoch", "stopped early, two moments"),
 )
+BY_RECORDINGS = (
+    *("everything", "stopped early, minibatch controller", "last minibatch of one"),
+    "controllers of the epoch",
+)
 BY_GRAPHS = ("everything", "gSDE", "stopped early, minibatch controller", "last minibatch of one")
 
 
@@ -201,7 +205,7 @@ JOBS: dict[str, Callable[[], Result]] = {
     **{name: partial(learned, name) for name in COMPARED},
     **{f"4 shards, {name}": partial(learned, name, 4) for name in ("box", "gSDE", "everything", "dict")},
     **{f"graphs, {name}": partial(by_graphs, name) for name in BY_GRAPHS},
-    **{f"recordings, {name}": partial(by_recordings, name) for name in BY_GRAPHS},
+    **{f"recordings, {name}": partial(by_recordings, name) for name in BY_RECORDINGS},
     "CartPole": cart_pole,
     "continued": continued,
     "TorchRL": torchrl_loop,
