@@ -19,7 +19,10 @@ from sb3_ppo_ext.host.pytorch.process_groups import met
 
 TIMEOUT = 1800.0  # seconds
 REACHABLE_WITHIN = 20.0  # seconds
-STARTED_WITHIN = 120.0  # seconds between the first task of srun and that of rank 0, which imports as long as the others
+STARTED_WITHIN = (
+    120.0  # seconds between the first process of a launcher and rank 0, which imports as long as the others
+)
+BY_HAND_WITHIN = 10.0  # seconds that rank 0 may start later where somebody starts each process
 MET_WITHIN = 300.0  # seconds between the first process and the last
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -41,12 +44,19 @@ def join_processes(timeout: float = TIMEOUT) -> Processes:
         os.environ.update(of_srun)
         if _number("WORLD_SIZE", "1") < 2:
             return ALONE
-        _start(timedelta(seconds=timeout), patience=STARTED_WITHIN if of_srun else 0.0)
+        _start(timedelta(seconds=timeout), patience=_patience(launched=bool(of_srun)))
     if dist.get_world_size() == 1:
         return ALONE
     if _joined is None or _joined[0] is not dist.group.WORLD:
         _joined = dist.group.WORLD, ProcessGroup(timedelta(seconds=timeout))
     return _joined[1]
+
+
+def _patience(launched: bool) -> float:
+    """Seconds that the store may come later than this process."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return 0.0  # torchrun has made it before
+    return STARTED_WITHIN if launched or "TORCHELASTIC_RUN_ID" in os.environ else BY_HAND_WITHIN
 
 
 def _start(timeout: timedelta, patience: float) -> None:

@@ -69,6 +69,7 @@ def test_processes_of_mpi_are_refused_with_the_command(name: str, monkeypatch: p
 
 def started(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     monkeypatch.setattr(group, "MET_WITHIN", 0.5)
+    monkeypatch.setattr(group, "BY_HAND_WITHIN", 0.5)
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", **variables}.items():
         monkeypatch.setenv(name, value)
     join_processes()
@@ -90,3 +91,12 @@ def test_variables_that_lead_nowhere_are_refused_within_seconds(
 ) -> None:
     with pytest.raises(ValueError, match=text):
         started(monkeypatch, **variables)
+
+
+def test_a_process_waits_for_the_store_of_rank_0_by_how_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert group._patience(launched=True) == group.STARTED_WITHIN
+    assert group._patience(launched=False) == group.BY_HAND_WITHIN
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")  # torchrun, with a store of rank 0 at every start
+    assert group._patience(launched=False) == group.STARTED_WITHIN
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert group._patience(launched=False) == 0
