@@ -143,16 +143,6 @@ class EpochStatistics(NamedTuple):
         """Makes them of the rows of the minibatches, in one transfer from the device."""
         return cls(torch.stack(rows).cpu().double().numpy(), stopped)
 
-    def with_maxima(self, processes: Processes) -> EpochStatistics:
-        """The same with the maxima over all processes."""
-        if processes.count == 1:
-            return self
-        table = torch.from_numpy(self.table.copy())
-        maxima = table[:, MAXIMA].nan_to_num(-math.inf)
-        processes.maximum(maxima)
-        table[:, MAXIMA] = torch.where(maxima == -math.inf, math.nan, maxima)
-        return EpochStatistics(table.numpy(), self.stopped)
-
     def column(self, name: str) -> np.ndarray:
         """The values of one statistic, minibatch after minibatch."""
         column: np.ndarray = self.table[:, COLUMNS.index(name)]
@@ -176,3 +166,15 @@ class EpochStatistics(NamedTuple):
         """The measurements for controllers, as means over the minibatches."""
         clip_fraction = self.mean("clip_fraction_low") + self.mean("clip_fraction_high")
         return controller_inputs(self.mean("kl"), clip_fraction, self.mean("kl_std"))
+
+
+def with_maxima(epochs: list[EpochStatistics], processes: Processes) -> list[EpochStatistics]:
+    """The epochs of an update with the maxima over all processes."""
+    if processes.count == 1:
+        return epochs
+    rows = torch.from_numpy(np.concatenate([epoch.table for epoch in epochs]))
+    maxima = rows[:, MAXIMA].nan_to_num(-math.inf)
+    processes.maximum(maxima)
+    rows[:, MAXIMA] = torch.where(maxima == -math.inf, math.nan, maxima)
+    tables = np.split(rows.numpy(), np.cumsum([len(epoch.table) for epoch in epochs])[:-1])
+    return [epoch._replace(table=table) for epoch, table in zip(epochs, tables, strict=True)]

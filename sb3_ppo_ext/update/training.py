@@ -10,7 +10,7 @@ import torch
 from sb3_ppo_ext.rollout.minibatches import Rollout
 from sb3_ppo_ext.run import Run
 from sb3_ppo_ext.update.epochs import Runner
-from sb3_ppo_ext.update.step import EpochStatistics
+from sb3_ppo_ext.update.step import EpochStatistics, with_maxima
 
 
 class Trained(NamedTuple):
@@ -31,5 +31,4 @@ def train_on(run: Run, rollout: Rollout, runner: Runner, after_epoch: Callable[[
             kl = found.column("approx_kl")[-1]
             print(f"Early stopping at step {index} due to reaching max kl: {kl:.2f}")
     exact_kl = run.average(torch.tensor(runner.exact_kl(epochs), dtype=torch.float64)).item()
-    epochs = [epoch.with_maxima(run.processes) for epoch in epochs]
-    return Trained(epochs, exact_kl, rollout.summary())
+    return Trained(with_maxima(epochs, run.processes), exact_kl, rollout.summary())

@@ -189,5 +189,5 @@ def test_statistics_go_on_where_a_callback_has_ended_the_run_in_a_step(tmp_path:
     theirs, mine = model.env, toys(action="box", wrap=normalized)()
     PPOX.resume(tmp_path, mine, device="cpu", total_timesteps=96)
     assert isinstance(theirs, VecNormalize) and isinstance(mine, VecNormalize)
-    assert mine.obs_rms.mean.tolist() == theirs.obs_rms.mean.tolist()  # type: ignore[union-attr]  # no dict
+    assert mine.obs_rms.mean.tolist() == theirs.obs_rms.mean.tolist()  # type: ignore[attr-defined]  # no dict
     assert mine.ret_rms.count == theirs.ret_rms.count > 10

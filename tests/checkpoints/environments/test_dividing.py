@@ -28,9 +28,10 @@ from sb3_ppo_ext.checkpoints.environments import (
     restore_divided,
     save_environments,
 )
-from sb3_ppo_ext.vec_env import GymnasiumVecEnv
+from sb3_ppo_ext.vec_env import GymnasiumVecEnv, RayVecEnv
 from tests.checkpoints.environments.continuing import as_bytes
 from tests.distributed.jobs import OwnSpaces
+from tests.vec_env.remote.in_process import InProcessRay
 
 BEFORE, AFTER = 40, 60  # steps
 Make = Callable[[int], VecEnv]
@@ -69,8 +70,15 @@ STACKS: dict[str, Make] = {
         DummyVecEnv([partial(OwnSpaces, "dict", "box", 12)] * n), training=False, norm_obs_keys=["a"]
     ),
     "processes": lambda n: SubprocVecEnv([partial(monitored, "CartPole-v1")] * n, "fork"),
+    "workers of Ray": lambda n: RayVecEnv([partial(monitored, "CartPole-v1")] * n, envs_per_worker=2),
     "sync": partial(GymnasiumVecEnv, "CartPole-v1", vectorization_mode="sync"),
 }
+
+
+@pytest.fixture(autouse=True)
+def ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are objects of this process."""
+    monkeypatch.setattr("sb3_ppo_ext.vec_env.remote.ray_vec_env.imported_ray", InProcessRay)
 
 
 def stepped(env: VecEnv, first: int, actions: np.ndarray, done: int = 0) -> list[Any]:
