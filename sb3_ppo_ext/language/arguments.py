@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -95,9 +96,15 @@ def check_division(model: Any, shards: Shards) -> None:
             f'dynamic_sampling="refill" with shards={shards.count}: how many responses are drawn depends on all of '
             'them; pass "mask", or shards=None and train in one process'
         )
-    if model._processes.count > 1 and model.policy_kwargs.get("sampler") == "auto":
+    sampler = model.policy_kwargs.get("sampler")
+    if model._processes.count > 1 and sampler == "auto":
         raise ValueError(
             'sampler="auto": what is fastest is measured, and differs between processes; pass "float32" or "bfloat16"'
+        )
+    if model._processes.count > 1 and (sampler == "vllm" or (isinstance(sampler, Mapping) and "vllm" in sampler)):
+        raise ValueError(
+            'sampler="vllm" in several processes: its engine reads the variables of their launcher as its own; train '
+            'in one process, or pass "continuous_batching"'
         )
     if model.env is None or not model.env.has_attr("group_size"):
         return

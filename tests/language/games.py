@@ -67,4 +67,23 @@ class Race:
         return False, {}
 
     def close(self) -> Any:
-        return self.rewards, {seat: {"reason": f"total {self.total}"} for seat in (0, 1)}
+        return self.rewards, {seat: {"reason": f"total {self.total} for seat {seat}"} for seat in (0, 1)}
+
+
+class Table:
+    """Three players speak in turn, and the game is over after two rounds. The words are what is won."""
+
+    def reset(self, num_players: int, seed: int | None = None) -> None:
+        assert num_players == 3
+        self.said: list[str] = []
+        self.state = SimpleNamespace(role_mapping={0: "A", 1: "B", 2: "C"})
+
+    def get_observation(self) -> tuple[int, list[Any]]:
+        return len(self.said) % 3, [(-1, "go on", "GAME_MESSAGE")]
+
+    def step(self, action: str) -> tuple[bool, dict[str, Any]]:
+        self.said.append(action)
+        return len(self.said) == 6, {}
+
+    def close(self) -> Any:
+        return {seat: float(self.said[seat]) for seat in range(3)}, {}

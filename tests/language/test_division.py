@@ -34,11 +34,19 @@ def test_groups_that_would_not_fit_a_shard_are_refused(buffer: dict[str, Any], n
         )
 
 
-def test_a_sampler_that_is_measured_is_for_one_process() -> None:
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("auto", r'sampler="auto": .*pass "float32" or "bfloat16"'),
+        ("vllm", r'sampler="vllm" in several processes.*or pass "continuous_batching"'),
+        ({"vllm": {"enable_sleep_mode": True}}, r'sampler="vllm" in several processes'),
+    ],
+)
+def test_samplers_that_are_for_one_process_say_so(sampler: Any, message: str) -> None:
     model: Any = SimpleNamespace(
-        rollout_buffer_kwargs={}, policy_kwargs={"sampler": "auto"}, env=None, _processes=SimpleNamespace(count=2)
+        rollout_buffer_kwargs={}, policy_kwargs={"sampler": sampler}, env=None, _processes=SimpleNamespace(count=2)
     )
-    with pytest.raises(ValueError, match=r'sampler="auto": .*pass "float32" or "bfloat16"'):
+    with pytest.raises(ValueError, match=message):
         check_division(model, Shards(2, range(1), 0))
     model._processes.count = 1
     check_division(model, Shards(2, range(2), 0))

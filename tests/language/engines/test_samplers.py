@@ -117,14 +117,17 @@ def test_the_distance_of_the_sampler_is_logged_apart_from_the_ratio() -> None:
 def test_the_policys_loss_is_weighed_by_policy_over_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The advantage of a token, to which its loss is proportional, is that of GAE times the token's weight."""
     settings: dict[str, Any] = {"normalize_advantage": False, "n_epochs": 1, "batch_size": 16, "learning_rate": 0.0}
-    model = model_with(Hotter, rollout_buffer_kwargs={"importance_bound": 1.5}, **settings)
+    buffer_settings = {"importance_bound": 1.5, "positive_nll_coef": 0.5, "success_score": 2.0}
+    model = model_with(Hotter, rollout_buffer_kwargs=buffer_settings, **settings)
     trained: list[Tensor] = []
+    imitated: list[Tensor] = []
     add = EagerGradients.add
 
     def recorded(gradients: EagerGradients, micro_batch: MicroBatch, knobs: KnobValues) -> Statistics:
         rows = micro_batch.minibatch
-        assert rows.mask is not None
+        assert rows.mask is not None and rows.nll_weight is not None
         trained.append(rows.advantage[rows.mask > 0])
+        imitated.append(rows.nll_weight[rows.mask > 0])
         return add(gradients, micro_batch, knobs)
 
     monkeypatch.setattr(EagerGradients, "add", recorded)
@@ -138,6 +141,11 @@ def test_the_policys_loss_is_weighed_by_policy_over_sampler(monkeypatch: pytest.
     assert (ratio > 1.5).any() and (ratio < 0.9).any()
     expected = np.minimum(ratio, 1.5) * buffer.advantages[buffer.masks]
     np.testing.assert_allclose(np.sort(torch.cat(trained)), np.sort(expected), rtol=1e-4)
+    # The mean over the right responses' tokens is 0.5 n / n_right times the mean over all n tokens.
+    right = np.broadcast_to(buffer.right()[..., None], buffer.masks.shape)[buffer.masks]
+    assert 0 < right.sum() < right.size
+    expected = 0.5 * right * right.size / right.sum() * np.minimum(ratio, 1.5)
+    np.testing.assert_allclose(np.sort(torch.cat(imitated)), np.sort(expected), rtol=1e-4)
 
 
 def test_the_weights_reach_a_generator_whenever_they_change() -> None:

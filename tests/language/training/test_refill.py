@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import signal
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from sb3_ppo_ext.language import (
     conversation_vec_env,
 )
 from sb3_ppo_ext.language.monitoring import records
+from sb3_ppo_ext.language.training.refill import no_draws, refill_records, rescore_carried
 from tests.checkpoints.runs import Steps, assert_same, trained
 from tests.language import chats, setups
 from tests.language.games import HigherLower
@@ -62,8 +65,13 @@ def scripted(rows: list[list[float]], limit: int = 4, steps: int = 2) -> tuple[S
     return buffer, [added(buffer, row, number) for number, row in enumerate(rows)]
 
 
-def added(buffer: SequenceRolloutBuffer, scores: list[float], number: int) -> int:
+def added(
+    buffer: SequenceRolloutBuffer, scores: Sequence[float], number: int, sampler: list[float] | None = None
+) -> int:
+    """Adds a row of responses whose log-probabilities are -number; ``sampler`` has those of a sampler."""
     length = setups.LENGTH
+    if sampler is not None:
+        buffer.add_sampler_log_probs(torch.tensor(sampler)[:, None].expand(4, length))
     observation = {"input_ids": np.full((4, 4), number), "attention_mask": np.ones((4, 4))}
     buffer.group_ids[buffer.pos] = [2 * number, 2 * number, 2 * number + 1, 2 * number + 1]
     zeros = torch.zeros(4, length)
@@ -90,6 +98,48 @@ def test_what_a_rollout_has_no_room_for_begins_the_next_one() -> None:
     assert added(buffer, [7, 7, 0, 1], 3) == 1
     assert buffer.group_ids[0].tolist() == [5, 5, 7, 7]
     assert buffer.places[0].tolist() == [-1, -1, 2, 3] and buffer.draws is not None and buffer.draws["carried"] == 1
+
+
+def test_the_samplers_log_probabilities_come_along_and_stay_when_the_policys_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer, _ = scripted([])
+    for number in range(3):  # informative: group 1, both of step 1, both of step 2, of which the last has no room
+        added(
+            buffer,
+            [[0, 0, 0, 1], [0, 1, 0, 1], [0, 1, 2, 0]][number],
+            number,
+            [10.0 * number + row for row in range(4)],
+        )
+    assert buffer.sampler_log_probs is not None
+    assert buffer.group_ids.tolist() == [[1, 1, 2, 2], [3, 3, 4, 4]]
+    assert buffer.sampler_log_probs[..., 0].tolist() == [[2, 3, 10, 11], [12, 13, 20, 21]]
+    buffer.reset()
+    assert added(buffer, [0, 0, 0, 1], 3) == 1  # drawn without a sampler, beside a group that a sampler drew
+    assert buffer.group_ids[0].tolist() == [5, 5, 7, 7]
+    monkeypatch.setattr(
+        "sb3_ppo_ext.language.training.refill.scored_again",
+        lambda policy, tokens, limit: (torch.full((2, setups.LENGTH), -0.5), None),
+    )
+    stub: Any = SimpleNamespace(tokens=lambda *arrays: None)
+    rescore_carried(buffer, stub, None)
+    assert buffer.log_probs[0, :, 0].tolist() == [-0.5, -0.5, -3.0, -3.0]  # the policy's of now, and of the draw
+    sampler = buffer.sampler_log_probs[0, :, 0]
+    assert sampler[:2].tolist() == [22.0, 23.0] and np.isnan(sampler[2:]).all()
+
+
+def test_the_log_is_over_all_groups_that_were_drawn() -> None:
+    one, other = np.array([0.0, 1.0]), np.array([3.0, 3.0])
+    draws = {
+        **no_draws([]), "scores": [one, other, other, 0 * other], "differ": [True, False, False, False], "carried": 1,
+        "right": [np.array([0, 1]), np.array([1, 1]), np.array([1, 1]), np.array([0, 0])], "missing": 2,
+    }  # fmt: skip
+    found = refill_records(draws)
+    assert (found["groups/all_right"], found["groups/all_wrong"]) == (0.5, 0.25)
+    assert (found["groups/informative_fraction"], found["groups/generated_per_kept"]) == (0.25, 4.0)
+    assert (found["groups/carried"], found["groups/missing"]) == (1.0, 2.0)
+    # The unbiased deviations are sqrt(1/2), 0, 0 and 0; the scores 0, 1, 3, 3, 3, 3, 0, 0 have the mean 13/8.
+    assert found["groups/reward_std"] == pytest.approx(0.5**0.5 / 4) and found["lm/score"] == 13 / 8
 
 
 def test_beyond_the_limit_the_last_groups_fill_the_rollout_and_are_left_out_of_the_loss() -> None:

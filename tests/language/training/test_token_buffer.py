@@ -48,6 +48,12 @@ def test_the_penalty_on_the_kl_is_paid_token_by_token() -> None:
 def test_values_and_log_probs_of_empty_slots_are_dropped() -> None:
     buffer = buffer_of([[4, EOS, 0], [4, 5, 6]])
     assert buffer.log_probs.tolist() == [[[-1, -1, 0], [-1, -1, -1]]]
+    observation = {name: array[0] for name, array in buffer.observations.items()}
+    buffer.reset()
+    buffer.add(
+        observation, np.array([[4, EOS, 0], [4, 5, 6]]), np.zeros(2), np.ones(2), torch.ones(2, 3), torch.ones(2, 3)
+    )
+    assert buffer.values.tolist() == [[[1, 1, 0], [1, 1, 1]]]
 
 
 def test_one_log_probability_per_action_is_refused() -> None:

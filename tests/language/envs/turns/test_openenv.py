@@ -127,7 +127,7 @@ def test_a_response_that_is_no_action_is_answered_with_the_error() -> None:
 
 def test_a_step_that_fails_ends_the_episode_counted_and_warned_of_once() -> None:
     make, action, _ = adding(STAND_IN)
-    env = adapter(make, action)
+    env = adapter(make, action, success_score=0.0)  # which the reward of a failure reaches
     env.reset(seed=0)
     with pytest.warns(UserWarning, match="Adding failed .ValueError: invalid literal") as caught:
         _, reward, terminated, _, info = say(env, "no")

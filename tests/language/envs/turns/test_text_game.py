@@ -12,7 +12,7 @@ import pytest
 
 from sb3_ppo_ext.language import TextGameEnv
 from tests.language import chats
-from tests.language.games import HigherLower, Race
+from tests.language.games import HigherLower, Race, Table
 
 LENGTH = 4
 
@@ -115,6 +115,19 @@ def test_a_game_that_fails_on_a_move_ends_counted_and_warned_of_once() -> None:
     assert len(caught) == 1 and env.failures.counts == {"HigherLower": 2}
 
 
+def test_a_game_that_fails_is_lost_and_no_success_whatever_its_score() -> None:
+    class Broken(Race):
+        def step(self, action: str) -> tuple[bool, dict[str, Any]]:
+            raise OSError("no board")
+
+    for game, options, score in ((Broken, {"opponents": str}, -1.0), (HigherLower, {"failed_score": 2.0}, 2.0)):
+        env = guessing(game, seat=0, **options)
+        env.reset(seed=0)
+        with pytest.warns(UserWarning, match=f"ends with the score {score:g}"):
+            _, reward, terminated, _, info = say(env, "x")
+        assert (reward, terminated, info["is_success"]) == (score, True, False)
+
+
 def ended_with(reward: Any, reason: Any) -> type[HigherLower]:
     class Ended(HigherLower):
         def close(self) -> Any:
@@ -158,9 +171,15 @@ def test_opponents_play_the_other_seat_from_what_they_are_shown() -> None:
     env = guessing(Race, opponents=[opponent], seat=1)
     env.reset(seed=0)
     assert "[A] 2" in chats.text_of(env)
-    assert say(env, "1")[1:3] == (-1.0, True)  # the opponent reaches 5
+    _, reward, terminated, _, info = say(env, "1")
+    assert (reward, terminated, info["reason"]) == (-1.0, True, "total 5 for seat 1")  # the opponent reaches it
     env = guessing(Race, opponents=opponent, seat=None)
     assert {env.seat for seed in range(8) if env.reset(seed=seed)} == {0, 1}
+    for seat, said in enumerate((["9", "0", "1"], ["0", "9", "1"], ["0", "1", "9"])):
+        env = guessing(Table, num_players=3, opponents=[lambda _: "0", lambda _: "1"], seat=seat)
+        env.reset(seed=0)
+        say(env, "9")
+        assert say(env, "9")[1:3] == (9.0, True) and env.game.said == said * 2  # by the order of the seats
 
 
 def test_without_history_each_move_is_answered_from_the_games_own_text() -> None:

@@ -45,6 +45,9 @@ def test_responses_and_log_probabilities_are_the_models_with_its_adapter(family:
 
 
 def test_the_weights_are_the_trained_ones_without_a_copy_and_keep_their_gradients() -> None:
+    whole = core()  # all of it is trained
+    assert not any(parameter.requires_grad for parameter in backend_over(whole).model.parameters())
+    assert all(parameter.requires_grad for parameter in whole.parameters())
     model = core(lora=True)
     backend = backend_over(model)
     words, own = (plain.get_parameter("transformer.wte.weight") for plain in (model.plain, backend.model))

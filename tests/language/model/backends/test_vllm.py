@@ -65,6 +65,7 @@ def test_responses_are_of_the_tokens_and_the_end_that_were_requested(vllm: Engin
     assert drawn.version == 1 and drawn.log_probs is not None
     assert max(map(max, drawn.token_ids)) < 20
     assert all(ids[-1] in (1, 5) or len(ids) == 6 for ids in drawn.token_ids)
+    assert not any(token in (1, 5) for ids in drawn.token_ids for token in ids[:-1])
     (engine,) = vllm.made
     assert engine.parameters[0].allowed_token_ids == list(range(20))
     generator().generate([[3]], Request(6, 24, 0.7, (1,), 0))
