@@ -20,7 +20,8 @@ from sb3_ppo_ext.objective.registry import KL_ESTIMATORS, SURROGATES, VALUE_CLIP
 from tests.traced_graphs import run_as_traced
 
 torch.set_num_threads(1)
-gc.disable()  # until everything is imported: a fifth of that time
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until everything is imported: a fifth of that time.
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))
 # The code that calls the kernels takes most of the compiler's time; the kernels themselves are optimised as for users.
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
