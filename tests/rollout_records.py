@@ -70,7 +70,16 @@ class Recorder(BaseCallback):
         self._note()
 
     def _note(self) -> None:
-        own = {"actor_of", "actor", "step", "sampled", "begun", "after_step", "division"}  # what PPOX has besides
+        own = {
+            "actor_of",
+            "actor",
+            "step",
+            "stored",
+            "sampled",
+            "begun",
+            "after_step",
+            "division",
+        }  # what PPOX has besides
         seen = {name: value for name, value in self.locals.items() if name not in own}
         self.calls.append(plain(seen))
         arrays = {name: seen[name] for name in ("obs_tensor", "values", "log_probs", "new_obs", "dones", "infos")}

@@ -90,7 +90,7 @@ def test_what_goes_wrong_in_an_update_is_found_before_its_step(monkeypatch: pyte
         return update(self, run, rollout)
 
     monkeypatch.setattr(TokenFamily, "update", broken)
-    monkeypatch.setattr(token_engine, "RatioCheck", lambda _: None)  # it would come first
+    monkeypatch.setattr(token_engine, "RatioCheck", lambda *_: None)  # it would come first
     untrained(
         model, r"epoch 0: .* In this minibatch the first layer .* model.layers.0.mlp.up_proj \(Linear\), for row 0"
     )

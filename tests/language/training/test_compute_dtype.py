@@ -12,7 +12,7 @@ from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.engines.errors import CompileError
 from sb3_ppo_ext.host.pytorch.layouts import has_packed_products
 from sb3_ppo_ext.language import LanguageModelPolicy
-from sb3_ppo_ext.language.engines.traced_tokens import require_traceable
+from sb3_ppo_ext.language.engines.traced_tokens import require_one_precision
 from sb3_ppo_ext.language.model import loading
 from tests.language import setups, tiny
 
@@ -84,6 +84,6 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @supported
-def test_graphs_are_refused_with_the_reason() -> None:
+def test_graphs_of_the_whole_model_are_refused_with_the_reason() -> None:
     with pytest.raises(CompileError, match="computes in bfloat16 over weights in float32"):
-        require_traceable(setups.policy(**HALF))
+        require_one_precision(setups.policy(**HALF))
