@@ -70,16 +70,8 @@ class Recorder(BaseCallback):
         self._note()
 
     def _note(self) -> None:
-        own = {
-            "actor_of",
-            "actor",
-            "step",
-            "stored",
-            "sampled",
-            "begun",
-            "after_step",
-            "division",
-        }  # what PPOX has besides
+        # What PPOX has besides.
+        own = {"actor_of", "actor", "step", "stored", "sampled", "begun", "after_step", "division"}
         seen = {name: value for name, value in self.locals.items() if name not in own}
         self.calls.append(plain(seen))
         arrays = {name: seen[name] for name in ("obs_tensor", "values", "log_probs", "new_obs", "dones", "infos")}
