@@ -20,6 +20,7 @@ from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.language.engines.actors import EagerTokenActor
 from sb3_ppo_ext.language.engines.block_kinds import blocks_of, installed, likeness, recorded, require_equal
 from sb3_ppo_ext.language.engines.traced_block import (
+    EXAMPLES,
     Arguments,
     BlockToken,
     named_tensors,
@@ -35,7 +36,6 @@ from sb3_ppo_ext.run import Run
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 
-EXAMPLES = ((2, 3), (3, 5))  # [B, S] of two calls: sizes that differ between them may be any
 KINDS = 3  # of blocks, each of which has a graph: some may have an adapter, for example
 
 Example = tuple[Arguments, DynamicCache]  # of a call of a block

@@ -20,6 +20,7 @@ from sb3_ppo_ext.engines.graph_cache import Graphs
 from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.language.engines.block_kinds import blocks_of, installed, likeness, recorded, require_equal
 from sb3_ppo_ext.language.engines.traced_block import (
+    EXAMPLES,
     Arguments,
     BlockGradient,
     named_tensors,
@@ -31,8 +32,6 @@ from sb3_ppo_ext.language.model.critics import BranchCritic, SeparateCritic
 
 if TYPE_CHECKING:
     from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
-
-EXAMPLES = ((2, 3), (3, 5))  # [B, S] of two calls: sizes that differ between them may be any
 
 
 class Compiled(NamedTuple):

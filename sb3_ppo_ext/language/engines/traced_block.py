@@ -20,6 +20,8 @@ from sb3_ppo_ext.host.pytorch import trees
 from sb3_ppo_ext.host.pytorch.graphs import Varying
 from sb3_ppo_ext.language.engines.traced_tokens import IndexedCacheLayer, gradients_of
 
+EXAMPLES = ((2, 3), (3, 5))  # [B, S] of two calls: sizes that differ between them may be any
+
 
 class Arguments(NamedTuple):
     """The arguments of a call of a block as the leaves of their structure; the first tensor is the states."""

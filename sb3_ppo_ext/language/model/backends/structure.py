@@ -36,8 +36,7 @@ def take_weights(plain: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) 
     if missing or unknown:
         raise ValueError(f"weights {sorted(missing)} are missing, and there is no place for {sorted(unknown)}")
     plain.load_state_dict(named, strict=False, assign=True)
-    cast(nn.Module, plain).to(
-        next(iter(named.values())).device
-    )  # its buffers, of a policy that was moved after it was made
+    device = next(iter(named.values())).device
+    cast(nn.Module, plain).to(device)  # its buffers, of a policy that was moved after it was made
     for parameter in plain.parameters():  # new ones: those of the trained model keep their gradients
         parameter.requires_grad_(False)
