@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +57,20 @@ def by_task(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[s
     return table(["", *tasks], rows)
 
 
+def fewest(scores: Mapping[str, Sized]) -> int:
+    """The smallest number of runs of a task; one run has no spread, and an interval from it no width."""
+    return min(map(len, scores.values()), default=0)
+
+
 def together(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
     """Normalised scores over the tasks that both an arm and the reference have, and the difference to the reference."""
     rows, reference = [], results.normalised(stage, REFERENCE, tasks)
     for arm in arms:
         ours = results.normalised(stage, arm, tasks)
         runs = sum(len(scores) for scores in ours.values())
-        if arm == REFERENCE or runs < FEWEST:
-            continue
         theirs = {task: reference[task] for task in ours}
+        if arm == REFERENCE or fewest(ours) < FEWEST or fewest(theirs) < 2:
+            continue
         ahead = difference(ours, theirs, mean)
         rows.append(
             [
@@ -76,7 +81,7 @@ def together(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[
             ]
         )
     if not rows:
-        return f"No arm shares {FEWEST} runs with `{REFERENCE}` yet."
+        return f"No arm has {FEWEST} runs of each task that it shares with `{REFERENCE}` yet."
     head = ["", "tasks", "runs", "mean ratio", "less that of `sb3`", "IQM", "chance to beat `sb3`"]
     return table(head, rows)
 
@@ -105,8 +110,9 @@ def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequenc
             continue
         theirs = results.normalised(stage, base, list(ours), base)
         found = difference(ours, theirs, mean)
-        runs, of_base = (sum(map(len, side.values())) for side in (ours, theirs))
-        interval_of_it = f" [{found.low:+.2f}, {found.high:+.2f}]" if min(runs, of_base) >= FEWEST else ""
+        runs = sum(map(len, ours.values()))
+        enough = min(fewest(ours), fewest(theirs)) >= FEWEST
+        interval_of_it = f" [{found.low:+.2f}, {found.high:+.2f}]" if enough else ""
         rows.append([f"`{arm}`", f"`{base}`", f"{len(ours)}", f"{runs}", f"{found.value:+.2f}{interval_of_it}"])
     if not rows:
         return "Not run yet."
