@@ -70,16 +70,25 @@ changed("dppo", surrogate="dppo_kl")
 changed("kl bound", surrogate="kl_bound", kl_coef={"adaptive_kl": {**MULTIPLIER, "target": 0.03}})
 
 
+changed("rate by KL, log_std -1", learning_rate=STEERED, policy_kwargs={"log_std_init": -1.0})
+
+
 def base_of(arm: str) -> str:
     """The arm from which another is changed."""
+    if arm.startswith("rate by KL, "):
+        return "rate by KL"
     return "tianshou" if arm.startswith("tianshou") else "falling"
 
 
 def of_tianshou(name: str, **arguments: Any) -> None:
-    """Adds an arm that differs from Tianshou's settings in what is named."""
-    SCREEN[name] = replace(BASELINES["tianshou"], arguments={**TIANSHOU, **arguments})
+    """Adds an arm that differs from Tianshou's settings in what is named; ``policy_kwargs`` add to theirs."""
+    policy = {**TIANSHOU["policy_kwargs"], **arguments.pop("policy_kwargs", {})}
+    SCREEN[name] = replace(BASELINES["tianshou"], arguments={**TIANSHOU, **arguments, "policy_kwargs": policy})
 
 
 of_tianshou("tianshou to 1M", learning_rate="linear:3e-4:0")
 of_tianshou("tianshou, rate by KL", learning_rate=STEERED)
 of_tianshou("tianshou, normalised", normalize_advantage=True)
+of_tianshou("tianshou, log_std -1", policy_kwargs={"log_std_init": -1.0})
+of_tianshou("tianshou, critic 128", policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [128, 128]}})
+of_tianshou("tianshou, lambda 0.9", gae_lambda=0.9)
