@@ -22,7 +22,7 @@ CLEANRL = {
 
 # Tianshou, examples/mujoco/mujoco_ppo.py at 6426a397 (2021), which made its published table. The rate falls to 0 over
 # 3M steps; a run of 1M is their first third.
-TIANSHOU = {
+TIANSHOU: dict[str, Any] = {
     **{"n_steps": 32, "learning_rate": "linear:3e-4:0:horizon=3e6", "vf_coef": 0.25, "normalize_advantage": False},
     **{"recompute_advantage": True, "normalize_value": True},
     "policy_kwargs": {"log_std_init": -0.5, "optimizer_kwargs": {"eps": 1e-8}},
