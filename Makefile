@@ -8,9 +8,9 @@ BIN := $(VENV)/bin/python
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 INSTALLED := $(VENV)/installed-$(VERSION)
 PIP := $(BIN) -m pip --disable-pip-version-check --no-input
-# One PyTorch thread per test process: two of them share two cores, and more threads only get in each other's way. Where
-# a test takes two, they sleep while they wait: the other process has work for the core.
-PROCESSES ?= auto
+# One PyTorch thread per test process: more of them only get in each other's way, and where a test takes two, they sleep
+# while they wait. There is a process more than there are cores: some tests wait for the disk, a clock or other processes.
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)' 2>/dev/null)
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN) -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 \
 	--dist worksteal
 
