@@ -12,7 +12,7 @@ PACKAGE = ROOT / "sb3_ppo_ext"
 
 # A room imports from those below it and from itself; rooms on one floor do not know each other.
 FLOORS = [
-    {"host", "objective", "saving", "process_wide", "unknown_arguments"},
+    {"host", "objective", "saving", "process_wide", "unknown_arguments", "optional_packages"},
     {"knobs", "vec_env", "streams", "distributed", "recipes"},
     {"run", "model_files"},
     {"policies"},

@@ -4,14 +4,9 @@ Importing it imports torchrl, which sets the global start method of multiprocess
 checks of ``torch.distributions`` off.
 """
 
-from importlib.util import find_spec
+from sb3_ppo_ext.optional_packages import require_packages
 
-_missing = [name for name in ("torchrl", "tensordict") if find_spec(name) is None]
-if _missing:
-    raise ImportError(
-        f"sb3_ppo_ext_torchrl needs {' and '.join(_missing)}, which cannot be found. Install with\n"
-        '  pip install "sb3_ppo_ext[torchrl]"'
-    )
+require_packages("sb3_ppo_ext_torchrl", '"sb3_ppo_ext[torchrl]"', "torchrl", "tensordict")
 
 from sb3_ppo_ext_torchrl.loop_checkpoints import LoopCheckpoints  # noqa: E402  # after the check, so that its message comes first
 from sb3_ppo_ext_torchrl.loss import PPOXLoss  # noqa: E402

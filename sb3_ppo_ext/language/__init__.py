@@ -1,13 +1,8 @@
 """PPO for language models: the policy is a causal language model, an environment step is a response."""
 
-from importlib.util import find_spec
+from sb3_ppo_ext.optional_packages import require_packages
 
-_missing = [name for name in ("transformers", "peft", "tokenizers") if find_spec(name) is None]
-if _missing:
-    raise ImportError(
-        f"sb3_ppo_ext.language needs {' and '.join(_missing)}, which cannot be found. Install with\n"
-        '  pip install "sb3_ppo_ext[lm]"'
-    )
+require_packages("sb3_ppo_ext.language", '"sb3_ppo_ext[lm]"', "transformers", "peft", "tokenizers")
 
 from sb3_ppo_ext.language.envs.classifier import ClassifierReward  # noqa: E402
 from sb3_ppo_ext.language.envs.prompt_env import PromptEnv  # noqa: E402

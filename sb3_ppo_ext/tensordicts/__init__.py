@@ -1,13 +1,9 @@
 """Rollouts as TensorDicts under TorchRL's default keys, and back."""
 
-from importlib.util import find_spec
+from sb3_ppo_ext.optional_packages import require_packages
 
-if find_spec("tensordict") is None:
-    raise ImportError(
-        "sb3_ppo_ext.tensordicts needs tensordict, which cannot be found. Install with\n"
-        '  pip install "sb3_ppo_ext[torchrl]"'
-    )
+require_packages("sb3_ppo_ext.tensordicts", '"sb3_ppo_ext[torchrl]"', "tensordict")
 
-from sb3_ppo_ext.tensordicts.rollouts import rollout_to_tensordict, tensordict_to_rollout
+from sb3_ppo_ext.tensordicts.rollouts import rollout_to_tensordict, tensordict_to_rollout  # noqa: E402
 
 __all__ = ["rollout_to_tensordict", "tensordict_to_rollout"]

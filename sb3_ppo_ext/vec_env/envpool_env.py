@@ -10,11 +10,12 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from sb3_ppo_ext.optional_packages import optional_package
 from sb3_ppo_ext.process_wide import ignoring_warnings
 from sb3_ppo_ext.vec_env.episodes import Array, EpisodeVecEnv, Observation, Step, put, require_supported, rows
 from sb3_ppo_ext.vec_env.infos import Info, info_row
 
-INSTALL = 'pip install "sb3_ppo_ext[envpool]"'
+EXTRA = '"sb3_ppo_ext[envpool]" (Python 3.11 or newer)'
 
 NUMBERING = ("env_id", "players")  # columns in which EnvPool numbers the rows
 
@@ -159,10 +160,7 @@ _TO_MAKE = "its settings are arguments of EnvPoolVecEnv(...)"
 
 def _checked(task: str, n_envs: int, threads: int | None, config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``envpool.make``; a negative number of threads would end the process without a message."""
-    try:
-        import envpool
-    except ImportError as error:
-        raise ImportError(f"EnvPoolVecEnv needs EnvPool (Python 3.11 or newer): {INSTALL}") from error
+    envpool = optional_package("envpool", "EnvPoolVecEnv", EXTRA)
     for name, value, least in (("n_envs", n_envs, 1), ("threads", 1 if threads is None else threads, 1)):
         if value < least:
             raise ValueError(f"{name}={value}: at least {least} is needed")

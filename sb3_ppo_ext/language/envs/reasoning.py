@@ -14,6 +14,7 @@ import numpy as np
 
 from sb3_ppo_ext.language.envs.answers import HINTS, REWARDS, Answer, Grader, extractor
 from sb3_ppo_ext.language.inputs import at_least, number_of, one_of
+from sb3_ppo_ext.optional_packages import optional_package
 from sb3_ppo_ext.unknown_arguments import require_choice
 
 # Item i of a data set with the seed s is that of s + i: seeds closer than the sizes give the same questions again.
@@ -67,7 +68,7 @@ def reasoning_prompts(
     :param chat: prompts as chat messages, for the tokenizer's template, instead of text
     :param system: the system message of these chats
     """
-    gym = reasoning_gym()
+    gym = optional_package("reasoning_gym", "reasoning_prompts", '"sb3_ppo_ext[reasoning]"')
     size, held_out, seed = at_least(1, "size", size), at_least(0, "held_out", held_out), at_least(0, "seed", seed)
     one_of(REWARDS, "reward", reward)
     answer_of = extractor(answer)
@@ -153,17 +154,6 @@ class Draws:
                 "be memory of similar ones. Widen its ranges, or ask for fewer",
                 stacklevel=4,
             )
-
-
-def reasoning_gym() -> ModuleType:
-    """The package, which is not imported before it is needed."""
-    try:
-        return importlib.import_module("reasoning_gym")
-    except ImportError as error:
-        raise ImportError(
-            f"reasoning_prompts needs reasoning-gym, which cannot be imported ({error}). Install with\n"
-            '  pip install "sb3_ppo_ext[reasoning]"'
-        ) from error
 
 
 def configurations(tasks: Any) -> dict[str, tuple[float, dict[str, Any]]]:

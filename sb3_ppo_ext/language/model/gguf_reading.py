@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
+
+from sb3_ppo_ext.optional_packages import require_packages
 
 SUFFIX = ".gguf"
 
@@ -19,21 +20,13 @@ def is_gguf(source: str | Path) -> bool:
     return str(source).endswith(SUFFIX)
 
 
-def require_gguf(what: str) -> None:
-    """``ImportError`` with the remedy where the package gguf is missing; ``what`` needs it."""
-    if find_spec("gguf") is None:
-        raise ImportError(
-            f'{what} needs the package gguf, which cannot be found. Install with\n  pip install "sb3_ppo_ext[gguf]"'
-        )
-
-
 def read_gguf(auto: Any, file: str | Path, dtype: str | torch.dtype) -> Any:
     """``auto.from_pretrained`` of a GGUF file, where ``auto`` is one of transformers' classes, without its quantiser.
 
     ``dtype="auto"`` is float32: the file's own numbers, of 4 bits for example, cannot be trained.
     """
     path = Path(file)
-    require_gguf(f"model={str(file)!r}")
+    require_packages(f"model={str(file)!r}", '"sb3_ppo_ext[gguf]"', "gguf")
     if not path.is_file():
         raise ValueError(f"model={str(file)!r}: there is no such file")
     options: dict[str, Any] = {"dtype": torch.float32 if dtype == "auto" else dtype}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_ppo_ext.optional_packages import require_packages
 from sb3_ppo_ext.vec_env.remote.episodes import MakeEnv
 
 
@@ -59,8 +59,7 @@ class WorkerSettings:
 
 def imported_ray() -> Any:
     """Ray, connected: to the cluster of ``RAY_ADDRESS`` or, without one, to a new one on this machine."""
-    if importlib.util.find_spec("ray") is None:
-        raise ImportError('RayVecEnv needs ray:\n  pip install "sb3_ppo_ext[ray]"')
+    require_packages("RayVecEnv", '"sb3_ppo_ext[ray]"', "ray")
     import ray
 
     if not ray.is_initialized():

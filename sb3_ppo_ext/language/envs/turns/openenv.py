@@ -7,7 +7,6 @@ that has these beside its ``observation``.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from sb3_ppo_ext.language.envs.failures import Failures
 from sb3_ppo_ext.language.envs.turns.conversation import ConversationEnv, Turn, reward_of
 from sb3_ppo_ext.language.envs.turns.random_state import RandomState
+from sb3_ppo_ext.optional_packages import optional_package
 from sb3_ppo_ext.unknown_arguments import accepts_only
 
 NO_TEXT = ("done", "reward", "metadata")  # fields of every observation
@@ -92,13 +92,7 @@ class OpenEnvAdapter(ConversationEnv):
 
 def client_of(address: str) -> Any:
     """A synchronous client of the server at ``address``, whose actions and observations are dicts."""
-    try:
-        package = importlib.import_module("openenv.core")
-    except ImportError as error:
-        raise ImportError(
-            f"OpenEnvAdapter needs openenv for a server's address, and it cannot be imported ({error}). Install with\n"
-            '  pip install "sb3_ppo_ext[openenv]"'
-        ) from error
+    package = optional_package("openenv.core", "OpenEnvAdapter of a server's address", '"sb3_ppo_ext[openenv]"')
     return package.GenericEnvClient(base_url=address).sync()
 
 

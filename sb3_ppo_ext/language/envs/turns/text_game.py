@@ -10,6 +10,7 @@ from sb3_ppo_ext.language.envs.failures import Failures
 from sb3_ppo_ext.language.envs.turns.conversation import ConversationEnv, Turn, reward_of
 from sb3_ppo_ext.language.envs.turns.random_state import RandomState
 from sb3_ppo_ext.language.inputs import at_least, number_of
+from sb3_ppo_ext.optional_packages import optional_package
 from sb3_ppo_ext.unknown_arguments import accepts_only
 
 Opponent = Callable[[str], str]  # from what the game has told this player since its last move, or in all, to its move
@@ -165,7 +166,7 @@ class GameOfTextArena:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        textarena = textarena_package()
+        textarena = optional_package("textarena", "TextGameEnv of a game's name", '"sb3_ppo_ext[games]"')
         known = importlib.import_module("textarena.envs.registration").ENV_REGISTRY
         if name not in known:
             near = [other for other in known if other.lower().startswith(name.split("-")[0].lower())][:3]
@@ -181,17 +182,6 @@ class GameOfTextArena:
                 f"the game {self.name!r} cannot be made here ({type(error).__name__}: {error}); some games download "
                 "word lists or need a key of a language model"
             ) from error
-
-
-def textarena_package() -> Any:
-    """The package, which is not imported before it is needed."""
-    try:
-        return importlib.import_module("textarena")
-    except ImportError as error:
-        raise ImportError(
-            f"TextGameEnv needs textarena for games by name, and it cannot be imported ({error}). Install with\n"
-            '  pip install "sb3_ppo_ext[games]"'
-        ) from error
 
 
 def unwrapped(game: Any) -> Any:

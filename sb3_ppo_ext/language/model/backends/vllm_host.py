@@ -6,10 +6,10 @@ vLLM itself where that is installed.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from sb3_ppo_ext.language.model.generators import Request, SamplerError
+from sb3_ppo_ext.optional_packages import optional_package
 
 # The folder is read anew by each "reload_weights" of the workers, into the engine that began with it.
 LLM_METHODS = ("generate", "collective_rpc", "reset_prefix_cache", "sleep", "wake_up")
@@ -24,14 +24,9 @@ PARAMETERS = (  # of SamplingParams, whose defaults cut nothing off: no top-k, t
 
 
 def vllm_module() -> Any:
-    """The package; ``ValueError`` where it is missing or cannot be imported."""
-    try:
-        return importlib.import_module("vllm")
-    except ImportError as error:
-        raise ValueError(
-            f'sampler="vllm" needs the package vllm, which is not part of any extra ({error}). Install it with '
-            '"pip install vllm" in a version for this PyTorch; "continuous_batching" needs no other package'
-        ) from error
+    """The package, which is not part of any extra; ``ImportError`` where it is missing or cannot be imported."""
+    remedy = 'vllm\nin a version for this PyTorch; sampler="continuous_batching" needs no other package'
+    return optional_package("vllm", 'sampler="vllm"', remedy)
 
 
 def engine_of(folder: str, options: dict[str, Any]) -> Any:
