@@ -16,6 +16,7 @@ from sb3_ppo_ext.distributed.processes import Errors, ProcessFailedError
 from sb3_ppo_ext.host.pytorch.process_groups import store_under
 
 ROLL_CALL = 2.0  # seconds in which a process that is alive notices that another has left
+EXCHANGED = 2**20  # bytes, and no more: the exchange takes twice the memory of the tensor
 ALWAYS_ALIKE = (KeyboardInterrupt, SystemExit)  # raised as such in all processes
 
 
@@ -36,12 +37,28 @@ class ProcessGroup:
 
     def add(self, tensor: Tensor) -> None:
         """Replaces ``tensor`` by its sum over the processes."""
-        group = self._group_of(tensor)
+        self.begin_add(tensor)()
+
+    def begin_add(self, tensor: Tensor) -> Callable[[], None]:
+        """Begins ``add``, and returns the function that waits for its end; ``tensor`` is not to be touched before.
+
+        Two processes exchange few numbers at once, where a ring makes two exchanges, one after the other.
+        """
+        group, parts = self._group_of(tensor), []
         with self._answered():
-            if self.count == 2 and tensor.device.type == "cpu":
-                _add_two(tensor, group)
+            if self.count == 2 and tensor.device.type == "cpu" and tensor.nbytes <= EXCHANGED:
+                parts = [torch.empty_like(tensor) for _ in range(2)]
+                work: Any = dist.all_gather(parts, tensor, group=group, async_op=True)
             else:
-                dist.all_reduce(tensor, dist.ReduceOp.SUM, group=group)
+                work = dist.all_reduce(tensor, dist.ReduceOp.SUM, group=group, async_op=True)
+
+        def finish() -> None:
+            with self._answered():
+                work.wait()
+            if parts:
+                torch.add(*parts, out=tensor)
+
+        return finish
 
     def maximum(self, tensor: Tensor) -> None:
         """Replaces ``tensor`` by its greatest values over the processes; a NaN may be lost."""
@@ -131,13 +148,6 @@ class ProcessGroup:
             f"rank {ranks}: no answer for {waited:.0f} s; the process was killed, or hangs. The run goes on from its "
             "last checkpoint where it is started again with learn(checkpoint=...) or ppox train --resume"
         )
-
-
-def _add_two(tensor: Tensor, group: Any) -> None:
-    """The sum over two processes in one exchange of as many bytes; a ring makes two, one after the other."""
-    parts = [torch.empty_like(tensor) for _ in range(2)]
-    dist.all_gather(parts, tensor, group=group)
-    torch.add(*parts, out=tensor)
 
 
 def _wait(condition: Callable[[], bool]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -31,6 +31,10 @@ class Processes(Protocol):
 
     def add(self, tensor: Tensor) -> None:
         """Replaces ``tensor`` by its sum over the processes, with the same bits in each."""
+        ...
+
+    def begin_add(self, tensor: Tensor) -> Callable[[], None]:
+        """Begins ``add``, and returns the function that waits for its end; ``tensor`` is not to be touched before."""
         ...
 
     def maximum(self, tensor: Tensor) -> None:
@@ -68,6 +72,10 @@ class OneProcess:
 
     def add(self, tensor: Tensor) -> None:
         """Leaves the tensor as it is."""
+
+    def begin_add(self, tensor: Tensor) -> Callable[[], None]:
+        """Leaves the tensor as it is; there is nothing to wait for."""
+        return lambda: None
 
     def maximum(self, tensor: Tensor) -> None:
         """Leaves the tensor as it is."""

@@ -1,18 +1,18 @@
 """The reduction seam: the gradient and the statistics of a minibatch become those of the rows of all processes.
 
-One flat sum for each minibatch carries the gradient before it is clipped and the statistics, both weighted by the
-process's share of the rows. Everything after it (norm, clip, early stop, controllers, the step) is computed from the
-same bits by every process.
+The gradient before it is clipped and the statistics are weighted by the process's share of the rows and added up; in
+one sum, where the network is small. Everything after it (norm, clip, early stop, controllers, the step) is computed
+from the same bits by every process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import overload
 
-import torch
 from torch import Tensor
 
+from sb3_ppo_ext.distributed.gradient_sums import GradientSums
 from sb3_ppo_ext.distributed.group import join_processes
 from sb3_ppo_ext.distributed.processes import Processes
 
@@ -35,7 +35,6 @@ def reduce_gradients(
 ) -> None: ...
 
 
-@torch.no_grad()
 def reduce_gradients(
     parameters: Iterable[Tensor],
     statistics: Tensor | None = None,
@@ -53,22 +52,4 @@ def reduce_gradients(
     share = 1 / processes.count if share is None else share
     if processes.count == 1:
         return statistics
-    of = list(parameters)
-    gradients = [parameter.grad for parameter in of]
-    known = torch.tensor([gradient is not None for gradient in gradients], dtype=torch.float32, device=of[0].device)
-    filled = [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(of, gradients, strict=True)]
-    numbers = [known] if statistics is None else [known, statistics.float() * share]
-    flat = torch.cat([*(gradient.reshape(-1).float() * share for gradient in filled), *numbers])
-    processes.add(flat)
-    reduced, known, *found = torch.split(flat, [flat.numel() - sum(map(len, numbers)), *map(len, numbers)])
-    _write(of, gradients, reduced, known.tolist())
-    return found[0] if found else None
-
-
-def _write(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], flat: Tensor, known: list[float]) -> None:
-    views = torch.split(flat, [parameter.numel() for parameter in parameters])
-    for parameter, gradient, view, somewhere in zip(parameters, gradients, views, known, strict=True):
-        if gradient is not None:
-            gradient.copy_(view.view_as(gradient))
-        elif somewhere:
-            parameter.grad = view.view_as(parameter).to(parameter.dtype)
+    return GradientSums(parameters, share, processes).finish(statistics)

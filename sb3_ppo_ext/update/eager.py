@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.distributed.gradient_sums import GradientSums
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics
 from sb3_ppo_ext.objective.terms import KnobValues
@@ -36,8 +37,13 @@ Steps = Callable[[torch.optim.Optimizer, list[nn.Parameter]], AbstractContextMan
 class Gradients(Protocol):
     """Computes the gradient of a minibatch."""
 
-    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Backward]:
-        """The statistics of the minibatch, and a function that leaves its gradient in ``parameter.grad``."""
+    def evaluate(
+        self, minibatch: Minibatch, knobs: KnobValues, sums: GradientSums | None = None
+    ) -> tuple[Statistics, Backward]:
+        """The statistics of the minibatch, and a function that leaves its gradient in ``parameter.grad``.
+
+        ``sums`` over the processes, where there are several, may have begun when it returns.
+        """
         ...
 
     def origin(self, minibatch: Minibatch) -> str:
@@ -51,7 +57,9 @@ class RowGradients:
 
     update: Update
 
-    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Backward]:
+    def evaluate(
+        self, minibatch: Minibatch, knobs: KnobValues, sums: GradientSums | None = None
+    ) -> tuple[Statistics, Backward]:
         """The statistics, and the backward pass of the loss."""
         update = self.update
         evaluated, found = loss_and_statistics(
@@ -116,8 +124,10 @@ class EagerRunner:
         """Trains on one minibatch unless its KL exceeds the limit; its row (``COLUMNS``), and whether the KL does."""
         run, settings = self.run, self.run.settings
         step = step or TorchStep(self.update.optimizer, self.update.parameters)
-        of_rows = self.gradients.evaluate(minibatch, run.knobs.values)
-        found, backward = of_all_processes(*of_rows, run, self.update.parameters, self.share)
+        sums = None
+        if run.processes.count > 1:
+            sums = GradientSums(self.update.parameters, self.share, run.processes)
+        found, backward = of_all_processes(*self.gradients.evaluate(minibatch, run.knobs.values, sums), sums)
         if settings.target_kl is not None and exceeds(found.approx_kl, settings.kl_limit):
             return row_of(found, None, False), True
         step_minibatch_controllers(run, found, run.of_all(len(minibatch.advantage)))

@@ -8,17 +8,16 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sb3_ppo_ext.distributed.gradient_sums import GradientSums
 from sb3_ppo_ext.distributed.processes import Processes
-from sb3_ppo_ext.distributed.reduction import reduce_gradients
 from sb3_ppo_ext.knobs.laws import select
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
 from sb3_ppo_ext.objective.losses import Reduce, masked_mean
 from sb3_ppo_ext.objective.statistics import MAXIMA, Statistics, statistics
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, Terms, ppo_terms
 from sb3_ppo_ext.policies.adapter import Evaluator
-from sb3_ppo_ext.run import Run
 
 # The columns of a minibatch's row: its statistics, the gradient's norm before clipping (NaN where no gradient was
 # computed), and whether its step was taken (1 or 0).
@@ -116,18 +115,19 @@ def decided(row: Tensor, kl_limit: float | Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def of_all_processes(
-    found: Statistics, backward: Callable[[], None], run: Run, parameters: list[nn.Parameter], share: float
+    found: Statistics, backward: Callable[[], None], sums: GradientSums | None
 ) -> tuple[Statistics, Callable[[], None]]:
     """The statistics of a minibatch over all processes, and the function that leaves its gradient in the parameters.
 
-    Where there are several, that has been done: gradient and statistics travel together, each times its ``share``.
-    Maxima remain this process's until the update ends (see ``with_maxima``).
+    Where there are several, that has been done: gradient and statistics travel together by the ``sums``, each times
+    its share. Maxima remain this process's until the update ends (see ``with_maxima``).
     """
-    if run.processes.count == 1:
+    if sums is None:
         return found, backward
     with torch.enable_grad():
         backward()
-    row = reduce_gradients(parameters, found.row(), share, run.processes)
+    row = sums.finish(found.row())
+    assert row is not None
     row[MAXIMA] = found.row()[MAXIMA].to(row.dtype)
     return Statistics.of_row(row), lambda: None
 

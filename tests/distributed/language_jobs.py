@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sb3_ppo_ext import PPOX, Checkpoints
-from sb3_ppo_ext.distributed import join_processes
+from sb3_ppo_ext.distributed import gradient_sums, join_processes
+from sb3_ppo_ext.distributed.gradient_sums import GradientSums
 from sb3_ppo_ext.language import ConversationEnv, LanguageModelPolicy, Turn, conversation_vec_env
 from tests.distributed.jobs import Result, result_of
 from tests.distributed.resumed import StopAt, Stopped
@@ -78,6 +79,24 @@ def by_graphs(name: str) -> Result:
         return learned(name, compile=True)
 
 
+def in_small_buckets() -> Result:
+    """Many sums for each gradient, which begin while it is computed; one process makes none."""
+    processes, early = join_processes(), []
+
+    class Watched(GradientSums):
+        @contextmanager
+        def begun_early(self) -> Iterator[None]:
+            with super().begun_early():
+                yield
+                early.append(len(self._begun))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_sums, "BUCKET", 2**10)
+        patch.setattr("sb3_ppo_ext.update.eager.GradientSums", Watched)
+        result = learned("separate critic, LoRA, mean by length, micro-batches, controllers")
+    return {**result, "log": {**result["log"], "sums begin early": float(processes.count == 1 or min(early) > 1)}}
+
+
 def without_tokens(loss_mean: str) -> Result:
     """The second shard has no token, as if its responses were empty."""
 
@@ -134,6 +153,7 @@ def stopped_and_resumed() -> Result:
 JOBS: dict[str, Callable[[], Result]] = {
     **{f"tokens, {name}": partial(learned, name) for name in COMPARED},
     **{f"shard without tokens, mean by {mean}": partial(without_tokens, mean) for mean in MEANS},
+    "tokens in small buckets": in_small_buckets,
     "tokens by graphs": partial(by_graphs, "Dr. GRPO, clip higher, micro-batches"),
     "tokens, stopped and resumed": stopped_and_resumed,
     "conversations": conversations,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sb3_ppo_ext.distributed.gradient_sums import GradientSums
 from sb3_ppo_ext.language.model.causal_lm import Tokens
 from sb3_ppo_ext.language.model.nan_origin import origin
 from sb3_ppo_ext.language.training.micro_batches import MicroBatch, micro_batches
@@ -123,14 +124,22 @@ class TokenGradients:
     micro_batches: MicroBatchGradients
     ratio_check: Callable[[Minibatch, float], None] | None
 
-    def evaluate(self, minibatch: Minibatch, knobs: KnobValues) -> tuple[Statistics, Callable[[], None]]:
-        """The statistics; the gradient is in the parameters already, and then leaves those that are frozen."""
+    def evaluate(
+        self, minibatch: Minibatch, knobs: KnobValues, sums: GradientSums | None = None
+    ) -> tuple[Statistics, Callable[[], None]]:
+        """The statistics; the gradient is in the parameters already, and then leaves those that are frozen.
+
+        The ``sums`` begin while the last micro-batch's gradient is computed; not where the ratio check, in which the
+        processes agree, or the removal of gradients comes between.
+        """
         for parameter in self.update.parameters:
             parameter.grad = None
         found: list[Statistics] = []
         weights: list[Tensor] = []
-        for micro_batch in self.micro_batches.split(minibatch):
-            found.append(self.micro_batches.add(micro_batch, knobs))
+        early = sums if self.ratio_check is None and not self.update.frozen else None
+        for micro_batch, is_last in marked_last(self.micro_batches.split(minibatch)):
+            with early.begun_early() if early is not None and is_last else nullcontext():
+                found.append(self.micro_batches.add(micro_batch, knobs))
             weights.append(micro_batch.weight)
         statistics = of_micro_batches(found, weights)
         if self.ratio_check is not None:
@@ -148,6 +157,16 @@ class TokenGradients:
         assert minibatch.mask is not None
         tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
         return f"In this minibatch {origin(policy.lm, tokens)}."
+
+
+def marked_last(micro_batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+    """Each of them, and whether it is the last."""
+    following = iter(micro_batches)
+    micro_batch = next(following, None)
+    while micro_batch is not None:
+        after = next(following, None)
+        yield micro_batch, after is None
+        micro_batch = after
 
 
 @contextmanager
