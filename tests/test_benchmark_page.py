@@ -68,6 +68,19 @@ def test_scores_are_counted_from_random_actions_to_the_reference() -> None:
     assert line == "| `ours` | 1 | 3 | 2.00 [2, 2] | 1.00 [0.5, 1.5] | 2.00 | 1.00 |"
 
 
+def test_an_arm_is_compared_in_units_of_each_other_one() -> None:
+    # Random 10. On "a" ours is twice as far as theirs, on "b" half as far: 1.25 in the mean.
+    of_ours, of_theirs = ({"a": 50.0, "b": 20.0}, {"a": 30.0, "b": 30.0})
+    runs = [
+        record(arm, task, seed, score)
+        for arm, scores in (("recipe", of_ours), ("sb3", of_theirs), ("few", {"a": 1.0}))
+        for task, score in scores.items()
+        for seed in range(1 if arm == "few" else 3)
+    ]
+    (line,) = tables.against(results(confirm=runs), "confirm", "recipe", ("a", "b")).split("\n")[2:]
+    assert line == "| `sb3` | 2 | 6 | +0.25 [+0.25, +0.25] | +0.25 [+0.25, +0.25] | 0.50 | b: -0.50 [-0.50, -0.50] |"
+
+
 def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:
     text = "CartPole-v1:\n  n_envs: 8\n\nPendulum-v1: &p\n  # Measured: 1 of old.\n  n_envs: 4\n"
     runs = [record("ppox.yml", "CartPole-v1", seed, 400.0 + 2 * seed) for seed in range(2)]

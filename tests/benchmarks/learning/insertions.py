@@ -14,7 +14,7 @@ from tests.benchmarks.learning.tables import by_task, number
 ENTRY = re.compile(r"^(?P<head>(?P<task>[\w-]+-v\d+):.*\n)(?:  # Measured: .*\n)?", re.MULTILINE)
 TABLE = re.compile(r"(?<=<!-- learning -->\n).*?(?=<!-- /learning -->)", re.DOTALL)
 KINDS = ("deterministic", "sampled")
-OF_README = ("sb3", "tianshou", "falling", "rate by KL")
+OF_README = ("sb3", "tianshou", "recipe")
 
 
 def measured(results: Results, task: str) -> str:
@@ -37,6 +37,6 @@ def entries(text: str, results: Results) -> str:
 
 def readme(text: str, results: Results) -> str:
     """The text of README.md with its table."""
-    arms = [arm for arm in OF_README if arm in results.arms("screen")]
-    table = by_task(results, "screen", arms, LOCOMOTION, "deterministic")
+    arms = [arm for arm in OF_README if arm in results.arms("confirm")]
+    table = by_task(results, "confirm", arms, LOCOMOTION, "deterministic")
     return TABLE.sub(lambda _: table + "\n", text)

@@ -18,6 +18,7 @@ from tests.benchmarks.measuring import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "images" / "learning.svg"
+OF_FRESH_SEEDS = ROOT / "docs" / "images" / "fresh_seeds.svg"
 README = ROOT / "README.md"
 COMPARED = ("sb3", "cleanrl", "tianshou", "falling", "rate by KL", "steered")  # in the first table and picture
 BASES = {arm: base_of(arm) for arm in SCREEN if arm != "falling"}
@@ -48,15 +49,18 @@ def compared(results: Results) -> list[str]:
 def sections(results: Results) -> dict[str, str]:
     """The tables by the names under which the text of the page has them."""
     arms, entries = compared(results), PLAN["entries"]
-    confirmed = results.arms("confirm")
-    fresh = tables.by_task(results, "confirm", confirmed, PLAN["confirm"].tasks, "deterministic")
+    fresh = [arm for arm in PLAN["confirm"].arms if arm in results.arms("confirm")]
+    tasks = [task for task in PLAN["confirm"].tasks if any(len(results.of("confirm", arm, task)) for arm in fresh)]
     return {
         "progress": tables.progress(results),
         "deterministic": tables.by_task(results, "screen", arms, LOCOMOTION, "deterministic"),
         "training": tables.by_task(results, "screen", arms, LOCOMOTION, "last_100"),
         "together": tables.together(results, "screen", arms, LOCOMOTION),
         "seconds": tables.seconds(results, "screen", arms, LOCOMOTION),
-        "confirmed": fresh if confirmed else "Not run yet.",
+        "confirmed": tables.by_task(results, "confirm", fresh, tasks, "deterministic"),
+        "confirmed_training": tables.by_task(results, "confirm", fresh, tasks, "last_100"),
+        "against": tables.against(results, "confirm", "recipe", tasks),
+        "confirmed_seconds": tables.seconds(results, "confirm", fresh, tasks),
         "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
         "table_one": tables.table_one(results),
         "bounds": tables.bounds(results),
@@ -74,7 +78,8 @@ def files(results: Results) -> dict[Path, str]:
     readme = insertions.readme(README.read_text(encoding="utf-8"), results)
     settings = insertions.entries(FILE.read_text(encoding="utf-8"), results)
     drawn = curves(results, "screen", COMPARED, LOCOMOTION)
-    return {PAGE: page(results), PICTURE: drawn, README: readme, FILE: settings}
+    fresh = curves(results, "confirm", PLAN["confirm"].arms, PLAN["confirm"].tasks)
+    return {PAGE: page(results), PICTURE: drawn, OF_FRESH_SEEDS: fresh, README: readme, FILE: settings}
 
 
 def main() -> None:

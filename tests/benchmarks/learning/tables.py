@@ -86,6 +86,39 @@ def together(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[
     return table(head, rows)
 
 
+def against(results: Results, stage: str, arm: str, tasks: Sequence[str]) -> str:
+    """An arm beside each other one of the stage, on the scale of 0 for random actions and 1 for the other's mean."""
+    rows = []
+    for other in results.arms(stage):
+        ours = results.normalised(stage, arm, tasks, other)
+        theirs = results.normalised(stage, other, list(ours), other)
+        if other == arm or min(fewest(ours), fewest(theirs)) < FEWEST:
+            continue
+        ratio, middle = difference(ours, theirs, mean), difference(ours, theirs, interquartile_mean)
+        least = min(ours, key=lambda task: float(ours[task].mean()))
+        worst = difference({least: ours[least]}, {least: theirs[least]}, mean)
+        rows.append(
+            [
+                *(f"`{other}`", f"{len(ours)}", f"{sum(map(len, ours.values()))}"),
+                *(f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" for found in (ratio, middle)),
+                f"{probability_of_improvement(ours, theirs):.2f}",
+                f"{least}: {worst.value:+.2f} [{worst.low:+.2f}, {worst.high:+.2f}]",
+            ]
+        )
+    if not rows:
+        return f"No arm has {FEWEST} runs of each task that it shares with `{arm}` yet."
+    head = [
+        "beside",
+        "tasks",
+        "runs",
+        "mean ratio less 1",
+        "IQM less theirs",
+        "chance to beat it",
+        "lowest task, less 1",
+    ]
+    return table(head, rows)
+
+
 def seconds(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
     """Core-seconds until a run first had the return that the reference ends with, medians over runs that got there."""
     rows = []
