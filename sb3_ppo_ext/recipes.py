@@ -42,7 +42,7 @@ RATE_BY_KL = {
 }
 
 RECIPES = {
-    # Locomotion of Gymnasium's MuJoCo suite, 1M steps. Not confirmed on fresh seeds yet.
+    # Locomotion of Gymnasium's MuJoCo suite, 1M steps. What it reached on fresh seeds stands in docs/benchmarks.md.
     "mujoco": Recipe(
         rollout=2048,
         n_envs=8,
