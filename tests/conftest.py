@@ -23,6 +23,8 @@ torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:
     gc.disable()  # until everything is imported: a fifth of that time.
 os.environ.setdefault("SB3_PPO_EXT_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "sb3_ppo_ext"))
+# Ray's workers stand back behind every other process of the machine, the other tests among them, for which tests wait.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # The code that calls the kernels takes most of the compiler's time; the kernels themselves are optimised as for users.
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 
