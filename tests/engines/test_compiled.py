@@ -74,6 +74,17 @@ def updated(name: str, *, compile: bool) -> PPOX:
     return model
 
 
+def assert_same_update(name: str) -> None:
+    eager, compiled = updated(name, compile=False), updated(name, compile=True)
+    assert_close(eager, compiled, model_of(name, compile=False))
+    assert eager.knobs.numbers() == pytest.approx(compiled.knobs.numbers(), rel=1e-4)
+    assert eager._n_updates == compiled._n_updates
+    for key, value in eager.logger.name_to_value.items():
+        np.testing.assert_allclose(compiled.logger.name_to_value[key], value, rtol=2e-3, atol=1e-5, err_msg=key)
+    steps = [model.policy.optimizer.state_dict()["state"][0]["step"].item() for model in (eager, compiled)]
+    assert steps[0] == steps[1] > 0
+
+
 def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_update() -> None:
     model = model_of("clip schedule", compile=False)
     model.target_kl = 0.03  # 1.5 of it, 0.045, is 0.0450000018 in float32
@@ -95,15 +106,18 @@ def test_a_kl_that_rounds_to_its_limit_stops_neither_the_graph_nor_the_eager_upd
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_one_rollouts_update_agrees_with_the_eager_one() -> None:
-    # 20 s where nothing is compiled yet; the other cases are traced, whole trainings of them, in ``cpu/test_training``.
-    eager, compiled = updated("everything", compile=False), updated("everything", compile=True)
-    assert_close(eager, compiled, model_of("everything", compile=False))
-    assert eager.knobs.numbers() == pytest.approx(compiled.knobs.numbers(), rel=1e-4)
-    assert eager._n_updates == compiled._n_updates
-    for key, value in eager.logger.name_to_value.items():
-        np.testing.assert_allclose(compiled.logger.name_to_value[key], value, rtol=2e-3, atol=1e-5, err_msg=key)
-    steps = [model.policy.optimizer.state_dict()["state"][0]["step"].item() for model in (eager, compiled)]
-    assert steps[0] == steps[1] > 0
+    assert_same_update("everything")  # 20 s where nothing is compiled yet; the other cases are traced
+
+
+# Whole trainings of these are compared in ``cpu/test_training`` as of all cases; their update is that of another case.
+OTHER_SPACES = {"multidiscrete", "multibinary", "float64 observations", "dict", "squashed gSDE", "lambda schedules"}
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("name", [name for name in CASES if name not in OTHER_SPACES])
+def test_before_the_compiler_it_is_the_same_for_every_kind_of_update(name: str) -> None:
+    assert_same_update(name)
 
 
 @pytest.mark.usefixtures("uncompiled")
