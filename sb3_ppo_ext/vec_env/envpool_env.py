@@ -15,8 +15,6 @@ from sb3_ppo_ext.process_wide import ignoring_warnings
 from sb3_ppo_ext.vec_env.episodes import Array, EpisodeVecEnv, Observation, Step, put, require_supported, rows
 from sb3_ppo_ext.vec_env.infos import Info, info_row
 
-EXTRA = '"sb3_ppo_ext[envpool]" (Python 3.11 or newer)'
-
 NUMBERING = ("env_id", "players")  # columns in which EnvPool numbers the rows
 
 # EnvPool has the bounds of float32 spaces in float64, and Gymnasium warns of it when they are first read.
@@ -160,7 +158,7 @@ _TO_MAKE = "its settings are arguments of EnvPoolVecEnv(...)"
 
 def _checked(task: str, n_envs: int, threads: int | None, config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``envpool.make``; a negative number of threads would end the process without a message."""
-    envpool = optional_package("envpool", "EnvPoolVecEnv", EXTRA)
+    envpool = optional_package("envpool", "EnvPoolVecEnv, on Python 3.11 or newer,", '"sb3_ppo_ext[envpool]"')
     for name, value, least in (("n_envs", n_envs, 1), ("threads", 1 if threads is None else threads, 1)):
         if value < least:
             raise ValueError(f"{name}={value}: at least {least} is needed")

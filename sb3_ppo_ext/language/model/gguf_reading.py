@@ -20,13 +20,18 @@ def is_gguf(source: str | Path) -> bool:
     return str(source).endswith(SUFFIX)
 
 
+def require_gguf(what: str) -> None:
+    """``ImportError`` with the remedy where the package gguf is missing; ``what`` needs it."""
+    require_packages(what, '"sb3_ppo_ext[gguf]"', "gguf")
+
+
 def read_gguf(auto: Any, file: str | Path, dtype: str | torch.dtype) -> Any:
     """``auto.from_pretrained`` of a GGUF file, where ``auto`` is one of transformers' classes, without its quantiser.
 
     ``dtype="auto"`` is float32: the file's own numbers, of 4 bits for example, cannot be trained.
     """
     path = Path(file)
-    require_packages(f"model={str(file)!r}", '"sb3_ppo_ext[gguf]"', "gguf")
+    require_gguf(f"model={str(file)!r}")
     if not path.is_file():
         raise ValueError(f"model={str(file)!r}: there is no such file")
     options: dict[str, Any] = {"dtype": torch.float32 if dtype == "auto" else dtype}

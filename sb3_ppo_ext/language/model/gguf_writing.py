@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.inputs import one_of
-from sb3_ppo_ext.language.model.gguf_reading import SUFFIX
-from sb3_ppo_ext.optional_packages import require_packages
+from sb3_ppo_ext.language.model.gguf_reading import SUFFIX, require_gguf
 from sb3_ppo_ext.saving import save_atomically
 
 ARCHITECTURE = "llama"
@@ -48,7 +47,7 @@ def write_gguf(
         None finds out those of GPT-2 and SmolLM
     :param name: of the model, in the file's metadata
     """
-    require_packages(f"save_gguf({str(file)!r})", '"sb3_ppo_ext[gguf]"', "gguf")
+    require_gguf(f"save_gguf({str(file)!r})")
     one_of(tuple(PRECISIONS), "precision", precision)
     if not str(file).endswith(SUFFIX):
         raise ValueError(f"{str(file)!r} is to be a GGUF file: give it a name that ends in {SUFFIX}")

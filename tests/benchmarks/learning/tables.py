@@ -51,6 +51,11 @@ def between(found: Interval) -> str:
     return f"[{number(found.low)}, {number(found.high)}]"
 
 
+def signed(found: Interval) -> str:
+    """A difference and its interval."""
+    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
 def by_task(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str], kind: str) -> str:
     """Arms by tasks."""
     rows = [[f"`{arm}`", *(cell(results.scores(stage, arm, task, kind)) for task in tasks)] for arm in arms]
@@ -100,9 +105,9 @@ def against(results: Results, stage: str, arm: str, tasks: Sequence[str]) -> str
         rows.append(
             [
                 *(f"`{other}`", f"{len(ours)}", f"{sum(map(len, ours.values()))}"),
-                *(f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" for found in (ratio, middle)),
+                *map(signed, (ratio, middle)),
                 f"{probability_of_improvement(ours, theirs):.2f}",
-                f"{least}: {worst.value:+.2f} [{worst.low:+.2f}, {worst.high:+.2f}]",
+                f"{least}: {signed(worst)}",
             ]
         )
     if not rows:
@@ -145,8 +150,9 @@ def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequenc
         found = difference(ours, theirs, mean)
         runs = sum(map(len, ours.values()))
         enough = min(fewest(ours), fewest(theirs)) >= FEWEST
-        interval_of_it = f" [{found.low:+.2f}, {found.high:+.2f}]" if enough else ""
-        rows.append([f"`{arm}`", f"`{base}`", f"{len(ours)}", f"{runs}", f"{found.value:+.2f}{interval_of_it}"])
+        rows.append(
+            [f"`{arm}`", f"`{base}`", f"{len(ours)}", f"{runs}", signed(found) if enough else f"{found.value:+.2f}"]
+        )
     if not rows:
         return "Not run yet."
     return table(["one change", "from", "tasks", "runs", "effect"], rows)
