@@ -13,6 +13,7 @@ from pathlib import Path
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 MUST_CONTAIN = {
     "sb3_ppo_ext/py.typed",
+    "sb3_ppo_ext/host/pytorch/headers/regex",
     "sb3_ppo_ext/ppox.py",
     "sb3_ppo_ext/tensordicts/__init__.py",
     "sb3_ppo_ext_torchrl/py.typed",

@@ -347,6 +347,20 @@ def test_a_graph_is_compiled_to_a_library_that_torch_loads(library: Library) -> 
     torch.testing.assert_close(call([torch.ones(3), torch.arange(3.0)])[0], EXPECTED)
 
 
+def test_a_library_needs_no_regular_expressions_of_the_standard_library(library: Library) -> None:
+    assert b"regex_traits" not in library.path.read_bytes()  # with which it would have been compiled another time
+
+
+def test_the_table_of_result_types_is_one_object_that_is_filled_anew_for_every_operation() -> None:
+    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+
+    handler, rule = DtypePropagationOpsHandler(), vars(DtypePropagationOpsHandler())["add"]
+    with compile_worker.rules_of_types_once():
+        kept = [vars(DtypePropagationOpsHandler())["add"] for _ in range(2)]
+    assert kept[0] is kept[1] is not rule
+    assert DtypePropagationOpsHandler() is handler and vars(handler)["add"] is not kept[0]
+
+
 def test_a_library_has_the_c_interface_that_is_called_without_the_gil(library: Library, tmp_path: Path) -> None:
     assert without_gil(library.path) is without_gil(library.path)
     torch.testing.assert_close(without_gil(library.path)([torch.ones(3), torch.arange(3.0)])[0], EXPECTED)

@@ -31,7 +31,7 @@ from sb3_ppo_ext.host.pytorch.without_gil import without_gil
 
 Call = Callable[[list[Tensor]], list[Tensor]]
 
-MAX_LIBRARIES = 128  # of some 0.5 MiB each
+MAX_LIBRARIES = 128  # of some 0.4 MiB each
 SEAL = 32  # bytes at the end of each: the digest of all before
 
 
