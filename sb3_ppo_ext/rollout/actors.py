@@ -106,7 +106,7 @@ def plain_forward(
 
 def refuse_nan(policy: ActorCriticPolicy, observation: Observation, log_probs: Tensor) -> None:
     """Raises the error that the distribution of the observations raises when it checks its parameters, if it does."""
-    if not math.isfinite(log_probs.sum().item()):
+    if not math.isfinite(sum(log_probs.flatten().tolist())):
         check_distribution(policy, observation)
 
 

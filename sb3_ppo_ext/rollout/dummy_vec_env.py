@@ -38,8 +38,11 @@ def dummy_step(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
             save(index, obs)
         else:
             single[index] = obs
-    copies: Any = copied_observation(env.buf_obs) if single is None else {None: single.copy()}
-    return dict_to_obs(env.observation_space, copies), buf_rews.copy(), buf_dones.copy(), copied_infos(buf_infos)
+    if single is None:
+        observation: Any = dict_to_obs(env.observation_space, copied_observation(env.buf_obs))
+    else:
+        observation = single.copy()  # what dict_to_obs takes out of the dict of it
+    return observation, buf_rews.copy(), buf_dones.copy(), copied_infos(buf_infos)
 
 
 def copied_observation(obs: Any) -> Any:
@@ -54,10 +57,11 @@ def copied_observation(obs: Any) -> Any:
 def copied_infos(infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """``deepcopy(infos)``, faster for dicts of plain numbers."""
     copies = [info.copy() if is_flat(info) else None for info in infos]
-    nested = [index for index, copy in enumerate(copies) if copy is None]
-    # Together, so that what several of them share is shared by their copies.
-    for index, info in zip(nested, deepcopy([infos[index] for index in nested]) if nested else (), strict=True):
-        copies[index] = info
+    if None in copies:
+        nested = [index for index, copy in enumerate(copies) if copy is None]
+        # Together, so that what several of them share is shared by their copies.
+        for index, info in zip(nested, deepcopy([infos[index] for index in nested]), strict=True):
+            copies[index] = info
     return copies  # type: ignore[return-value]  # every None has been replaced
 
 

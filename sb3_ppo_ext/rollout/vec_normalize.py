@@ -27,10 +27,11 @@ def normalized_step(
         env.returns = env.returns * env.gamma + rewards
         update_statistics(env.ret_rms, env.returns)
     rewards = normalized_reward(env, rewards)
-    for index in np.flatnonzero(dones).tolist() if np.count_nonzero(dones) else ():
-        if "terminal_observation" in infos[index]:
-            infos[index]["terminal_observation"] = env.normalize_obs(infos[index]["terminal_observation"])
-    env.returns[dones] = 0
+    if np.count_nonzero(dones):
+        for index in np.flatnonzero(dones).tolist():
+            if "terminal_observation" in infos[index]:
+                infos[index]["terminal_observation"] = env.normalize_obs(infos[index]["terminal_observation"])
+        env.returns[dones] = 0
     return normalized, rewards, dones, infos
 
 
@@ -60,7 +61,32 @@ def update_statistics(statistics: RunningMeanStd, batch: np.ndarray) -> None:
         deviation = batch - mean
         deviation *= deviation
         var = np.add.reduce(deviation, axis=0) / len(batch)
-    statistics.update_from_moments(mean, var, len(batch))
+    if batch.ndim > 1 and batch.dtype == statistics.mean.dtype == statistics.var.dtype == np.float64:
+        add_moments(statistics, mean, var, len(batch))
+    else:
+        statistics.update_from_moments(mean, var, len(batch))
+
+
+def add_moments(statistics: RunningMeanStd, mean: np.ndarray, var: np.ndarray, count: int) -> None:
+    """``statistics.update_from_moments(mean, var, count)`` of arrays in float64; ``var`` is written to.
+
+    NumPy takes half the time where a number is an array of float64 already; multiplying by 1 changes no bit.
+    """
+    total = statistics.count + count
+    before, after = np.array(statistics.count), np.array(total)
+    delta = mean - statistics.mean
+    spread = delta * delta
+    spread *= before
+    if count > 1:
+        for factor in (spread, delta, var):
+            factor *= count
+    spread /= after
+    delta /= after
+    delta += statistics.mean
+    var += statistics.var * before
+    var += spread
+    var /= after
+    statistics.mean, statistics.var, statistics.count = delta, var, count + statistics.count
 
 
 def normalized_observation(env: VecNormalize, obs: Any) -> Any:
@@ -78,9 +104,10 @@ def normalized_observation(env: VecNormalize, obs: Any) -> Any:
 
 def normalized_array(env: VecNormalize, obs: np.ndarray, statistics: RunningMeanStd) -> np.ndarray:
     """clip((obs - mean) / sqrt(var + epsilon), -clip_obs, clip_obs) as float32; computed in float64."""
-    result: np.ndarray = obs - statistics.mean
+    rows = obs[0] if obs.ndim == 2 and len(obs) == 1 else obs  # to broadcast a single row takes three times as long
+    result: np.ndarray = rows - statistics.mean
     result /= np.sqrt(statistics.var + env.epsilon)
-    return result.clip(-env.clip_obs, env.clip_obs, out=result).astype(np.float32)
+    return result.clip(-env.clip_obs, env.clip_obs, out=result).astype(np.float32).reshape(obs.shape)
 
 
 def normalized_reward(env: VecNormalize, reward: np.ndarray) -> np.ndarray:

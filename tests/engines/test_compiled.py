@@ -26,6 +26,7 @@ from sb3_ppo_ext.update.step import COLUMNS, exceeds
 from tests.cases import CASES
 from tests.environments import Toy
 from tests.rollout_buffers import Doubling
+from tests.rollout_records import assert_same, collected, environments, plain
 
 pytestmark = pytest.mark.filterwarnings("ignore::sb3_ppo_ext.TrainingWarning")
 
@@ -135,6 +136,14 @@ def test_knobs_do_not_recompile_and_what_changed_between_learn_calls_is_noticed(
     assert_close(models[0], models[1], model_of("clip schedule", compile=False))
     loaded = PPOX.load(tmp_path / "model", env=Toy())
     assert loaded.compile is True and loaded._engines.engine is None
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("action", ["box", "discrete", "multibinary"])
+def test_what_a_graph_acted_by_is_not_overwritten(action: str) -> None:
+    _, recorder = collected(PPOX, environments(action=action), compile=True)
+    for arrays, then in recorder.kept:
+        assert_same(plain(arrays), then)
 
 
 @pytest.mark.slow

@@ -24,3 +24,17 @@ def test_statistics_are_those_of_update(dtype: str, shape: tuple[int, ...]) -> N
         for name, value in vars(theirs).items():
             assert type(getattr(mine, name)) is type(value)
             np.testing.assert_array_equal(getattr(mine, name), value, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["mean", "var"])
+def test_statistics_of_another_type_stay_those_of_update(name: str) -> None:
+    mine, theirs = RunningMeanStd(shape=(3,)), RunningMeanStd(shape=(3,))
+    for statistics in (mine, theirs):
+        setattr(statistics, name, getattr(statistics, name).astype(np.float32))
+        statistics.count = np.float64(0.1)
+    batch = np.random.default_rng(0).random((4, 3))
+    update_statistics(mine, batch)
+    theirs.update(batch)
+    for key, value in vars(theirs).items():
+        assert getattr(mine, key).dtype == value.dtype
+        np.testing.assert_array_equal(getattr(mine, key), value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,18 +37,25 @@ class CompiledActor:
         self._terminal_values = EagerActor(policy).terminal_values if graph.written else self._values_of
         self._constants = list(inputs["constants"].values())
         self._keys = keys_of(observation)
+        self._more_than_one = bool(self._keys or inputs["exploration"])  # besides constants and noise
         self._rows = len(trees.tree_leaves(observation)[0])
         self._unused_noise = [torch.ones(noise.shape) for noise in self._noise]
+        self._drawn = [torch.empty(noise.shape) for noise in self._noise]  # no result of the graph lies in them
 
     def act(self, observation: Observation) -> Acted:
         """Actions, values and log-probabilities of observations [N, ...]."""
-        sampled, values, log_probs = self._run(observation, [noise.draw() for noise in self._noise])
+        for noise, numbers in zip(self._noise, self._drawn, strict=True):
+            noise.fill(numbers)
+        sampled, values, log_probs = self._run(observation, self._drawn)
         refuse_nan(self.policy, observation, log_probs)
         return Acted(sampled.numpy(), sampled, values, log_probs)
 
     def _run(self, observation: Observation, noise: list[Tensor]) -> list[Tensor]:
         self._written.restore()
-        return self._call([*self._constants, *variable_inputs(self.policy, observation, self._keys), *noise])
+        variable: Any = (observation,)
+        if self._more_than_one:
+            variable = variable_inputs(self.policy, observation, self._keys)
+        return self._call([*self._constants, *variable, *noise])
 
     def terminal_values(self, observations: list[Observation]) -> Iterator[Tensor]:
         """The value [1] of each observation, in batches of the number of environments; draws nothing."""
