@@ -27,7 +27,7 @@ from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.lost_rows import forget_lost, is_lost, note_lost
-from sb3_ppo_ext.rollout.storing import store
+from sb3_ppo_ext.rollout.storing import storing
 from sb3_ppo_ext.rollout.token_buffer import steps_held
 from sb3_ppo_ext.rollout.vec_env_step import step_of
 from sb3_ppo_ext.vec_env.infos import Infos
@@ -56,13 +56,14 @@ def collect_rollouts(
         begin(self, rollout_buffer, division)
         callback.on_rollout_start()
     n_steps = begun or 0
-    actor, step, stored = actor_of(self.policy), step_of(env), store.dispatch(type(rollout_buffer))
+    actor, bounded = actor_of(self.policy), bounds_of(self, env.num_envs)
+    step, store = step_of(env), storing(rollout_buffer)
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             division.reset_noise()
         obs_tensor = as_tensor(self._last_obs, self.device)
         actions, sampled, values, log_probs = actor.act(obs_tensor)
-        clipped_actions = within_bounds(self, actions)
+        clipped_actions = bounded(actions)
         new_obs, rewards, dones, infos = step(clipped_actions)
         self.num_timesteps += division.all_envs
         callback.update_locals(locals())
@@ -75,8 +76,8 @@ def collect_rollouts(
         for idx, terminal_obs, terminal_value in cut_by_time_limit(self.policy, actor, dones, infos):  # noqa: B007
             rewards[idx] += self.gamma * terminal_value
         idx, done = len(dones) - 1, dones[-1]  # where the loop over all of them ends
-        stored(
-            *(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs),
+        store(
+            *(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs),
             on_device=(obs_tensor, sampled),
         )
         n_steps = steps_held(rollout_buffer, n_steps)
@@ -130,15 +131,17 @@ def count_episodes(model: OnPolicyAlgorithm, infos: list[dict[str, Any]], dones:
         model._update_info_buffer(infos, dones)
 
 
-def within_bounds(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
-    """The actions for the environment: rescaled if the policy squashes them, else clipped to the space's bounds."""
+def bounds_of(model: OnPolicyAlgorithm, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes actions those for the environment: rescaled if the policy squashes them, else clipped to the bounds."""
     space = model.action_space
     if not isinstance(space, spaces.Box):
-        return actions
-    bounded: np.ndarray = (
-        model.policy.unscale_action(actions) if model.policy.squash_output else actions.clip(space.low, space.high)
-    )
-    return bounded
+        return lambda actions: actions
+    if model.policy.squash_output:
+        unscale: Callable[[np.ndarray], np.ndarray] = model.policy.unscale_action
+        return unscale
+    # An entry per action: to clip takes half the time of bounds that are broadcast.
+    low, high = (np.repeat(bound[None], n_envs, axis=0) for bound in (space.low, space.high))
+    return lambda actions: actions.clip(low, high)
 
 
 def cut_by_time_limit(

@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
 from sb3_ppo_ext.objective.batch import Observation
-from sb3_ppo_ext.rollout.storing import store
+from sb3_ppo_ext.rollout.storing import Store, storing
 
 PENDING = 64  # steps whose tensors are collected before they are copied into the arrays together
 
@@ -135,19 +135,21 @@ class DeviceRollouts(RolloutBuffer):
         return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
 
-@store.register
-def _store_on_device(
-    buffer: DeviceRollouts,
-    obs: Any,
-    action: np.ndarray,
-    reward: np.ndarray,
-    episode_start: Any,
-    value: Tensor,
-    log_prob: Tensor,
-    *,
-    on_device: tuple[Observation, Tensor],
-) -> None:
-    buffer.add(*on_device, reward, episode_start, value, log_prob)
+@storing.register
+def _storing_on_device(buffer: DeviceRollouts) -> Store:
+    def store(
+        obs: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: Any,
+        value: Tensor,
+        log_prob: Tensor,
+        *,
+        on_device: tuple[Observation, Tensor],
+    ) -> None:
+        buffer.add(*on_device, reward, episode_start, value, log_prob)
+
+    return store
 
 
 # The attributes that ``exchange_buffer`` drops when it moves a buffer to or from the device.

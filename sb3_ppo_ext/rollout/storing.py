@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
-from typing import Any
+from functools import partial, singledispatch
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -14,8 +14,39 @@ from sb3_ppo_ext.host.sb3 import adds_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 
 
+class Store(Protocol):
+    """Adds a step to a buffer."""
+
+    def __call__(
+        self,
+        obs: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: Any,
+        value: Tensor,
+        log_prob: Tensor,
+        *,
+        on_device: tuple[Observation, Tensor],
+    ) -> None:
+        """``on_device`` has the observation and the action as tensors of the policy's device."""
+        ...
+
+
 @singledispatch
-def store(
+def storing(buffer: RolloutBuffer) -> Store:
+    """What adds the steps of a rollout: ``buffer.add``, or the same with one copy of each number for SB3's buffers.
+
+    A class of buffers that lie on a device registers a function of its own.
+    """
+    return partial(copy_step if adds_as_sb3(buffer) else add_step, buffer)
+
+
+def add_step(buffer: RolloutBuffer, *step: Any, on_device: tuple[Observation, Tensor]) -> None:
+    """Calls ``buffer.add``."""
+    buffer.add(*step)
+
+
+def copy_step(
     buffer: RolloutBuffer,
     obs: Any,
     action: np.ndarray,
@@ -26,19 +57,15 @@ def store(
     *,
     on_device: tuple[Observation, Tensor],
 ) -> None:
-    """Calls ``buffer.add``, or does the same with one copy of each number for Stable-Baselines3's buffers.
-
-    ``on_device`` has the observation and the action as tensors of the policy's device: a class of buffers that lie
-    there registers a function of its own.
-    """
-    if not adds_as_sb3(buffer) or log_prob.dim() == 0:
+    """Does what ``add`` of Stable-Baselines3's buffers does."""
+    if log_prob.dim() == 0:
         buffer.add(obs, action, reward, episode_start, value, log_prob)
         return
     step = buffer.pos
     observations: Any = buffer.observations
-    if isinstance(buffer.observation_space, spaces.Dict):
+    if type(observations) is dict:
         for key, array in observations.items():
-            array[step] = fitted(obs[key], buffer.observation_space[key], array)
+            array[step] = fitted(obs[key], buffer.observation_space[key], array)  # type: ignore[index]  # a Dict
     else:
         observations[step] = fitted(obs, buffer.observation_space, observations)
     buffer.actions[step] = action.reshape(buffer.actions.shape[1:])
