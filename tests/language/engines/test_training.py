@@ -4,11 +4,16 @@ GPU."""
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
+from torch import fx
 
 from sb3_ppo_ext import PPOX
+from sb3_ppo_ext.engines import graph_cache
 from sb3_ppo_ext.engines.cuda import engine
+from sb3_ppo_ext.engines.fingerprints import signature
+from sb3_ppo_ext.engines.tracing import trace
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine
 from tests.cases import assert_same_learning
 from tests.engines.cuda.rehearsal import Rehearsed
@@ -33,7 +38,25 @@ def compiling(name: str) -> PPOX:
     return model
 
 
-@pytest.mark.parametrize("name", TOKEN_CASES)
+KNOWN: dict[Any, fx.GraphModule] = {}
+
+
+@pytest.fixture(autouse=True)
+def traced_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What both tests of a case trace, for inputs of the same shapes, is traced in the first of them."""
+
+    def traced(function: Any, inputs: Any, policy: Any, **options: Any) -> fx.GraphModule:
+        modules = [(type(module), module.training) for module in policy.modules()]
+        key = (name, type(function), *modules, signature(inputs), *sorted(options.items()))
+        if key not in KNOWN:
+            KNOWN[key] = trace(function, inputs, policy, **options)
+        return KNOWN[key]
+
+    monkeypatch.setattr(graph_cache, "trace", traced)
+
+
+# The scope lets the two tests of a case follow each other.
+@pytest.mark.parametrize("name", TOKEN_CASES, scope="module")
 def test_graphs_learn_what_eager_training_does(name: str) -> None:
     graphs = compiling(name)
     trace_only(graphs)
@@ -43,7 +66,7 @@ def test_graphs_learn_what_eager_training_does(name: str) -> None:
     assert_same_learning(graphs, eager(name))
 
 
-@pytest.mark.parametrize("name", TOKEN_CASES)
+@pytest.mark.parametrize("name", TOKEN_CASES, scope="module")
 def test_recordings_learn_what_eager_training_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(engine.RECORDERS, "cpu", Rehearsed)
     recorded = compiling(name)
