@@ -71,7 +71,18 @@ class Recorder(BaseCallback):
 
     def _note(self) -> None:
         # What PPOX has besides.
-        own = {"actor_of", "actor", "step", "store", "bounded", "sampled", "begun", "after_step", "division"}
+        own = {
+            "actor_of",
+            "actor",
+            "step",
+            "store",
+            "bounded",
+            "leaves_out",
+            "sampled",
+            "begun",
+            "after_step",
+            "division",
+        }
         seen = {name: value for name, value in self.locals.items() if name not in own}
         self.calls.append(plain(seen))
         arrays = {name: seen[name] for name in ("obs_tensor", "values", "log_probs", "new_obs", "dones", "infos")}

@@ -28,7 +28,7 @@ from sb3_ppo_ext.rollout.actors import Actor, EagerActor
 from sb3_ppo_ext.rollout.advantages import compute_returns_and_advantage
 from sb3_ppo_ext.rollout.lost_rows import forget_lost, is_lost, note_lost
 from sb3_ppo_ext.rollout.storing import storing
-from sb3_ppo_ext.rollout.token_buffer import steps_held
+from sb3_ppo_ext.rollout.token_buffer import TokenRolloutBuffer
 from sb3_ppo_ext.rollout.vec_env_step import step_of
 from sb3_ppo_ext.vec_env.infos import Infos
 
@@ -58,6 +58,7 @@ def collect_rollouts(
     n_steps = begun or 0
     actor, bounded = actor_of(self.policy), bounds_of(self, env.num_envs)
     step, store = step_of(env), storing(rollout_buffer)
+    leaves_out = isinstance(rollout_buffer, TokenRolloutBuffer)  # steps, maybe
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             division.reset_noise()
@@ -80,7 +81,7 @@ def collect_rollouts(
             *(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs),
             on_device=(obs_tensor, sampled),
         )
-        n_steps = steps_held(rollout_buffer, n_steps)
+        n_steps = rollout_buffer.pos if leaves_out else n_steps
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]  # no tuples
         if after_step is not None:
             after_step(n_steps)

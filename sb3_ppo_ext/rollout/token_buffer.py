@@ -18,11 +18,6 @@ class TokenRolloutBuffer(DictRolloutBuffer):
     draws: dict[str, Any] | None  # plain values, where not every step of the environments becomes one of the buffer
 
 
-def steps_held(buffer: RolloutBuffer, n_steps: int) -> int:
-    """The steps in a buffer that was given ``n_steps``; one of tokens may leave some out."""
-    return buffer.pos if isinstance(buffer, TokenRolloutBuffer) else n_steps
-
-
 def has_begun(buffer: RolloutBuffer) -> bool:
     """True where the buffer was given a step of a rollout, also one that it has left out."""
     return buffer.pos > 0 or (isinstance(buffer, TokenRolloutBuffer) and bool(buffer.draws and buffer.draws["steps"]))

@@ -72,14 +72,14 @@ def add_moments(statistics: RunningMeanStd, mean: np.ndarray, var: np.ndarray, c
 
     NumPy takes half the time where a number is an array of float64 already; multiplying by 1 changes no bit.
     """
-    total = statistics.count + count
-    before, after = np.array(statistics.count), np.array(total)
+    before, after = np.array(statistics.count), np.array(statistics.count + count)
+    rows = np.array(float(count))
     delta = mean - statistics.mean
     spread = delta * delta
     spread *= before
     if count > 1:
         for factor in (spread, delta, var):
-            factor *= count
+            factor *= rows
     spread /= after
     delta /= after
     delta += statistics.mean
