@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sb3_ppo_ext.engines.channels_last import channels_last
 from sb3_ppo_ext.engines.substitution import substituted, write_assigned
-from sb3_ppo_ext.engines.traced_adam import AdamGroup, adam_step
+from sb3_ppo_ext.engines.traced_adam import AdamGroup, adam_step, step_size
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.objective.statistics import Statistics, mean_weights
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
@@ -104,13 +104,14 @@ class UpdateFunctions:
             (power1 * group.beta1, power2 * group.beta2)
             for (power1, power2), group in zip(inputs["powers"], plan.step_groups, strict=True)
         ]
+        rate = inputs["knobs"]["learning_rate"]
+        sizes = [step_size(rate * ratio, power) for ratio, power in zip(plan.ratios, powers, strict=True)]
         for index, parameter in enumerate(inputs["parameters"].values()):
             of, gradient = plan.step_group_of[index], clipped[index]
             if of is None or gradient is None:
                 continue
             before = (parameter, inputs["first"][index], inputs["second"][index])
-            rate = inputs["knobs"]["learning_rate"] * plan.ratios[of]
-            after = adam_step(*before, gradient=gradient, powers=powers[of], rate=rate, group=plan.step_groups[of])
+            after = adam_step(*before, gradient=gradient, size=sizes[of], group=plan.step_groups[of])
             for tensor, new in zip(before, after, strict=True):
                 tensor.copy_(torch.where(go, new, tensor))
         for old_powers, new_powers in zip(inputs["powers"], powers, strict=True):

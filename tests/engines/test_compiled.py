@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.engines.cpu.engine import CpuEngine
 from sb3_ppo_ext.engines.rows import RowFamily
-from sb3_ppo_ext.engines.traced_adam import adam_step, groups_of
+from sb3_ppo_ext.engines.traced_adam import adam_step, groups_of, step_size
 from sb3_ppo_ext.engines.traced_update import UpdateFunctions
 from sb3_ppo_ext.engines.update_inputs import UpdateInputs
 from sb3_ppo_ext.objective.statistics import Statistics
@@ -200,15 +200,11 @@ def test_adam_step_is_torchs(optimizer_class: type[torch.optim.Optimizer]) -> No
     mine: tuple[Tensor, Tensor, Tensor] = (parameter.detach().clone(), torch.zeros(5), torch.zeros(5))
     for step in range(1, 4):
         parameter.grad = torch.randn(5)
-        mine = adam_step(
-            *mine,
-            gradient=parameter.grad,
-            powers=(
-                torch.tensor(group.beta1**step, dtype=torch.float64),
-                torch.tensor(group.beta2**step, dtype=torch.float64),
-            ),
-            rate=torch.tensor(0.01, dtype=torch.float64),
-            group=group,
+        powers = (
+            torch.tensor(group.beta1**step, dtype=torch.float64),
+            torch.tensor(group.beta2**step, dtype=torch.float64),
         )
+        size = step_size(torch.tensor(0.01, dtype=torch.float64), powers)
+        mine = adam_step(*mine, gradient=parameter.grad, size=size, group=group)
         optimizer.step()
         torch.testing.assert_close(mine[0], parameter.detach(), rtol=1e-6, atol=1e-7)
