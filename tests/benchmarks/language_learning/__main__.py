@@ -10,6 +10,7 @@ the run under way is lost. The records hold CPU seconds, and the list may run be
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,8 @@ def score(record: dict[str, Any]) -> str:
     """What a record reached, in one short text."""
     if "error" in record:
         return str(record["error"])
-    means = [float(np.mean(record[when][how])) for how in ("sampled", "greedy") for when in ("before", "after")]
+    ends = [record["evaluations"][at] for at in (0, -1)]
+    means = [float(np.mean(end[kind])) for kind in ("sampled", "greedy") for end in ends]
     return "sampled {:.2f} -> {:.2f}, greedy {:.2f} -> {:.2f}, ".format(*means) + f"{record['core_seconds']:.0f} core-s"
 
 
@@ -47,8 +49,10 @@ def work_off(path: Path, todo: list[dict[str, Any]]) -> None:
     for done, order in enumerate(todo, start=1):
         task = order["task"]
         record = run(order, before.get(task))
-        before[task] = record["before"]  # the untrained model is every arm's
+        first = record["evaluations"][0]
+        before[task] = {kind: first[kind] for kind in ("greedy", "sampled")}  # the untrained model is every arm's
         records.append(path, record)
+        gc.collect()  # a model lies in circles of references, and holds a gigabyte
         left = (time.monotonic() - start) / done * (len(todo) - done) / 60
         name = f"{task} {order['arm']} seed {order['seed']}"
         print(f"{name}: {score(record)}; {len(todo) - done} runs left, about {left:.0f} min", flush=True)

@@ -1,6 +1,6 @@
 """The tasks' settings and the arms: plain data, which a record of a run repeats.
 
-All arms draw groups of eight and differ in nothing but the critic and the advantage.
+All arms of reinforcement learning draw groups of eight and differ in nothing but the critic and the advantage.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ Settings = dict[str, Any]
 
 # One pass over the data and an adapter on the last of the 30 blocks: the gradient does not go through the others.
 REAL: Settings = {
-    **{"n_envs": 32, "group_size": 8, "responses": 512},
+    **{"n_envs": 32, "group_size": 8, "responses": 1024},
     "lora": {
         **{"r": 16, "layers_to_transform": [*range(22, 30)]},
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     },
-    "arguments": {"n_steps": 1, "batch_size": 16, "n_epochs": 1, "learning_rate": "linear:2e-3:2e-4", "gamma": 1.0},
+    "arguments": {"n_steps": 1, "batch_size": 32, "n_epochs": 1, "learning_rate": 1e-3, "gamma": 1.0},
 }
 SMALL: Settings = {
     **{"n_envs": 64, "group_size": 8, "responses": 2560, "lora": None, "task": {"name": "copying"}},
@@ -30,16 +30,16 @@ TASKS: dict[str, Settings] = {
     "gcd": REAL
     | {
         "task": {
-            **{"name": "gcd", "config": {"max_value": 20}, "size": 200, "held_out": 48, "max_new_tokens": 4},
+            **{"name": "gcd", "config": {"max_value": 12}, "size": 96, "held_out": 48, "max_new_tokens": 4},
             "examples": "gcd 12 8 = 4\ngcd 9 5 = 1",
         }
     },
     "sums": REAL
     | {
         "task": {
-            **{"name": "chain_sum", "size": 1000, "held_out": 48, "max_new_tokens": 5},
-            "config": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
-            "examples": "12 + 15 = 27\n40 - 23 = 17",
+            **{"name": "chain_sum", "size": 140, "held_out": 48, "max_new_tokens": 5},
+            "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+            "examples": "7 + 5 = 12\n4 - 9 = -5",
         }
     },
 }
@@ -58,6 +58,9 @@ ARMS: dict[str, Settings] = {
     "GRPO": {**WITHOUT_CRITIC, "buffer": {"group_advantage": "grpo"}},
     "Dr. GRPO": {**WITHOUT_CRITIC, "buffer": {"group_advantage": "dr_grpo", "loss_mean": "length"}},
 }
+
+# No reinforcement learning: what the same number of sequences teaches if they are the right answers.
+ARMS["supervised"] = {**ARMS["RLOO"], "supervised": True}
 
 
 def settings(task: str, arm: str) -> Settings:

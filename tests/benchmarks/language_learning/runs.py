@@ -1,4 +1,4 @@
-"""One run: held-out success before, a training, held-out success after, and the record of it."""
+"""One run: a training, held-out success before it, half way and after it, and the record of all that."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv, ValuePretraining
 from sb3_ppo_ext.language.evaluation.evaluate import evaluate, undisturbed, whole_text
+from tests.benchmarks.language_learning.supervised import supervise
 from tests.benchmarks.language_learning.tasks import Task, task_of
 from tests.benchmarks.learning.runs import rounded, versions
 
 Success = dict[str, list[float]]  # by kind of response: one number per held-out prompt
 SAMPLES = 4  # of the trained policy per held-out prompt, besides the likeliest response
+SPANS = 2  # of the training, with an evaluation after each
 
 
 class TrainingSuccess(BaseCallback):
@@ -68,26 +70,65 @@ def held_out_success(model: PPOX, task: Task) -> Success:
     }
 
 
+class Evaluations(BaseCallback):
+    """Held-out success before the training and after each of ``SPANS`` equal spans of it, with the CPU seconds so far.
+
+    ``before`` is the first of them where it is known already. Evaluating is not counted in the seconds.
+    """
+
+    def __init__(self, task: Task, responses: int, before: Success | None) -> None:
+        super().__init__()
+        self.task, self.before = task, before
+        self.marks = [responses * span // SPANS for span in range(SPANS)]
+        self.found: list[dict[str, Any]] = []
+        self.evaluating = 0.0
+
+    def core_seconds(self) -> float:
+        """CPU seconds of the training so far."""
+        return round(time.process_time() - self.start - self.evaluating, 1)
+
+    def _on_training_start(self) -> None:
+        self.start = time.process_time()
+        self._evaluate(self.before)
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps >= self.marks[min(len(self.found), SPANS - 1)] > 0 and len(self.found) < SPANS:
+            self._evaluate()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self._evaluate()
+
+    def _evaluate(self, known: Success | None = None) -> None:
+        spent, start = self.core_seconds(), time.process_time()
+        assert isinstance(self.model, PPOX)
+        success = known or held_out_success(self.model, self.task)
+        self.found.append({"responses": self.model.num_timesteps, "core_seconds": spent, **success})
+        self.evaluating += time.process_time() - start
+
+
 def run(order: Mapping[str, Any], before: Success | None = None) -> dict[str, Any]:
-    """Trains and evaluates; a training that diverges is a record too, with its error and no success after it."""
+    """Trains and evaluates; a training that diverges is a record too, with its error and the evaluations until then."""
     settings, seed = order["settings"], order["seed"]
     torch.set_num_threads(1)
     task = task_of(settings["task"])
     model = model_of(task, settings, seed)
-    before = before or held_out_success(model, task)
-    curve = TrainingSuccess()
-    callbacks: list[BaseCallback] = [curve]
+    curve, evaluations = TrainingSuccess(), Evaluations(task, settings["responses"], before)
+    callbacks: list[BaseCallback] = [curve, evaluations]  # evaluated before values are pre-trained
     if share := settings.get("value_pretraining"):
         callbacks.append(ValuePretraining(int(share * settings["responses"])))
-    start, outcome = time.process_time(), dict[str, Any]()
+    outcome = dict[str, Any]()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.learn(settings["responses"], callbacks, log_interval=None)
+            if settings.get("supervised"):
+                supervise(model, task.answers, settings["responses"], evaluations)
+            else:
+                model.learn(settings["responses"], callbacks, log_interval=None)
     except (ValueError, FloatingPointError) as error:
         outcome = {"error": f"{type(error).__name__}: {error}"[:500]}
-    outcome |= {"core_seconds": round(time.process_time() - start, 1), "responses": model.num_timesteps}
-    outcome |= {"curve": curve.points, "constant": rounded(task.constant), "before": before}
-    if "error" not in outcome:
-        outcome["after"] = held_out_success(model, task)
+    outcome |= {"core_seconds": evaluations.core_seconds(), "responses": model.num_timesteps}
+    outcome |= {"curve": curve.points, "constant": rounded(task.constant), "evaluations": evaluations.found}
     return {**order, **outcome, "versions": versions()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class Task:
 
     model: Callable[[], PreTrainedModel]
     environment: Mapping[str, Any]  # keywords of PromptVecEnv
+    answers: Sequence[Sequence[int]]  # the right responses to its prompts, as token ids
     held_out: Mapping[str, Any]  # prompts and columns
     constant: float
 
@@ -59,6 +60,11 @@ def of_sum(entry: Mapping[str, Any]) -> str:
 WORDINGS = {"gcd": of_gcd, "chain_sum": of_sum}
 
 
+def right_responses(tokenizer: Any, end: int, answers: Sequence[str]) -> list[list[int]]:
+    """A space, the answer and the end of the text, as token ids."""
+    return [[*tokenizer(f" {answer}", add_special_tokens=False)["input_ids"], end] for answer in answers]
+
+
 def solved(name: str, config: Mapping[str, Any], examples: str, size: int, held_out: int, max_new_tokens: int) -> Task:
     """Questions of the reasoning-gym task ``name``, each after the solved ``examples``."""
     questions = reasoning_prompts({name: config}, size, held_out=held_out, answer="number")
@@ -70,7 +76,9 @@ def solved(name: str, config: Mapping[str, Any], examples: str, size: int, held_
     answers = Counter(row["entry"]["answer"] for row in questions.held_out)
     constant = answers.most_common(1)[0][1] / len(questions.held_out)
     model = functools.partial(real_model, tuple(ends))
-    return Task(model, {**environment, "max_new_tokens": max_new_tokens}, {"prompts": questions.held_out}, constant)
+    right = right_responses(tokenizer, ends[-1], [row["entry"]["answer"] for row in questions.train])
+    environment["max_new_tokens"] = max_new_tokens
+    return Task(model, environment, right, {"prompts": questions.held_out}, constant)
 
 
 def copies() -> Task:
@@ -79,7 +87,9 @@ def copies() -> Task:
     held_out = {"prompts": [f"copy {word} >" for word in words], "columns": {"word": words}}
     task = copying.task("training")
     environment = {**task.arguments, "prompts": task.source.texts, "columns": task.source.columns}
-    return Task(copying.MODEL, environment, held_out, 1 / len(words))
+    tokenizer = copying.MODEL.tokenizer()
+    right = right_responses(tokenizer, tokenizer.eos_token_id, copying.words("training"))
+    return Task(copying.MODEL, environment, right, held_out, 1 / len(words))
 
 
 def task_of(options: Mapping[str, Any]) -> Task:
