@@ -111,7 +111,7 @@ def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
-    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), metavar="ARM", help="; ".join(sorted(ARMS)))
     parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--seeds", nargs=2, type=int, metavar=("FIRST", "END"))
     parser.add_argument("--steps", type=int, help="of every run, instead of the arm's")
