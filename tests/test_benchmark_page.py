@@ -77,7 +77,8 @@ def test_an_arm_is_compared_in_units_of_each_other_one() -> None:
         for task, score in scores.items()
         for seed in range(1 if arm == "few" else 3)
     ]
-    (line,) = tables.against(results(confirm=runs), "confirm", "recipe", ("a", "b")).split("\n")[2:]
+    runs += [record("recipe", "c", seed, 99.0) for seed in range(3)] + [record("sb3", "c", 0, 20.0)]  # too few
+    (line,) = tables.against(results(confirm=runs), "confirm", "recipe", ("a", "b", "c")).split("\n")[2:]
     assert line == "| `sb3` | 2 | 6 | +0.25 [+0.25, +0.25] | +0.25 [+0.25, +0.25] | 0.50 | b: -0.50 [-0.50, -0.50] |"
 
 

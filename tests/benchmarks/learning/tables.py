@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tests.benchmarks.learning.intervals import (
     Interval,
+    Scores,
     difference,
     interquartile_mean,
     interval,
@@ -67,6 +68,12 @@ def fewest(scores: Mapping[str, Sized]) -> int:
     return min(map(len, scores.values()), default=0)
 
 
+def with_spread(ours: Scores, theirs: Scores) -> tuple[Scores, Scores]:
+    """Both sides' scores on the tasks of which each has ``FEWEST`` runs."""
+    tasks = [task for task in ours if min(len(ours[task]), len(theirs[task])) >= FEWEST]
+    return {task: ours[task] for task in tasks}, {task: theirs[task] for task in tasks}
+
+
 def together(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
     """Normalised scores over the tasks that both an arm and the reference have, and the difference to the reference."""
     rows, reference = [], results.normalised(stage, REFERENCE, tasks)
@@ -92,12 +99,15 @@ def together(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[
 
 
 def against(results: Results, stage: str, arm: str, tasks: Sequence[str]) -> str:
-    """An arm beside each other one of the stage, on the scale of 0 for random actions and 1 for the other's mean."""
+    """An arm beside each other one of the stage, on the scale of 0 for random actions and 1 for the other's mean.
+
+    A task counts once both have ``FEWEST`` runs of it.
+    """
     rows = []
     for other in results.arms(stage):
         ours = results.normalised(stage, arm, tasks, other)
-        theirs = results.normalised(stage, other, list(ours), other)
-        if other == arm or min(fewest(ours), fewest(theirs)) < FEWEST:
+        ours, theirs = with_spread(ours, results.normalised(stage, other, list(ours), other))
+        if other == arm or not ours:
             continue
         ratio, middle = difference(ours, theirs, mean), difference(ours, theirs, interquartile_mean)
         least = min(ours, key=lambda task: float(ours[task].mean()))
@@ -111,7 +121,7 @@ def against(results: Results, stage: str, arm: str, tasks: Sequence[str]) -> str
             ]
         )
     if not rows:
-        return f"No arm has {FEWEST} runs of each task that it shares with `{arm}` yet."
+        return f"No arm has {FEWEST} runs of a task that it shares with `{arm}` yet."
     head = [
         "beside",
         "tasks",
