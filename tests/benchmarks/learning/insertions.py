@@ -6,10 +6,9 @@ import re
 
 import numpy as np
 
-from tests.benchmarks.learning.arms import ARMS
-from tests.benchmarks.learning.plan import LOCOMOTION
+from tests.benchmarks.learning.arms import ARMS, SUITE
 from tests.benchmarks.learning.results import Results, mean_return
-from tests.benchmarks.learning.tables import by_task, number
+from tests.benchmarks.learning.tables import cell, number, table
 
 ENTRY = re.compile(r"^(?P<head>(?P<task>[\w-]+-v\d+):.*\n)(?:  # Measured: .*\n)?", re.MULTILINE)
 TABLE = re.compile(r"(?<=<!-- learning -->\n).*?(?=<!-- /learning -->)", re.DOTALL)
@@ -36,7 +35,10 @@ def entries(text: str, results: Results) -> str:
 
 
 def readme(text: str, results: Results) -> str:
-    """The text of README.md with its table."""
-    arms = [arm for arm in OF_README if arm in results.arms("confirm")]
-    table = by_task(results, "confirm", arms, LOCOMOTION, "deterministic")
-    return TABLE.sub(lambda _: table + "\n", text)
+    """The text of README.md with its table: every task of the suite that all of its arms have runs of."""
+    rows = []
+    for task in SUITE:
+        scores = [results.scores("confirm", arm, task) for arm in OF_README]
+        if all(map(len, scores)):
+            rows.append([task, *map(cell, scores)])
+    return TABLE.sub(lambda _: table(["", *(f"`{arm}`" for arm in OF_README)], rows) + "\n", text)

@@ -57,7 +57,7 @@ PLAN = {
     "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
     "confirm": Stage(("recipe", "sb3", "zoo", "cleanrl", "tianshou", "trpo", "a2c", "sbx"), SUITE, range(1000, 1010)),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
-    "entries": Stage(("ppox.yml",), (*CLASSIC, *BOX2D), range(1000, 1005)),
+    "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),
     "table_one": Stage(tuple(TABLE_ONE), TABLE_ONE_TASKS, range(3)),
     "kl_bound": Stage(tuple(KL_BOUND), kl_bound.TASKS, range(5)),
 }
