@@ -137,17 +137,8 @@ class DeviceRollouts(RolloutBuffer):
 
 @storing.register
 def _storing_on_device(buffer: DeviceRollouts) -> Store:
-    def store(
-        obs: Any,
-        action: np.ndarray,
-        reward: np.ndarray,
-        episode_start: Any,
-        value: Tensor,
-        log_prob: Tensor,
-        *,
-        on_device: tuple[Observation, Tensor],
-    ) -> None:
-        buffer.add(*on_device, reward, episode_start, value, log_prob)
+    def store(obs: Any, action: np.ndarray, *rest: Any, on_device: tuple[Observation, Tensor]) -> None:
+        buffer.add(*on_device, *rest)
 
     return store
 

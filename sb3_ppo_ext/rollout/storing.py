@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial, singledispatch
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -13,23 +14,9 @@ from torch import Tensor
 from sb3_ppo_ext.host.sb3 import adds_as_sb3
 from sb3_ppo_ext.objective.batch import Observation
 
-
-class Store(Protocol):
-    """Adds a step to a buffer."""
-
-    def __call__(
-        self,
-        obs: Any,
-        action: np.ndarray,
-        reward: np.ndarray,
-        episode_start: Any,
-        value: Tensor,
-        log_prob: Tensor,
-        *,
-        on_device: tuple[Observation, Tensor],
-    ) -> None:
-        """``on_device`` has the observation and the action as tensors of the policy's device."""
-        ...
+# Adds a step: takes the arguments of ``buffer.add``, and ``on_device``, which has the observation and the action as
+# tensors of the policy's device.
+Store = Callable[..., None]
 
 
 @singledispatch

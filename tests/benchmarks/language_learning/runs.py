@@ -78,8 +78,7 @@ class Evaluations(BaseCallback):
 
     def __init__(self, task: Task, responses: int, before: Success | None) -> None:
         super().__init__()
-        self.task, self.before = task, before
-        self.marks = [responses * span // SPANS for span in range(SPANS)]
+        self.task, self.responses, self.before = task, responses, before
         self.found: list[dict[str, Any]] = []
         self.evaluating = 0.0
 
@@ -92,7 +91,8 @@ class Evaluations(BaseCallback):
         self._evaluate(self.before)
 
     def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps >= self.marks[min(len(self.found), SPANS - 1)] > 0 and len(self.found) < SPANS:
+        spans = len(self.found)  # those before the next evaluation; the last one is left to the end of the training
+        if spans < SPANS and self.model.num_timesteps * SPANS >= spans * self.responses:
             self._evaluate()
 
     def _on_step(self) -> bool:
