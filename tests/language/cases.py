@@ -126,6 +126,11 @@ OF_TOKENS: dict[str, Settings] = {
         **{"clip_range_high": 0.28, "ent_coef": 0.01},
         **without_critic("dr_grpo", loss_mean="length", micro_batch_tokens=24),
     },
+    "shared prompts, LoRA, micro-batches": {
+        **{"ref_kl_coef": 0.1, "batch_size": 8},
+        **without_critic("rloo", share_prompts=True, micro_batch_tokens=60, ref_kl="loss", ref_kl_estimator="k3"),
+        **of_policy(value="none", lora={"r": 2}),
+    },
     "scaled by the batch, whitened over the rollout": {"advantage_scope": "rollout", **without_critic("batch")},
 }
 

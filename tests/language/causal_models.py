@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.loading import load_model, lora_config, with_adapter
+from sb3_ppo_ext.language.model.tokens import Tokens
 from tests.language import tiny
 
 TEMPERATURE = 0.7

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from sb3_ppo_ext.language.model.causal_lm import Tokens
+from sb3_ppo_ext.language.model.tokens import Tokens
 
 VOCABULARY = 24
 EOS, PAD = 1, 0

@@ -31,7 +31,7 @@ from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
 from sb3_ppo_ext.language.model.cache import PreallocatedLayer
 from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.generation import Decoder
-from sb3_ppo_ext.language.training.micro_batches import MicroBatch, lengths_of, mapped, split
+from sb3_ppo_ext.language.training.micro_batches import MicroBatch, lengths_of, mapped, slots_of, split
 from sb3_ppo_ext.language.training.token_update import EagerGradients
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics
@@ -48,18 +48,18 @@ Gradient = Callable[[Inputs], list[Tensor]]  # with the inputs and results of ``
 
 
 class CompiledGradients:
-    """Gradients by graphs of ``rows`` responses, [rows, P] and [rows, width].
+    """Gradients by graphs of ``rows`` responses, [rows / branches, P] and [rows, width].
 
-    Widths are the greatest length of a response and half of it. Minibatches that would be mostly padding are left to
-    ``eager``.
+    ``branches`` of them share a prompt. Widths are the greatest length of a response and half of it. Minibatches that
+    would be mostly padding are left to ``eager``.
     """
 
-    def __init__(self, eager: EagerGradients, graphs: Graphs, rows: int) -> None:
+    def __init__(self, eager: EagerGradients, graphs: Graphs, rows: int, branches: int = 1) -> None:
         self.eager = eager
         self.update = eager.update
         self.policy = self.update.adapter.policy
         self.graphs = graphs
-        self.rows = rows
+        self.rows, self.branches = rows, branches
         self.prompt_length = self.policy.prompt_length
         longest = self.policy.responses.max_new_tokens
         self.widths = sorted({math.ceil(longest / 2), longest})
@@ -78,7 +78,7 @@ class CompiledGradients:
     def prepare(self, minibatch: Minibatch, knobs: KnobValues) -> None:
         """Compiles the graph that fits the longest response of a rollout; ``CompileError`` where that fails."""
         width = self._width(minibatch)
-        first = list(range(min(self.rows, len(minibatch.action))))
+        first = list(range(min(self.rows, len(minibatch.action)) // self.branches))
         example, *_ = split(minibatch, [first], partial(self._shaped, width=width), loss_mean="token")
         self.calls[width] = self._compiled(self._inputs(example, knobs))
 
@@ -93,9 +93,10 @@ class CompiledGradients:
     def split(self, minibatch: Minibatch) -> Iterable[MicroBatch]:
         """Micro-batches of the shape of a graph, or those of ``eager``."""
         width = min((width for width in self.calls if width >= self._width(minibatch)), default=None)
-        count = len(minibatch.action)
-        groups = [list(range(start, min(start + self.rows, count))) for start in range(0, count, self.rows)]
-        if width is None or len(groups) * self.rows * (self.prompt_length + width) > SLACK * self._slots(minibatch):
+        count, at_once = len(minibatch.action) // self.branches, self.rows // self.branches
+        groups = [list(range(start, min(start + at_once, count))) for start in range(0, count, at_once)]
+        each = self.prompt_length + self.branches * (width or 0)
+        if width is None or len(groups) * at_once * each > SLACK * self._slots(minibatch):
             return self.eager.split(minibatch)
         return split(minibatch, groups, partial(self._shaped, width=width), self.update.settings.loss_mean)
 
@@ -129,18 +130,23 @@ class CompiledGradients:
 
     def _slots(self, minibatch: Minibatch) -> int:
         """The slots that an eager pass computes, or at least has to."""
-        lengths = lengths_of(minibatch)
-        limited = self.update.settings.micro_batch_tokens is not None
-        return int(lengths.sum() if limited else len(lengths) * lengths.max(axis=0).sum())
+        if self.update.settings.micro_batch_tokens is not None:
+            return int(slots_of(minibatch).sum())
+        prompt, response = lengths_of(minibatch).max(axis=0)
+        return int(len(minibatch.action) // self.branches * (prompt + self.branches * response))
 
     def _shaped(self, minibatch: Minibatch, width: int) -> Minibatch:
         """The rows at the width of a graph, filled up with rows of nothing but padding."""
         missing = self.rows - len(minibatch.action)
 
-        def filled(tensor: Tensor) -> Tensor:
-            return pad(tensor, (0, 0, 0, missing)) if missing else tensor
+        def filled(tensor: Tensor, rows: int) -> Tensor:
+            return pad(tensor, (0, 0, 0, rows)) if missing else tensor
 
-        return mapped(minibatch, filled, lambda token: filled(token[:, :width]).contiguous())
+        return mapped(
+            minibatch,
+            lambda prompt: filled(prompt, missing // self.branches),
+            lambda token: filled(token[:, :width], missing).contiguous(),
+        )
 
 
 def graph_of(

@@ -23,6 +23,7 @@ from sb3_ppo_ext.language.engines.separate_critic import ConcurrentGradients
 from sb3_ppo_ext.language.model.critics import SeparateCritic
 from sb3_ppo_ext.language.training.critic import CriticTraining
 from sb3_ppo_ext.language.training.ratio_check import RatioCheck
+from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 from sb3_ppo_ext.language.training.token_update import (
     EagerGradients,
     MicroBatchGradients,
@@ -97,14 +98,15 @@ class CompiledTokenEngine:
         policy = language_model(run)
         if by_blocks(policy):
             return token_runner(run, rollout, update, BlockGradients(EagerGradients(update), self.graphs))
-        rows = min(run.batch_size, rollout.size)
+        branches = cast(TokenRollout, rollout).branches
+        prompts = min(run.batch_size, rollout.size) // branches
         if update.settings.micro_batch_tokens is not None:
-            longest = policy.prompt_length + policy.responses.max_new_tokens
-            rows = min(max(update.settings.micro_batch_tokens // longest, 1), rows)
+            longest = policy.prompt_length + branches * policy.responses.max_new_tokens
+            prompts = min(max(update.settings.micro_batch_tokens // longest, 1), prompts)
         separate = isinstance(policy.critic, SeparateCritic)
         concurrent = separate and not self.recorded and torch.get_num_threads() > 1
         gradients = (ConcurrentGradients if concurrent else CompiledGradients)(
-            EagerGradients(update), self.graphs, rows
+            EagerGradients(update), self.graphs, prompts * branches, branches
         )
         gradients.prepare(rollout.rows, run.knobs.values)
         return token_runner(run, rollout, update, gradients)

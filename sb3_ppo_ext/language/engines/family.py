@@ -27,6 +27,7 @@ from sb3_ppo_ext.language.monitoring.records import response_records
 from sb3_ppo_ext.language.policies.language_model import LanguageModelPolicy
 from sb3_ppo_ext.language.training.baselines import check_groups
 from sb3_ppo_ext.language.training.refill import Group
+from sb3_ppo_ext.language.training.shared_prompts import check_shared_prompts
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 from sb3_ppo_ext.language.training.token_update import token_update
@@ -82,6 +83,7 @@ class TokenFamily:
     def check_shards(self, arguments: Any, shards: Shards) -> None:
         """Raises ``ValueError`` for groups and samplers that cannot be divided."""
         check_division(arguments, shards)
+        check_shared_prompts(arguments, shards.count)
 
     def place_environments(self, model: Any) -> None:
         """Gives the prompts of all processes one order."""
@@ -142,7 +144,10 @@ class TokenFamily:
         policy = language_model(run)
         config, longest = policy.lm.plain.config.get_text_config(), policy.responses.max_new_tokens
         layers = config.num_hidden_layers
-        slots = epochs * run.settings.n_steps * run.of_all(run.n_envs) * (policy.prompt_length + longest)
+        branches = 1
+        if cast(SequenceRolloutBuffer, run.buffer).settings.share_prompts and run.env is not None:
+            branches = run.env.get_attr("group_size")[0]
+        slots = epochs * run.settings.n_steps * run.of_all(run.n_envs) * (policy.prompt_length / branches + longest)
         channels = slots * layers * config.hidden_size
         decoded = steps * longest * layers if policy.sampler is None else 0
         if by_blocks(policy):

@@ -15,6 +15,7 @@ from sb3_ppo_ext.language.model.generation import Response
 from sb3_ppo_ext.language.model.nan_origin import require_finite
 from sb3_ppo_ext.language.model.samplers import Sampler
 from sb3_ppo_ext.language.training.importance import scored_again
+from sb3_ppo_ext.language.training.shared_prompts import branches_in
 from sb3_ppo_ext.objective.batch import Observation
 from sb3_ppo_ext.run import Run
 
@@ -50,7 +51,7 @@ class SamplerActor(EagerTokenActor):
         started = time.perf_counter()
         self.buffer.add_sampler_log_probs(response.log_prob, self.first)
         self.first = (self.first + len(response.log_prob)) % self.run.n_envs
-        tokens = self.policy.tokens(observation, response.token, response.mask)
+        tokens = self.policy.tokens(observation, response.token, response.mask).sharing(branches_in(self.buffer))
         limit = self.buffer.settings.micro_batch_tokens
         log_prob, value = scored_again(self.policy, tokens, limit)
         self.spent("rescoring", time.perf_counter() - started)

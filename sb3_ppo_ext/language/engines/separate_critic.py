@@ -17,7 +17,7 @@ from sb3_ppo_ext.engines.graph_cache import UNFINISHED, Graph, Graphs
 from sb3_ppo_ext.engines.tracing import Inputs, tensors_of
 from sb3_ppo_ext.language.engines.compiled import CompiledGradients, Gradient
 from sb3_ppo_ext.language.engines.traced_tokens import TokenGradient, gradients_of, traceable
-from sb3_ppo_ext.language.model.causal_lm import Tokens
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenAdapter
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.statistics import Statistics, value_clipped
@@ -29,7 +29,7 @@ class PolicyOnlyAdapter(TokenAdapter):
 
     def states(self, tokens: Tokens, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
         """The model's states [B, L, D] before every token, and the old values [B, L]."""
-        hidden = self.policy.lm.hidden(*tokens.joined(), first_scored=tokens.first_scored)
+        hidden = self.policy.lm.hidden(*tokens.joined(), *tokens.layout)
         return tokens.response_states(hidden), minibatch.state_value.masked_fill(~tokens.mask, 0.0)
 
 
@@ -65,8 +65,8 @@ class ValueGradient(TokenGradient):
 class ConcurrentGradients(CompiledGradients):
     """Gradients of policy and critic by a graph each, at the same time."""
 
-    def __init__(self, eager: EagerGradients, graphs: Graphs, rows: int) -> None:
-        super().__init__(eager, graphs, rows)
+    def __init__(self, eager: EagerGradients, graphs: Graphs, rows: int, branches: int = 1) -> None:
+        super().__init__(eager, graphs, rows, branches)
         self.threads = max(torch.get_num_threads() // 2, 1)
         self.executor = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(self.threads,))
 

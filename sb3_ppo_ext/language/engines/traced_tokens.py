@@ -1,6 +1,6 @@
 """A language model's gradient and its drawing of one token as functions of tensors, to be traced and compiled.
 
-Letters as in ``causal_lm``. Shapes are fixed: every slot is computed, padding included, under the mask.
+Letters as in ``tokens``. Shapes are fixed: every slot is computed, padding included, under the mask.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sb3_ppo_ext.engines.substitution import substituted, write_assigned
 from sb3_ppo_ext.engines.tracing import Inputs
 from sb3_ppo_ext.host.pytorch.modules import has_gradient_hooks
 from sb3_ppo_ext.language.model.cache import PreallocatedLayer
-from sb3_ppo_ext.language.model.causal_lm import prepared_mask
 from sb3_ppo_ext.language.model.critics import SeparateCritic, SharedCritic
 from sb3_ppo_ext.language.model.drawing import draw
+from sb3_ppo_ext.language.model.tokens import prepared_mask
 from sb3_ppo_ext.language.training.token_update import TokenAdapter
 from sb3_ppo_ext.objective.batch import Minibatch
 from sb3_ppo_ext.objective.terms import KnobValues, Objective
@@ -121,8 +121,10 @@ def traceable(
 def prepared_for(policy: LanguageModelPolicy, minibatch: Minibatch) -> Tensor:
     """The attention mask of a micro-batch, made before its graph, in which every layer would make it anew."""
     assert minibatch.mask is not None
-    ids, mask = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0).joined()
-    return prepared_mask(mask, ids.shape[1], policy.lm.plain.dtype if uses_eager_attention(policy) else None)
+    tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
+    ids, mask = tokens.joined()
+    added_in = policy.lm.plain.dtype if uses_eager_attention(policy) else None
+    return prepared_mask(mask, ids.shape[1], added_in, *tokens.layout)
 
 
 class TokenGradient:

@@ -1,8 +1,6 @@
 """A causal language model for PPO: from token ids and their mask to hidden states, log-probabilities and entropy.
 
-Letters: B responses, P prompt slots (padded on the left), L response slots (padded on the right), S = P + L, V tokens
-that may be chosen, D hidden size. Padding is known by the mask alone, never by id: a tokenizer may pad with its
-end-of-text token.
+Letters: see ``tokens``, and V tokens that may be chosen, D hidden size.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -19,82 +17,14 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from sb3_ppo_ext.language.model.tokens import Tokens, positions, prepared_mask
+
 BLOCKS = ("layers", "h")  # under one of these names a model keeps its blocks
 
 # The most logits held at a time: 64 MB of float32, or 256 MB on a GPU, which fewer do not fill. More of them are
 # computed again for the gradient.
 LOGITS_AT_ONCE = 2**24
 LOGITS_AT_ONCE_ON_A_GPU = 2**26
-
-
-class Tokens(NamedTuple):
-    """Prompts [B, P] and responses [B, L] as token ids, each with the mask of what is not padding."""
-
-    prompt: Tensor
-    prompt_mask: Tensor
-    response: Tensor
-    mask: Tensor
-
-    def trimmed(self) -> Tokens:
-        """Without the columns that are padding in every row; at least one of the prompt and of the response stays."""
-        prompt = max(int(self.prompt_mask.sum(-1).max()), 1)
-        response = max(int(self.mask.sum(-1).max()), 1)
-        return Tokens(
-            self.prompt[:, -prompt:],
-            self.prompt_mask[:, -prompt:],
-            self.response[:, :response],
-            self.mask[:, :response],
-        )
-
-    @property
-    def first_scored(self) -> int:
-        """The index in ``joined`` of the first token whose state is used: the last one of the prompts."""
-        return self.prompt.shape[1] - 1
-
-    def response_states(self, states: Tensor) -> Tensor:
-        """The states [B, L, ...] before each token of a response, of those [B, S - 1, ...] after each of ``joined``."""
-        return states[:, self.first_scored :]
-
-    def gathered(self, states: Tensor, *, every_slot: bool = False) -> Tensor:
-        """The rows [n, ...] of ``states`` [B, L, ...] where a response has a token, or of ``every_slot``."""
-        return states.flatten(0, 1) if every_slot else states[self.mask]
-
-    def scattered(self, rows: Tensor, *, every_slot: bool = False) -> Tensor:
-        """The numbers [B, L] that ``gathered`` has made ``rows`` [n] of; 0 where there is no token."""
-        if every_slot:
-            return rows.view(self.mask.shape).masked_fill(~self.mask, 0.0)
-        return scattered(rows, self.mask)
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """Ids and mask [B, S - 1] of the tokens after which another was chosen: all but the last. Masked ids are 0."""
-        mask = torch.cat((self.prompt_mask, self.mask[:, :-1]), dim=1)
-        return torch.cat((self.prompt, self.response[:, :-1]), dim=1).masked_fill(~mask, 0), mask
-
-
-def positions(mask: Tensor) -> Tensor:
-    """The position [B, S] of every token among the tokens of its row, left padding not counted.
-
-    Without them GPT-2 reads a padded prompt at the wrong places; rotary models see only differences.
-    """
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def prepared_mask(mask: Tensor, queries: int, added_in: torch.dtype | None = None) -> Tensor:
-    """True [B, 1, queries, S] where a query may attend to a token under ``mask`` [B, S].
-
-    ``queries`` is S, or 1 for the newest token. With ``added_in`` the result has numbers of that type, to be added to
-    the scores: 0, or as good as minus infinity.
-    """
-    if queries == 1:
-        allowed = mask[:, None, None]
-    else:
-        slots = torch.arange(queries, device=mask.device)
-        query, token = slots[:, None], slots[None]
-        # Padding attends to itself: what attends to nothing is NaN in some kernels.
-        allowed = ((mask[:, None] & (token <= query)) | (token == query)).unsqueeze(1)
-    if added_in is None:
-        return allowed
-    return torch.zeros_like(allowed, dtype=added_in).masked_fill(~allowed, torch.finfo(added_in).min)
 
 
 @contextmanager
@@ -147,17 +77,20 @@ class CausalLM(nn.Module):
         """The model below its output layer."""
         return cast(PreTrainedModel, self.plain.base_model)
 
-    def hidden(self, ids: Tensor, mask: Tensor, *, cache: Any = None, first_scored: int = 0) -> Tensor:
-        """Final hidden states [B, S', D] of ``ids`` [B, S'], the last of the tokens under ``mask`` [B, S].
+    def hidden(
+        self, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1, *, cache: Any = None
+    ) -> Tensor:
+        """Final hidden states [G, S', D] of ``ids`` [G, S'], the last of the tokens under ``mask`` [G, S].
 
         A cache holds the S - S' tokens before them, and takes them in. States before ``first_scored`` may be anything.
+        ``branches`` responses follow the prompt of a row; see ``tokens.Layout``.
         """
         arguments = {} if cache is None else {self._cache_argument: cache}
         with skip_prompt_in_last_mlp(self.trunk, first_scored), self.computing(one_token=cache is not None):
             output = self.trunk(
                 input_ids=ids,
-                attention_mask=self.attention_mask(mask, ids.shape[1]),
-                position_ids=positions(mask)[:, -ids.shape[1] :],
+                attention_mask=self.attention_mask(mask, ids.shape[1], first_scored, branches),
+                position_ids=positions(mask, first_scored, branches)[:, -ids.shape[1] :],
                 use_cache=cache is not None,
                 **arguments,
             )
@@ -174,17 +107,18 @@ class CausalLM(nn.Module):
             return nullcontext()
         return torch.autocast(self.plain.device.type, self.compute_dtype)
 
-    def attention_mask(self, mask: Tensor, queries: int) -> Tensor:
-        """The Hugging Face model's argument for ``mask`` [B, S] and the last ``queries`` tokens.
+    def attention_mask(self, mask: Tensor, queries: int, first_scored: int = 0, branches: int = 1) -> Tensor:
+        """The Hugging Face model's argument for ``mask`` [G, S] and the last ``queries`` tokens.
 
-        From a mask that is not prepared the model itself reads what it can leave out: fast, but not traceable.
+        From a mask that is not prepared the model itself reads what it can leave out: fast, but not traceable, and for
+        rows of one response alone.
         """
-        if not self.prepares_mask:
+        if not self.prepares_mask and branches == 1:
             return mask.long()
         if self.prepared is not None:
             return self.prepared
         added_in = None if self.plain.config._attn_implementation == "sdpa" else self.plain.dtype
-        return prepared_mask(mask, queries, added_in)
+        return prepared_mask(mask, queries, added_in, first_scored, branches)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the sampled distribution [..., V], in float32 at least, temperature applied."""
@@ -239,8 +173,3 @@ def widened(tensor: Tensor) -> Tensor:
 def entropy_of(log_p: Tensor) -> Tensor:
     """``-sum_v p_v log p_v`` over the last dimension; a token of probability 0 adds nothing."""
     return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=-1)
-
-
-def scattered(values: Tensor, mask: Tensor) -> Tensor:
-    """The ``values`` [n] in the slots where ``mask`` [B, L] is True; 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)

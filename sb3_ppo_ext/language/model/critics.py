@@ -15,20 +15,26 @@ from transformers import PreTrainedModel
 
 from sb3_ppo_ext.language.inputs import one_of
 from sb3_ppo_ext.language.model.adapters import adapted
-from sb3_ppo_ext.language.model.causal_lm import BLOCKS, CausalLM, positions, skip_prompt_in_last_mlp, widened
+from sb3_ppo_ext.language.model.causal_lm import BLOCKS, CausalLM, skip_prompt_in_last_mlp, widened
+from sb3_ppo_ext.language.model.tokens import positions
 
 CRITICS = ("shared", "branch", "separate", "none")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 class Critic(Protocol):
-    """Values for every token of a sequence; those before ``first_scored``, which nothing reads, may be anything."""
+    """Values for every token of a row; those before ``first_scored``, which nothing reads, may be anything.
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
-        """The policy's hidden states [B, S, D], and the values [B, S] in reward units after each token."""
+    ``first_scored`` and ``branches`` are those of ``tokens.Layout``.
+    """
+
+    def states(
+        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [G, S, D], and the values [G, S] in reward units after each token."""
         ...
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
         """The values alone."""
         ...
 
@@ -53,14 +59,16 @@ class SharedCritic(nn.Module):
         values: Tensor = self.head(widened(hidden))
         return values.squeeze(-1)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
-        """The policy's hidden states [B, S, D], and the values [B, S] after each token."""
-        hidden = model.hidden(ids, mask, first_scored=first_scored)
+    def states(
+        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [G, S, D], and the values [G, S] after each token."""
+        hidden = model.hidden(ids, mask, first_scored, branches)
         return hidden, self.of_hidden(hidden)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
-        """The values [B, S] after each token."""
-        return self.of_hidden(model.hidden(ids, mask, first_scored=first_scored))
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+        """The values [G, S] after each token."""
+        return self.of_hidden(model.hidden(ids, mask, first_scored, branches))
 
 
 class BranchCritic(nn.Module):
@@ -75,15 +83,17 @@ class BranchCritic(nn.Module):
         self.block, self.norm = copy.deepcopy(block), copy.deepcopy(norm)
         self.head = value_head(size)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
-        """The policy's hidden states [B, S, D], and the values [B, S] after each token."""
+    def states(
+        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [G, S, D], and the values [G, S] after each token."""
         inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         block = last_block(model.trunk)
         hook = block.register_forward_pre_hook(
             lambda _, args, kwargs: inputs.append((args, dict(kwargs))), with_kwargs=True
         )
         try:
-            hidden = model.hidden(ids, mask, first_scored=first_scored)
+            hidden = model.hidden(ids, mask, first_scored, branches)
         finally:
             hook.remove()
         args, kwargs = inputs[0]
@@ -93,9 +103,9 @@ class BranchCritic(nn.Module):
         values: Tensor = self.head(widened(self.norm(branch)))
         return hidden, values.squeeze(-1)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
-        """The values [B, S] after each token."""
-        return self.states(model, ids, mask, first_scored)[1]
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+        """The values [G, S] after each token."""
+        return self.states(model, ids, mask, first_scored, branches)[1]
 
 
 class SeparateCritic(nn.Module):
@@ -106,16 +116,19 @@ class SeparateCritic(nn.Module):
         self.trunk = trunk if lora is None else adapted(trunk, lora)
         self.head = value_head(size)
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
-        """The policy's hidden states [B, S, D], and the values [B, S] after each token."""
-        return model.hidden(ids, mask, first_scored=first_scored), self.values(model, ids, mask, first_scored)
+    def states(
+        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [G, S, D], and the values [G, S] after each token."""
+        return model.hidden(ids, mask, first_scored, branches), self.values(model, ids, mask, first_scored, branches)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
-        """The values [B, S] after each token."""
-        attended = model.attention_mask(mask, ids.shape[1])
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+        """The values [G, S] after each token."""
+        attended = model.attention_mask(mask, ids.shape[1], first_scored, branches)
+        places = positions(mask, first_scored, branches)
         plain = self.trunk.get_base_model() if isinstance(self.trunk, PeftModel) else self.trunk
         with skip_prompt_in_last_mlp(plain, first_scored), model.computing():
-            output = self.trunk(input_ids=ids, attention_mask=attended, position_ids=positions(mask), use_cache=False)
+            output = self.trunk(input_ids=ids, attention_mask=attended, position_ids=places, use_cache=False)
         values: Tensor = self.head(widened(output.last_hidden_state))
         return values.squeeze(-1)
 
@@ -123,12 +136,14 @@ class SeparateCritic(nn.Module):
 class NoCritic(nn.Module):
     """No value function, for advantages that are relative to a group: all values are 0, and nothing is trained."""
 
-    def states(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> tuple[Tensor, Tensor]:
-        """The policy's hidden states [B, S, D], and zeros [B, S]."""
-        return model.hidden(ids, mask, first_scored=first_scored), self.values(model, ids, mask)
+    def states(
+        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [G, S, D], and zeros [G, S]."""
+        return model.hidden(ids, mask, first_scored, branches), self.values(model, ids, mask)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0) -> Tensor:
-        """Zeros [B, S]."""
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+        """Zeros [G, S]."""
         return torch.zeros(ids.shape, device=ids.device)
 
 

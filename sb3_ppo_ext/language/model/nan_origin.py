@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
 
 
@@ -23,7 +24,7 @@ def require_finite(model: CausalLM, tokens: Tokens, **sampled: Tensor) -> None:
 @torch.no_grad()
 def origin(model: CausalLM, tokens: Tokens) -> str:
     """The first layer, in the order of computation, whose output for a token is not finite, and the row."""
-    ids, mask = tokens.joined()
+    ids, mask = tokens.apart().joined()
     found: list[str] = []
 
     def examine(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The frozen reference of a policy: its states and log-probabilities of the same tokens. Letters: see ``causal_lm``."""
+"""The frozen reference of a policy: its states and log-probabilities of the same tokens. Letters: see ``tokens``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.full_kl import full_kl
 from sb3_ppo_ext.language.model.loading import as_reference
+from sb3_ppo_ext.language.model.tokens import Tokens
 
 
 class WithReference(nn.Module):
@@ -26,7 +27,7 @@ class WithReference(nn.Module):
     def reference_states(self, tokens: Tokens) -> Tensor:
         """The reference's states [B, L, D] before every token."""
         with self.as_reference() as reference:
-            return tokens.response_states(reference.hidden(*tokens.joined(), first_scored=tokens.first_scored))
+            return tokens.response_states(reference.hidden(*tokens.joined(), *tokens.layout))
 
     @torch.no_grad()
     def reference_log_prob(self, tokens: Tokens, hidden: Tensor | None = None) -> Tensor:

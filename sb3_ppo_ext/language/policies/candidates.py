@@ -18,9 +18,10 @@ from transformers import DynamicCache
 
 from sb3_ppo_ext.language.arguments import check_options
 from sb3_ppo_ext.language.envs.vocabulary import Vocabulary
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, scattered
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.critics import SharedCritic
 from sb3_ppo_ext.language.model.loading import Lora, ModelSource, check_model, load_model, lora_config, with_adapter
+from sb3_ppo_ext.language.model.tokens import scattered
 from sb3_ppo_ext.language.policies.causal_lm_policy import CausalLMPolicy
 from sb3_ppo_ext.language.policies.choices import check_candidates, divisor_of, listed_candidates, masked, texts_of
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from sb3_ppo_ext.language.arguments import check_options
 from sb3_ppo_ext.language.envs.prompt_env import RewardSource
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS, require_prompt_length, require_spaces
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens
+from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.critics import NoCritic, SharedCritic, build_critic
 from sb3_ppo_ext.language.model.generation import Decoder, Response, generate
 from sb3_ppo_ext.language.model.generators import Request
@@ -34,6 +34,7 @@ from sb3_ppo_ext.language.model.nan_origin import require_finite
 from sb3_ppo_ext.language.model.progress import RolloutProgress
 from sb3_ppo_ext.language.model.reference import WithReference
 from sb3_ppo_ext.language.model.samplers import sampler_of
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.language.policies.causal_lm_policy import CausalLMPolicy
 from sb3_ppo_ext.language.policies.sampling import BestOfN, best_of_n
 from sb3_ppo_ext.update.optimizers import RATIO
@@ -143,7 +144,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
         return [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
 
     def tokens(self, observation: PyTorchObs, response: Tensor, mask: Tensor) -> Tokens:
-        """Prompts and responses as the model takes them."""
+        """Prompts and responses as the model takes them; a prompt may have several responses, as ``Tokens`` says."""
         assert isinstance(observation, dict)
         return Tokens(observation[INPUT_IDS].long(), observation[ATTENTION_MASK].bool(), response.long(), mask.bool())
 
@@ -187,7 +188,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
 
     def values(self, tokens: Tokens) -> Tensor:
         """The values [B, L] before every token of the responses, in reward units; 0 where there is none."""
-        value = self.critic.values(self.lm, *tokens.joined(), tokens.first_scored)
+        value = self.critic.values(self.lm, *tokens.joined(), *tokens.layout)
         return tokens.response_states(value).masked_fill(~tokens.mask, 0.0)
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
@@ -228,7 +229,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
 
     def states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """The model's states [B, L, D] before every token of the responses, and the values [B, L]."""
-        hidden, value = self.critic.states(self.lm, *tokens.joined(), tokens.first_scored)
+        hidden, value = self.critic.states(self.lm, *tokens.joined(), *tokens.layout)
         return tokens.response_states(hidden), tokens.response_states(value).masked_fill(~tokens.mask, 0.0)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

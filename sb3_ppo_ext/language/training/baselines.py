@@ -8,6 +8,7 @@ from typing import Any
 from sb3_ppo_ext.knobs.table import is_on
 from sb3_ppo_ext.language.envs.prompt_vec_env import group_ids_of
 from sb3_ppo_ext.language.training.groups import GROUP_ADVANTAGES
+from sb3_ppo_ext.language.training.shared_prompts import check_shared_prompts
 
 
 def check_groups(model: Any) -> None:
@@ -23,6 +24,7 @@ def check_groups(model: Any) -> None:
     if "value" in policy or default is not None:
         check_baseline(policy.get("value", default and default.default), buffer.get("group_advantage"))
     using = [option for option in ("group_advantage", "dynamic_sampling") if buffer.get(option) is not None]
+    using += ["share_prompts"] if buffer.get("share_prompts") else []
     if not using:
         return
     name = f"{using[0]}={buffer[using[0]]!r}"
@@ -38,6 +40,7 @@ def check_groups(model: Any) -> None:
                 'dynamic_sampling="refill": the groups of a step are drawn again, so that an episode is one response; '
                 'pass PromptVecEnv(..., group_size=n), or "mask"'
             )
+        check_shared_prompts(model)
     if buffer.get("group_advantage") not in GROUP_ADVANTAGES:
         return
     if is_on(model.ref_kl_coef) and buffer.get("ref_kl") == "both":

@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_ppo_ext.distributed.processes import ALONE, Processes
 from sb3_ppo_ext.distributed.reduction import reduce_gradients
-from sb3_ppo_ext.language.model.causal_lm import Tokens
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.language.training.micro_batches import lengths_of, micro_batches, row_groups, rows_of
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.monitoring.divergence import DivergedError

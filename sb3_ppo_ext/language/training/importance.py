@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sb3_ppo_ext.language.model.causal_lm import Tokens
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.language.training.micro_batches import row_groups
 
 if TYPE_CHECKING:
@@ -79,10 +79,9 @@ def scored_again(
     """Log-probabilities (nats) and values [B, L] of sampled tokens by the policy itself; 0 where there is none."""
     shape, device = tokens.mask.shape, tokens.mask.device
     log_prob, value = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-    lengths = (tokens.prompt_mask.sum(-1) + tokens.mask.sum(-1)).tolist()
-    for rows in row_groups(lengths, micro_batch_tokens):
-        group = Tokens(*(tensor[rows] for tensor in tokens)).trimmed()
-        found, _, values = policy.evaluate_tokens(group, entropy_grad=False)
+    for prompts in row_groups(tokens.slots(), micro_batch_tokens):
+        group, rows = tokens.of_prompts(prompts)
+        found, _, values = policy.evaluate_tokens(group.trimmed(), entropy_grad=False)
         width = found.shape[1]
         log_prob[rows, :width], value[rows, :width] = found, values
     return log_prob, value

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
+from sb3_ppo_ext.language.model.tokens import responses_of
 from sb3_ppo_ext.language.training.loss_means import LOSS_MEANS, sum_of
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.objective.batch import Minibatch, Totals
@@ -25,13 +26,23 @@ def on_device(numbers: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(numbers).to(device, non_blocking=True)
 
 
-def rows_of(minibatch: Minibatch, rows: Tensor | slice) -> Minibatch:
-    """Some responses of a minibatch or of a whole rollout, without their ``lengths``."""
-    return mapped(minibatch, lambda prompt: prompt[rows], lambda token: token[rows])
+def branches_of(minibatch: Minibatch) -> int:
+    """How many responses, one after the other, share each prompt of a minibatch; 1 where each has its own."""
+    assert isinstance(minibatch.observation, dict)
+    return len(minibatch.action) // len(minibatch.observation[ATTENTION_MASK])
+
+
+def rows_of(minibatch: Minibatch, rows: Tensor | slice, prompts: Tensor | slice | None = None) -> Minibatch:
+    """Some responses of a minibatch or of a whole rollout, without their ``lengths``.
+
+    ``prompts`` are those of their prompts, where these are not the same rows.
+    """
+    of_prompts = rows if prompts is None else prompts
+    return mapped(minibatch, lambda prompt: prompt[of_prompts], lambda token: token[rows])
 
 
 def mapped(minibatch: Minibatch, of_prompt: Mapped, of_token: Mapped) -> Minibatch:
-    """The minibatch with one function applied to tensors of prompts [B, P], the other to those of tokens [B, L]."""
+    """The minibatch with one function applied to tensors of prompts [G, P], the other to those of tokens [B, L]."""
     assert isinstance(minibatch.observation, dict) and minibatch.mask is not None
     return Minibatch(
         {name: of_prompt(tensor) for name, tensor in minibatch.observation.items()},
@@ -56,8 +67,16 @@ class MicroBatch(NamedTuple):
 
 def micro_batches(minibatch: Minibatch, settings: TokenSettings) -> Iterator[MicroBatch]:
     """Rows of at most ``micro_batch_tokens`` slots together (or a single row), longest first, without padding."""
-    counts = lengths_of(minibatch).sum(-1).tolist()
-    return split(minibatch, row_groups(counts, settings.micro_batch_tokens), without_padding, settings.loss_mean)
+    groups = row_groups(slots_of(minibatch).tolist(), settings.micro_batch_tokens)
+    return split(minibatch, groups, without_padding, settings.loss_mean)
+
+
+def slots_of(minibatch: Minibatch) -> np.ndarray:
+    """The slots [G] that a pass takes for each prompt with its responses."""
+    branches = branches_of(minibatch)
+    prompts, responses = lengths_of(minibatch).T.reshape(2, -1, branches)
+    slots: np.ndarray = prompts[:, 0] + branches * responses.max(axis=1)
+    return slots
 
 
 def rescaled(rows: Tensor, mask: Tensor, loss_mean: str) -> Tensor:
@@ -76,25 +95,26 @@ def lengths_of(minibatch: Minibatch) -> np.ndarray:
     if minibatch.lengths is not None:
         return minibatch.lengths
     assert minibatch.mask is not None and isinstance(minibatch.observation, dict)
-    masks = minibatch.observation[ATTENTION_MASK] > 0, minibatch.mask > 0
-    lengths: np.ndarray = torch.stack([mask.sum(-1) for mask in masks], dim=-1).cpu().numpy()
+    prompts = (minibatch.observation[ATTENTION_MASK] > 0).sum(-1).repeat_interleave(branches_of(minibatch))
+    lengths: np.ndarray = torch.stack([prompts, (minibatch.mask > 0).sum(-1)], dim=-1).cpu().numpy()
     return lengths
 
 
 def split(
     minibatch: Minibatch, groups: Iterable[list[int]], shaped: Callable[[Minibatch], Minibatch], loss_mean: str
 ) -> Iterator[MicroBatch]:
-    """The rows in groups, each ``shaped``, whose ``share * mean`` add up to the loss of the minibatch.
+    """The prompts in groups, with their responses, each ``shaped``: their ``share * mean`` are the minibatch's loss.
 
     The mean is over the whole minibatch, whatever its split; over that of all processes where it has their ``totals``.
     """
-    mask, lengths = minibatch.mask, lengths_of(minibatch)
+    mask, lengths, branches = minibatch.mask, lengths_of(minibatch), branches_of(minibatch)
     assert mask is not None
     weights = token_weights(mask, loss_mean, minibatch.advantage.dtype)
     total, normalizer = minibatch.totals or totals_of(weights, loss_mean)
-    for rows in groups:
-        index = _index(rows, mask.device)
-        group = rows_of(minibatch._replace(mask=weights), index)._replace(lengths=lengths[rows])
+    for prompts in groups:
+        rows = responses_of(prompts, branches)
+        index, of_prompts = (_index(numbers, mask.device) for numbers in (rows, prompts))
+        group = rows_of(minibatch._replace(mask=weights), index, of_prompts)._replace(lengths=lengths[rows])
         counted = weights[index].sum()
         yield MicroBatch(shaped(group), counted / normalizer, counted / total)
 
@@ -116,7 +136,7 @@ def _index(rows: list[int], device: torch.device) -> Tensor | slice:
 
 
 def row_groups(lengths: list[int], max_tokens: int | None) -> Iterator[list[int]]:
-    """Row numbers in groups: of similar length, at most ``max_tokens`` slots when padded to the longest."""
+    """Row numbers in groups: of similar length (in slots), at most ``max_tokens`` slots when padded to the longest."""
     if max_tokens is None:
         yield list(range(len(lengths)))
         return

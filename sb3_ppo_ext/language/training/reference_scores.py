@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sb3_ppo_ext.language.training.micro_batches import row_groups
+from sb3_ppo_ext.language.training.shared_prompts import branches_in
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
 
@@ -30,9 +31,12 @@ def under_reference(
         buffer.flat(buffer.actions),
         buffer.flat(buffer.masks),
     )
-    lengths = (tokens.prompt_mask.sum(-1) + tokens.mask.sum(-1)).tolist()
-    for rows in row_groups(lengths, buffer.settings.micro_batch_tokens or rows_at_once * max(lengths)):
-        group = type(tokens)(*(tensor[rows] for tensor in tokens)).trimmed()
+    tokens = tokens.sharing(branches := branches_in(buffer))
+    slots = tokens.slots()
+    at_once = max(rows_at_once // branches, 1) * max(slots)
+    for prompts in row_groups(slots, buffer.settings.micro_batch_tokens or at_once):
+        group, rows = tokens.of_prompts(prompts)
+        group = group.trimmed()
         hidden, width = policy.reference_states(group), group.response.shape[1]
         log_probs[rows, :width] = policy.reference_log_prob(group, hidden).cpu().numpy()
         if exact_kl is not None:

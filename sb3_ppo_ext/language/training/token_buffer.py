@@ -42,6 +42,8 @@ class SequenceRolloutBuffer(TokenRolloutBuffer):
         responses with the sum over their tokens divided by the greatest "length" (Liu et al. 2025, Dr. GRPO)
     :param micro_batch_tokens: how many tokens, padding included, go through the model at once; None: a whole minibatch.
         Memory only: the gradient does not depend on it
+    :param share_prompts: a prompt and the group of responses to it are one row, in which the model computes it once;
+        minibatches have whole groups then
     :param group_advantage: with ``value="none"``, the baseline among the responses to one prompt: "rloo", "grpo",
         "dr_grpo", "batch", or your own (``training.groups.GROUP_ADVANTAGES``). A response's score, a KL in the reward
         included, is then credited to all of its tokens; ``gamma``, ``gae_lambda`` and the normalisation of minibatches

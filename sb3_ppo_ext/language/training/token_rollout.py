@@ -25,6 +25,7 @@ from sb3_ppo_ext.language.training.micro_batches import (
 from sb3_ppo_ext.language.training.reference_scores import under_reference
 from sb3_ppo_ext.language.training.refill import rescore_carried
 from sb3_ppo_ext.language.training.row_orders import row_orders
+from sb3_ppo_ext.language.training.shared_prompts import branches_in, sharing_prompts
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.objective.batch import Minibatch, Totals
@@ -63,7 +64,8 @@ class TokenRollout(Rollout):
         check_baseline(policy.options["value"], self.settings.group_advantage)
         self.policy, self.processes = policy, run.processes
         self.ref_kl_coef = float(run.knobs.values.ref_kl_coef)
-        self.row_orders = row_orders(run, buffer.buffer_size, buffer.n_envs)
+        self.branches = branches_in(buffer)
+        self.row_orders = row_orders(run, buffer.buffer_size, buffer.n_envs, self.branches)
         first = 0 if run.shards is None else run.shards.first_of(buffer.n_envs)
         self.environments = slice(first, first + buffer.n_envs)  # those of this process among all
         started = time.perf_counter()
@@ -98,7 +100,7 @@ class TokenRollout(Rollout):
 
     def _make_rows(self) -> None:
         buffer, collected = self.buffer, self.collected
-        self.rows = collected_responses(collected)
+        self.rows = sharing_prompts(collected_responses(collected), self.branches)
         self.mask = buffer.flat(buffer.masks)
         chosen = buffer.in_policy_loss()
         self.in_policy_loss = None if chosen is None else buffer.flat(chosen)
@@ -124,8 +126,11 @@ class TokenRollout(Rollout):
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
         """One epoch: every response once, in a fresh random order, the last minibatch possibly smaller."""
         for rows in self.row_orders.minibatches(batch_size):
-            index, collected = (on_device(numbers, self.buffer.device) for numbers in (rows.of_all, rows.collected))
-            minibatch = rows_of(self.rows, collected)._replace(lengths=self.lengths[rows.collected])
+            prompts = rows.collected[:: self.branches] // self.branches
+            index, collected, of_prompts = (
+                on_device(numbers, self.buffer.device) for numbers in (rows.of_all, rows.collected, prompts)
+            )
+            minibatch = rows_of(self.rows, collected, of_prompts)._replace(lengths=self.lengths[rows.collected])
             mask, advantage = self.mask[index], self._advantage(index)[rows.share]
             if minibatch.nll_weight is not None:
                 nll_weight = self._nll_weight(mask, self.right[index])[rows.share]

@@ -35,6 +35,7 @@ class TokenSettings:
     whiten_rewards: bool = False
     loss_mean: str = "token"
     micro_batch_tokens: int | None = None
+    share_prompts: bool = False
     group_advantage: str | None = None
     dynamic_sampling: str | None = None
     refill_limit: int = 4

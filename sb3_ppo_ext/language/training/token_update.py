@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sb3_ppo_ext.distributed.gradient_sums import GradientSums
-from sb3_ppo_ext.language.model.causal_lm import Tokens
 from sb3_ppo_ext.language.model.nan_origin import origin
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.language.training.micro_batches import MicroBatch, micro_batches
 from sb3_ppo_ext.language.training.token_rollout import TokenRollout
 from sb3_ppo_ext.language.training.token_settings import TokenSettings

@@ -19,7 +19,7 @@ from sb3_ppo_ext.language.engines import family as token_family
 from sb3_ppo_ext.language.engines.compiled import CompiledDecoder, CompiledGradients
 from sb3_ppo_ext.language.engines.engine import CompiledTokenEngine
 from sb3_ppo_ext.language.engines.traced_tokens import COMPILED_DTYPES, traceable
-from sb3_ppo_ext.language.model.causal_lm import prepared_mask
+from sb3_ppo_ext.language.model.tokens import prepared_mask
 from sb3_ppo_ext.language.training.micro_batches import lengths_of
 from sb3_ppo_ext.language.training.token_update import EagerGradients, TokenGradients
 from sb3_ppo_ext.objective.batch import Minibatch

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from sb3_ppo_ext.language.model import causal_lm as model_module
-from sb3_ppo_ext.language.model.causal_lm import CausalLM, Tokens, entropy_of, positions
+from sb3_ppo_ext.language.model.causal_lm import CausalLM, entropy_of
 from sb3_ppo_ext.language.model.critics import last_block
 from sb3_ppo_ext.language.model.generation import Response, generate
 from sb3_ppo_ext.language.model.loading import as_reference, frozen_copy
+from sb3_ppo_ext.language.model.tokens import Tokens, positions
 from tests.language import tiny
 from tests.language.causal_models import TEMPERATURE, core, evaluated
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from sb3_ppo_ext import AdaptiveKL
 from sb3_ppo_ext.language import LanguageModelPolicy, SequenceRolloutBuffer
 from sb3_ppo_ext.language.model import causal_lm as model_module
-from sb3_ppo_ext.language.model.causal_lm import Tokens
 from sb3_ppo_ext.language.model.full_kl import kl_of
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.language.training.credit import token_kl
 from sb3_ppo_ext.language.training.token_update import TokenAdapter
 from sb3_ppo_ext.objective.terms import KnobValues, Objective, ppo_terms

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from sb3_ppo_ext import PPOX, AdaptiveKL, Proportional
 from sb3_ppo_ext.language import LanguageModelPolicy, PromptEnv, SequenceRolloutBuffer
-from sb3_ppo_ext.language.model.causal_lm import Tokens
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from tests.language import setups, tiny
 

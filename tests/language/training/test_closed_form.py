@@ -8,7 +8,7 @@ import torch
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import LanguageModelPolicy, PromptVecEnv
-from sb3_ppo_ext.language.model.causal_lm import Tokens
+from sb3_ppo_ext.language.model.tokens import Tokens
 from tests.language import tiny
 
 VOCABULARY, LENGTH, EOS = 6, 3, 5

@@ -25,9 +25,9 @@ from stable_baselines3.common.logger import configure
 
 from sb3_ppo_ext import PPOX
 from sb3_ppo_ext.language import LanguageModelPolicy, SequenceRolloutBuffer
-from sb3_ppo_ext.language.model.causal_lm import Tokens
 from sb3_ppo_ext.language.model.critics import SeparateCritic
 from sb3_ppo_ext.language.model.loading import frozen_copy
+from sb3_ppo_ext.language.model.tokens import Tokens
 from sb3_ppo_ext.language.monitoring.trl_names import trl_records
 from sb3_ppo_ext.language.training.credit import token_advantages, token_kl, token_rewards, whitened
 from sb3_ppo_ext.objective.batch import Evaluation, Minibatch
