@@ -14,7 +14,8 @@ from sb3_ppo_ext.unknown_arguments import require_choice
 class Recipe:
     """Arguments of PPOX, and what they assume of the environments and of the length of the training.
 
-    ``rollout`` steps of all environments together make a rollout. ``normalize`` are keywords of VecNormalize.
+    ``rollout`` steps of all environments together make a rollout. ``normalize`` are keywords of VecNormalize, and
+    ``staggered`` environments are in ``vec_env.StaggeredStart``.
     """
 
     rollout: int
@@ -22,6 +23,7 @@ class Recipe:
     timesteps: int
     arguments: Mapping[str, Any]
     normalize: Mapping[str, Any] = field(default_factory=dict)
+    staggered: bool = False
 
     def arguments_for(self, n_envs: int) -> dict[str, Any]:
         """The arguments of PPOX for so many environments, in plain values, ``n_steps`` among them."""
@@ -42,12 +44,13 @@ RATE_BY_KL = {
 }
 
 RECIPES = {
-    # Locomotion of Gymnasium's MuJoCo suite, 1M steps. What it reached on fresh seeds stands in docs/benchmarks.md.
+    # Gymnasium's MuJoCo suite, 1M steps. What it reached on fresh seeds stands in docs/benchmarks.md.
     "mujoco": Recipe(
         rollout=2048,
         n_envs=8,
         timesteps=1_000_000,
         normalize={"norm_obs": True, "norm_reward": True},
+        staggered=True,
         arguments={
             "learning_rate": RATE_BY_KL,
             "vf_coef": 0.25,
@@ -62,8 +65,8 @@ def recipe(name: str, n_envs: int | None = None) -> dict[str, Any]:
     """The arguments of PPOX in a recipe: ``PPOX("MlpPolicy", env, **recipe("mujoco"))``.
 
     The recipe counts on its number of environments (8), or on the ``n_envs`` that are given: the rollout has as many
-    steps either way. "mujoco" is for environments in VecNormalize. ``ValueError`` for an unknown name, with the known
-    ones.
+    steps either way. "mujoco" is for environments in StaggeredStart and VecNormalize. ``ValueError`` for an unknown
+    name, with the known ones.
     """
     found = recipe_named(name)
     return found.arguments_for(found.n_envs if n_envs is None else n_envs)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import optuna
 import rl_zoo3.exp_manager
 import yaml
@@ -94,7 +95,8 @@ class Experiment(OfProcesses):
         if fixed and self.continue_training and self.run is None:
             warnings.warn(f"{', '.join(sorted(fixed))}: of no effect, the trained agent keeps its policy", stacklevel=2)
         if self.algo == NAME and self.recipe is not None:
-            self.custom_hyperparams = recipes.settings_of(self.recipe, self.custom_hyperparams or {})
+            limit = gym.spec(self.env_name.gym_id).max_episode_steps
+            self.custom_hyperparams = recipes.settings_of(self.recipe, self.custom_hyperparams or {}, limit)
         read: tuple[dict[str, Any], dict[str, Any]] = super().read_hyperparameters()
         with together(self.processes, ValueError):
             if self.run is not None and self.processes.rank == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_ppo_ext.recipes import RECIPES, recipe_named
+from sb3_ppo_ext.vec_env import StaggeredStart
 
 EMPTY = Path(__file__).with_name("recipe.yml")
 
@@ -25,11 +26,16 @@ def recipe_option(command: str, arguments: Sequence[str]) -> tuple[list[str], st
     return rest, found.recipe
 
 
-def settings_of(name: str, others: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe in rl_zoo3's words, for the number of environments among the ``others``, the user's own settings."""
+def settings_of(name: str, others: Mapping[str, Any], max_episode_steps: int | None = None) -> dict[str, Any]:
+    """A recipe in rl_zoo3's words, for the number of environments among the ``others``, the user's own settings.
+
+    Environments without a limit of ``max_episode_steps``, and those of EnvPool, cannot be staggered.
+    """
     found = recipe_named(name)
     n_envs = int(others.get("n_envs", found.n_envs))
     settings = {"policy": "MlpPolicy", "n_envs": n_envs, "n_timesteps": found.timesteps}
     if found.normalize:
         settings["normalize"] = repr(dict(found.normalize))
+    if found.staggered and max_episode_steps is not None and "envpool" not in str(others.get("vec_env")):
+        settings["env_wrapper"] = f"{StaggeredStart.__module__}.{StaggeredStart.__name__}"
     return {**settings, **found.arguments_for(n_envs), **others}

@@ -12,6 +12,7 @@ from sb3_ppo_ext_zoo.experiment import Experiment
 from sb3_ppo_ext_zoo.recipes import recipe_option, settings_of
 
 from sb3_ppo_ext import PPOX, recipe
+from sb3_ppo_ext.vec_env import StaggeredStart
 
 
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> PPOX:
@@ -33,6 +34,7 @@ def test_the_recipe_takes_the_place_of_the_entry(tmp_path: Path, monkeypatch: py
     assert model.gamma == 0.99 and not model.use_sde  # the entry of Pendulum has 0.9, and gSDE
     assert model.knobs.values == theirs.knobs.values
     assert model.recompute_advantage and model.get_vec_normalize_env() is not None
+    assert model.env is not None and all(model.env.env_is_wrapped(StaggeredStart))
 
 
 def test_single_settings_can_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +59,6 @@ def test_the_settings_name_what_the_environments_need() -> None:
     settings = settings_of("mujoco", {})
     assert settings["normalize"] == "{'norm_obs': True, 'norm_reward': True}"
     assert settings["n_timesteps"] == 1_000_000
+    assert settings_of("mujoco", {}, 1000)["env_wrapper"] == "sb3_ppo_ext.vec_env.StaggeredStart"
+    for without in (settings, settings_of("mujoco", {"vec_env": "envpool"}, 1000)):
+        assert "env_wrapper" not in without

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.benchmarks.learning import insertions, tables
 from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
-from tests.benchmarks.learning.plan import LOCOMOTION, PLAN
+from tests.benchmarks.learning.plan import LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
 from tests.benchmarks.learning.results import Record, Results, mean_return
 from tests.benchmarks.learning.screen import SCREEN, base_of
 from tests.benchmarks.measuring import ROOT
@@ -51,6 +51,7 @@ def sections(results: Results) -> dict[str, str]:
     arms, entries = compared(results), PLAN["entries"]
     fresh = [arm for arm in PLAN["confirm"].arms if arm in results.arms("confirm")]
     tasks = [task for task in PLAN["confirm"].tasks if any(len(results.of("confirm", arm, task)) for arm in fresh)]
+    no_legs = [arm for arm in WITHOUT_LEGS if arm in results.arms("no_legs")]
     return {
         "progress": tables.progress(results),
         "deterministic": tables.by_task(results, "screen", arms, LOCOMOTION, "deterministic"),
@@ -62,6 +63,8 @@ def sections(results: Results) -> dict[str, str]:
         "against": tables.against(results, "confirm", "recipe", tasks),
         "confirmed_seconds": tables.seconds(results, "confirm", fresh, tasks),
         "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
+        "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
+        "no_legs_knobs": tables.knobs(results, "no_legs", dict.fromkeys(WITHOUT_LEGS[1:], WITHOUT_LEGS[0]), NO_LEGS),
         "table_one": tables.table_one(results),
         "bounds": tables.bounds(results),
         "entries": tables.entries(results, entries.tasks),

@@ -14,10 +14,13 @@ from tests.benchmarks.learning.arm import Arm
 from tests.benchmarks.learning.arms import ARMS, SUITE
 from tests.benchmarks.learning.entries import BOX2D, CLASSIC
 from tests.benchmarks.learning.kl_bound import KL_BOUND
-from tests.benchmarks.learning.screen import SCREEN
+from tests.benchmarks.learning.screen import SCREEN, base_of
 from tests.benchmarks.learning.table_one import TABLE_ONE, TABLE_ONE_TASKS
 
 LOCOMOTION = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
+NO_LEGS = ("Swimmer-v5", "Reacher-v5", "InvertedDoublePendulum-v5")
+WITHOUT_LEGS = ("rate by KL", "falling", *(arm for arm in SCREEN if base_of(arm) == "rate by KL"))
+CONFIRMED = ("recipe", "rate by KL", "sb3", "zoo", "cleanrl", "tianshou", "trpo", "a2c", "sbx")
 Orders = list[dict[str, Any]]
 
 
@@ -55,7 +58,10 @@ def order_of(arm: Arm, name: str, task: str, seed: int, steps: int | None = None
 PLAN = {
     "random": Stage(("random",), (*SUITE, "InvertedPendulum-v5", *CLASSIC, *BOX2D), range(1)),
     "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
-    "confirm": Stage(("recipe", "sb3", "zoo", "cleanrl", "tianshou", "trpo", "a2c", "sbx"), SUITE, range(1000, 1010)),
+    "no_legs": Stage(WITHOUT_LEGS, NO_LEGS, range(2)),
+    "confirm": Stage(
+        ("recipe", "rate by KL", "sb3", "zoo", "cleanrl", "tianshou", "trpo", "a2c", "sbx"), SUITE, range(1000, 1010)
+    ),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
     "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),
     "table_one": Stage(tuple(TABLE_ONE), TABLE_ONE_TASKS, range(3)),

@@ -9,6 +9,8 @@ from tests.benchmarks.learning.arm import Arm
 def arm_of(recipe: Recipe) -> Arm:
     """A recipe in the words of an ``Arm``."""
     environment = {"n_envs": recipe.n_envs, "normalize": dict(recipe.normalize)}
+    if recipe.staggered:
+        environment["staggered"] = True
     return Arm(environment=environment, arguments=recipe.arguments_for(recipe.n_envs), steps=recipe.timesteps)
 
 

@@ -86,10 +86,17 @@ def training_return(model: Any) -> float | None:
 
 
 def environments(
-    task: str, seed: int, *, n_envs: int = 1, normalize: Mapping[str, Any] | None = None, gamma: float = 0.99
+    task: str,
+    seed: int,
+    *,
+    n_envs: int = 1,
+    normalize: Mapping[str, Any] | None = None,
+    gamma: float = 0.99,
+    staggered: bool = False,
 ) -> Any:
     """``n_envs`` copies of the task, in VecNormalize where ``normalize`` holds its keywords; ``gamma`` is the run's."""
-    env = make_vec_env(task, n_envs, seed=seed)
+    wrapper: Any = importlib.import_module("sb3_ppo_ext.vec_env").StaggeredStart if staggered else None
+    env = make_vec_env(task, n_envs, seed=seed, wrapper_class=wrapper)
     return env if normalize is None else VecNormalize(env, gamma=gamma, **normalize)
 
 
@@ -111,7 +118,7 @@ def model_of(algorithm: str, env: Any, seed: int, arguments: Mapping[str, Any]) 
 
 def evaluated(model: OnPolicyAlgorithm, task: str, settings: Mapping[str, Any], deterministic: bool) -> list[float]:
     """Returns of 50 episodes in fresh environments, observations under the frozen statistics of the training."""
-    env = environments(task, EVALUATION_SEED, **{**settings["environment"], "n_envs": 10})
+    env = environments(task, EVALUATION_SEED, **{**settings["environment"], "n_envs": 10, "staggered": False})
     if isinstance(env, VecNormalize):
         env.training = env.norm_reward = False
         sync_envs_normalization(model.get_env(), env)  # type: ignore[arg-type]  # there is one

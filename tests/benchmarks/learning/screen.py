@@ -70,7 +70,17 @@ changed("dppo", surrogate="dppo_kl")
 changed("kl bound", surrogate="kl_bound", kl_coef={"adaptive_kl": {**MULTIPLIER, "target": 0.03}})
 
 
-changed("rate by KL, log_std -1", learning_rate=STEERED, policy_kwargs={"log_std_init": -1.0})
+def of_steered(name: str, environment: Mapping[str, Any] | None = None, **arguments: Any) -> None:
+    """Adds an arm that differs from "rate by KL" in what is named."""
+    changed(f"rate by KL, {name}", environment, learning_rate=STEERED, **arguments)
+
+
+of_steered("log_std -1", policy_kwargs={"log_std_init": -1.0})
+# Towards the defaults of Stable-Baselines3, which are ahead of the recipe on tasks without legs.
+of_steered("log_std 0", policy_kwargs={"log_std_init": 0.0})
+of_steered("targets kept", recompute_advantage=False)
+of_steered("staggered", environment={"staggered": True})
+of_steered("one environment", environment={"n_envs": 1}, n_steps=2048)
 
 
 def base_of(arm: str) -> str:

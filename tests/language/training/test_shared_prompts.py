@@ -141,9 +141,15 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, shared: bool, **options: Any) ->
     ).learn(32)
 
 
-@pytest.mark.parametrize("sampler", [None, "bfloat16"])
-def test_training_is_that_of_rows_of_their_own(sampler: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"policy_kwargs": {"sampler": sampler}}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"policy_kwargs": {"sampler": "bfloat16"}},
+        {"rollout_buffer_kwargs": {"dynamic_sampling": "refill", "micro_batch_tokens": 40}},
+    ],
+)
+def test_training_is_that_of_rows_of_their_own(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     shared = trained(monkeypatch, shared=True, **options)
     assert_same_learning(shared, trained(monkeypatch, shared=False, **options))
 
