@@ -23,6 +23,7 @@ from sb3_ppo_ext_zoo.language_search import search_for
 from sb3_ppo_ext_zoo.processes import OfProcesses, Share, numbered_from, share_of
 from sb3_ppo_ext_zoo.registration import NAME
 from sb3_ppo_ext_zoo.resume import NamedRun
+from sb3_ppo_ext_zoo.staggered_start import staggering, take_staggered_start
 from sb3_ppo_ext_zoo.trials import require_whole_name, trial_number
 from sb3_ppo_ext_zoo.vector_environments import Environments, VectorEnvironment, parse_vec_env
 
@@ -41,6 +42,7 @@ class Experiment(OfProcesses):
     trial_id: int | None
     vec_env: VectorEnvironment | None = None
     shards: int | None = None
+    staggered_start = False
     run: NamedRun | None = None  # set on the class while ``ppox train --run`` works
     recipe: str | None = None  # and while ``ppox train --recipe`` does
 
@@ -150,6 +152,7 @@ class Experiment(OfProcesses):
                 self.vec_env = parse_vec_env(hyperparams.pop("vec_env"))
                 self.vec_env.require_nothing_of_monitor(hyperparams.get("monitor_kwargs"))
             self.shards = hyperparams.get("shards")
+            self.staggered_start = take_staggered_start(hyperparams, self.vec_env)
         of_evaluation = hyperparams.pop("eval_env_kwargs", None) or {} if self.algo == NAME else {}
         processed = super()._preprocess_hyperparams(hyperparams)
         share_of(self.n_envs, self.shards, self.processes)  # before anything is made
@@ -167,7 +170,8 @@ class Experiment(OfProcesses):
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         """rl_zoo3's environments in the VecEnv that ``vec_env`` names; of a training those of this process."""
         share = Share(n_envs, 0) if eval_env else share_of(n_envs, self.shards, self.processes)
-        with self._creating, numbered_from(share.first):
+        staggered = staggering(self, self.staggered_start and not eval_env)
+        with self._creating, numbered_from(share.first), staggered:
             if self.vec_env is not None:
                 environments = Environments(
                     env_id=self.env_name.gym_id,

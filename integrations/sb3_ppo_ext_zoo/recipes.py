@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sb3_ppo_ext.recipes import RECIPES, recipe_named
-from sb3_ppo_ext.vec_env import StaggeredStart
 
 EMPTY = Path(__file__).with_name("recipe.yml")
 
@@ -37,5 +36,5 @@ def settings_of(name: str, others: Mapping[str, Any], max_episode_steps: int | N
     if found.normalize:
         settings["normalize"] = repr(dict(found.normalize))
     if found.staggered and max_episode_steps is not None and "envpool" not in str(others.get("vec_env")):
-        settings["env_wrapper"] = f"{StaggeredStart.__module__}.{StaggeredStart.__name__}"
+        settings["staggered_start"] = True
     return {**settings, **found.arguments_for(n_envs), **others}

@@ -12,11 +12,12 @@ class StaggeredStart(gym.Wrapper[Any, Any, Any, Any]):
 
     Where episodes end by a time limit alone, n environments that begin together stay together, and every rollout has
     all of them at one part of an episode. The lengths are uniform on [1, ``max_episode_steps``], from the generator of
-    the environment, which the seed of the first reset sets. Later episodes are left as they are. After rsl_rl's
+    the environment, which the seed of the first reset sets. Episodes that follow the end of another are left as they
+    are; a reset in the midst of one, as ``learn`` does it of all environments, is a start again. After rsl_rl's
     ``init_at_random_ep_len``.
 
-    Given as ``make_vec_env(..., wrapper_class=StaggeredStart)``, or in the zoo's YAML as ``env_wrapper:
-    sb3_ppo_ext.vec_env.StaggeredStart``. A ``Monitor`` within it does not count the episode that is cut.
+    Given as ``make_vec_env(..., wrapper_class=StaggeredStart)``, or in the zoo's YAML by ``staggered_start: true``. A
+    ``Monitor`` within it does not count the episode that is cut.
 
     :param env: the environment
     :param max_episode_steps: the length of an episode; None: that of the environment's ``spec``
@@ -28,15 +29,16 @@ class StaggeredStart(gym.Wrapper[Any, Any, Any, Any]):
         if limit is None:
             raise ValueError(f"{env}: its spec has no max_episode_steps; pass StaggeredStart(env, max_episode_steps=n)")
         self.max_episode_steps = limit
-        self.left: int | None = None  # steps until the cut; 0 after it
+        self.left = 0  # steps until the cut; 0: none
+        self.ended = False  # the episode, by itself or by the cut
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode; the first one of all is to be cut."""
+        """Begins an episode, which is to be cut unless it follows another."""
         observation, info = self.env.reset(**options)
-        if self.left is None:
+        self.left = 0
+        if not self.ended:
             self.left = int(self.env.np_random.integers(1, self.max_episode_steps, endpoint=True))
-        else:
-            self.left = 0
+        self.ended = False
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -45,4 +47,5 @@ class StaggeredStart(gym.Wrapper[Any, Any, Any, Any]):
         if self.left:
             self.left -= 1
             truncated = truncated or self.left == 0
+        self.ended = terminated or truncated
         return observation, reward, terminated, truncated, info

@@ -48,7 +48,10 @@ def test_an_end_before_the_cut_is_the_environment_s_own() -> None:
             break
     assert terminated and not truncated
     env.reset()
-    assert not env.left
+    assert env.left == 0  # it follows another
+    env.step(1)
+    env.reset()
+    assert env.left > 0  # it does not
 
 
 def test_an_environment_without_a_limit_needs_one() -> None:

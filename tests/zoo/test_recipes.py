@@ -24,6 +24,9 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> PP
     model = experiment.setup_experiment()[0]
     assert isinstance(model, PPOX) and model.env is not None
     model.env.close()
+    evaluation = experiment.create_envs(1, eval_env=True)
+    assert not any(evaluation.env_is_wrapped(StaggeredStart))
+    evaluation.close()
     return model
 
 
@@ -59,6 +62,6 @@ def test_the_settings_name_what_the_environments_need() -> None:
     settings = settings_of("mujoco", {})
     assert settings["normalize"] == "{'norm_obs': True, 'norm_reward': True}"
     assert settings["n_timesteps"] == 1_000_000
-    assert settings_of("mujoco", {}, 1000)["env_wrapper"] == "sb3_ppo_ext.vec_env.StaggeredStart"
+    assert settings_of("mujoco", {}, 1000)["staggered_start"] is True
     for without in (settings, settings_of("mujoco", {"vec_env": "envpool"}, 1000)):
-        assert "env_wrapper" not in without
+        assert "staggered_start" not in without

@@ -76,8 +76,8 @@ class Tokens(NamedTuple):
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Ids and mask [G, S] of the tokens after which another was chosen: all but the last. Masked ids are 0."""
-        responses, last = len(self.prompt), self.response.shape[1] - 1
-        slots = (responses, self.layout.branches * last)
+        last = self.response.shape[1] - 1
+        slots = (len(self.prompt), self.layout.branches * last)
         mask = torch.cat((self.prompt_mask, self.mask[:, :last].reshape(slots)), dim=1)
         ids = torch.cat((self.prompt, self.response[:, :last].reshape(slots)), dim=1)
         return ids.masked_fill(~mask, 0), mask
