@@ -43,7 +43,7 @@ def optimize(arguments: Sequence[str]) -> None:
 def _train(command: str, arguments: Sequence[str]) -> None:
     from sb3_ppo_ext.distributed.group import join_processes
     from sb3_ppo_ext.distributed.processes import ended_by_all
-    from sb3_ppo_ext_zoo.experiment import install
+    from sb3_ppo_ext_zoo.experiment import experiments_of, install
     from sb3_ppo_ext_zoo.processes import of_this_process, quiet_unless_first
     from sb3_ppo_ext_zoo.recipes import recipe_option
     from sb3_ppo_ext_zoo.resume import run_options
@@ -57,11 +57,11 @@ def _train(command: str, arguments: Sequence[str]) -> None:
         warn_of_idle_options(command, arguments)
     arguments = vec_env_as_setting(command, joined(command, arguments))
     register()
-    install(run, recipe)
+    install()
     from rl_zoo3.train import train as zoo_train
 
     line = command_line(f"ppox {command}", ["--algo", NAME, *quote_texts(arguments)])
-    with line, quiet_unless_first(processes), ended_by_all(processes):
+    with line, experiments_of(run, recipe), quiet_unless_first(processes), ended_by_all(processes):
         zoo_train()
 
 

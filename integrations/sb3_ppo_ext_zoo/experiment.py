@@ -6,6 +6,8 @@ import argparse
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +224,18 @@ def _number(name: str, value: object) -> object:
     return int(number)
 
 
-def install(run: NamedRun | None = None, recipe: str | None = None) -> None:
-    """Puts ``Experiment`` in the place of rl_zoo3's class, also in a training script that is already imported.
-
-    The experiments that are made then are the ``run``, where one is named, and have the settings of the ``recipe``.
-    """
+@contextmanager
+def experiments_of(run: NamedRun | None, recipe: str | None) -> Iterator[None]:
+    """Until the end of the block experiments are the ``run``, where one is named, with settings of the ``recipe``."""
     Experiment.run, Experiment.recipe = run, recipe
+    try:
+        yield
+    finally:
+        Experiment.run = Experiment.recipe = None
+
+
+def install() -> None:
+    """Puts ``Experiment`` in the place of rl_zoo3's class, also in a training script that is already imported."""
     rl_zoo3.exp_manager.ExperimentManager = Experiment
     train = sys.modules.get("rl_zoo3.train")
     if train is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sb3_ppo_ext_zoo.cli import main
+from sb3_ppo_ext_zoo.experiment import Experiment
 
 from sb3_ppo_ext import PPOX, Checkpoints
 from sb3_ppo_ext.checkpoints.folder import stored
@@ -79,6 +80,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(folder: Path, monkeyp
     first, second = (np.load(folder / run / "evaluations.npz")["results"] for run in ("whole", "broken"))
     np.testing.assert_array_equal(first, second)
     assert (folder / "broken/CartPole-v1/vecnormalize.pkl").is_file()
+    assert Experiment.run is None  # other experiments of this process are no part of the run
 
 
 def test_a_finished_run_is_not_trained_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
