@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,9 +59,8 @@ class Tokens(NamedTuple):
 
     def slots(self) -> list[int]:
         """The slots that each of the G rows takes by itself."""
-        branches = self.layout.branches
-        longest = self.mask.sum(-1).view(-1, branches).amax(-1)
-        slots: list[int] = (self.prompt_mask.sum(-1) + branches * longest).tolist()
+        prompts, responses = (mask.sum(-1).cpu().numpy() for mask in (self.prompt_mask, self.mask))
+        slots: list[int] = slots_of_rows(prompts, responses).tolist()
         return slots
 
     def trimmed(self) -> Tokens:
@@ -101,6 +101,13 @@ class Tokens(NamedTuple):
         if every_slot:
             return rows.view(self.mask.shape).masked_fill(~self.mask, 0.0)
         return scattered(rows, self.mask)
+
+
+def slots_of_rows(prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """The slots [G] of rows, by the lengths of their prompts [G] and of the responses [B] that follow these."""
+    branches = len(responses) // len(prompts)
+    slots: np.ndarray = prompts + branches * responses.reshape(-1, branches).max(axis=1)
+    return slots
 
 
 def responses_of(prompts: list[int], branches: int) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK
-from sb3_ppo_ext.language.model.tokens import responses_of
+from sb3_ppo_ext.language.model.tokens import responses_of, slots_of_rows
 from sb3_ppo_ext.language.training.loss_means import LOSS_MEANS, sum_of
 from sb3_ppo_ext.language.training.token_settings import TokenSettings
 from sb3_ppo_ext.objective.batch import Minibatch, Totals
@@ -73,10 +73,8 @@ def micro_batches(minibatch: Minibatch, settings: TokenSettings) -> Iterator[Mic
 
 def slots_of(minibatch: Minibatch) -> np.ndarray:
     """The slots [G] that a pass takes for each prompt with its responses."""
-    branches = branches_of(minibatch)
-    prompts, responses = lengths_of(minibatch).T.reshape(2, -1, branches)
-    slots: np.ndarray = prompts[:, 0] + branches * responses.max(axis=1)
-    return slots
+    lengths = lengths_of(minibatch)
+    return slots_of_rows(lengths[:: branches_of(minibatch), 0], lengths[:, 1])
 
 
 def rescaled(rows: Tensor, mask: Tensor, loss_mean: str) -> Tensor:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from sb3_ppo_ext.language.training.micro_batches import row_groups
-from sb3_ppo_ext.language.training.shared_prompts import branches_in
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError, first_bad
 
@@ -18,11 +17,12 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def under_reference(
-    buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy, rows_at_once: int
+    buffer: SequenceRolloutBuffer, policy: LanguageModelPolicy, rows_at_once: int, branches: int = 1
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """log p of every sampled token under the frozen reference [T, N, L], 0 where there is none; and the exact KL to it.
 
-    The latter is None unless the settings have ``ref_kl_estimator="full"``.
+    The latter is None unless the settings have ``ref_kl_estimator="full"``. ``branches`` responses, which follow each
+    other, share a prompt.
     """
     log_probs = np.zeros(buffer.masks.shape, np.float32).reshape(-1, buffer.action_dim)
     exact_kl = np.zeros_like(log_probs) if buffer.settings.exact_kl else None
@@ -31,7 +31,7 @@ def under_reference(
         buffer.flat(buffer.actions),
         buffer.flat(buffer.masks),
     )
-    tokens = tokens.sharing(branches := branches_in(buffer))
+    tokens = tokens.sharing(branches)
     slots = tokens.slots()
     at_once = max(rows_at_once // branches, 1) * max(slots)
     for prompts in row_groups(slots, buffer.settings.micro_batch_tokens or at_once):

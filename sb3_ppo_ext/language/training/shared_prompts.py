@@ -30,18 +30,16 @@ def check_shared_prompts(model: Any, shards: int = 1) -> None:
 
 
 def branches_in(buffer: SequenceRolloutBuffer) -> int:
-    """How many responses, of environments beside each other, share a prompt in training; 1: each has its own.
+    """How many responses, of environments beside each other, share a prompt in training; 1: each has its own."""
+    return int((buffer.group_ids[0] == buffer.group_ids[0, 0]).sum()) if buffer.settings.share_prompts else 1
 
-    ``ValueError`` where the prompts of a group that should share one differ.
-    """
-    if not buffer.settings.share_prompts:
-        return 1
-    branches = int((buffer.group_ids[0] == buffer.group_ids[0, 0]).sum())
+
+def require_equal_prompts(buffer: SequenceRolloutBuffer, branches: int) -> None:
+    """``ValueError`` where ``branches`` responses beside each other in a full buffer have different prompts."""
     for array in buffer.observations.values():
         prompts = array.reshape(buffer.buffer_size, -1, branches, array.shape[-1])
         if (prompts != prompts[:, :, :1]).any():
             raise ValueError("share_prompts=True: the responses of a group have different prompts; pass False")
-    return branches
 
 
 def sharing_prompts(minibatch: Minibatch, branches: int) -> Minibatch:

@@ -25,7 +25,7 @@ from sb3_ppo_ext.language.training.micro_batches import (
 from sb3_ppo_ext.language.training.reference_scores import under_reference
 from sb3_ppo_ext.language.training.refill import rescore_carried
 from sb3_ppo_ext.language.training.row_orders import row_orders
-from sb3_ppo_ext.language.training.shared_prompts import branches_in, sharing_prompts
+from sb3_ppo_ext.language.training.shared_prompts import branches_in, require_equal_prompts, sharing_prompts
 from sb3_ppo_ext.language.training.token_buffer import SequenceRolloutBuffer
 from sb3_ppo_ext.monitoring.divergence import DivergedError
 from sb3_ppo_ext.objective.batch import Minibatch, Totals
@@ -65,6 +65,8 @@ class TokenRollout(Rollout):
         self.policy, self.processes = policy, run.processes
         self.ref_kl_coef = float(run.knobs.values.ref_kl_coef)
         self.branches = branches_in(buffer)
+        if self.branches > 1:
+            require_equal_prompts(buffer, self.branches)
         self.row_orders = row_orders(run, buffer.buffer_size, buffer.n_envs, self.branches)
         first = 0 if run.shards is None else run.shards.first_of(buffer.n_envs)
         self.environments = slice(first, first + buffer.n_envs)  # those of this process among all
@@ -72,7 +74,7 @@ class TokenRollout(Rollout):
         with together(self.processes, DivergedError):
             rescore_carried(buffer, policy, self.settings.micro_batch_tokens)
             if policy.has_reference:
-                buffer.ref_log_probs, buffer.full_kl = under_reference(buffer, policy, run.batch_size)
+                buffer.ref_log_probs, buffer.full_kl = under_reference(buffer, policy, run.batch_size, self.branches)
         self.began = time.perf_counter()
         self._measure(run, self.began - started)
         self._compute_advantages()

@@ -59,9 +59,7 @@ PLAN = {
     "random": Stage(("random",), (*SUITE, "InvertedPendulum-v5", *CLASSIC, *BOX2D), range(1)),
     "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
     "no_legs": Stage(WITHOUT_LEGS, NO_LEGS, range(2)),
-    "confirm": Stage(
-        ("recipe", "rate by KL", "sb3", "zoo", "cleanrl", "tianshou", "trpo", "a2c", "sbx"), SUITE, range(1000, 1010)
-    ),
+    "confirm": Stage(CONFIRMED, SUITE, range(1000, 1010)),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
     "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),
     "table_one": Stage(tuple(TABLE_ONE), TABLE_ONE_TASKS, range(3)),
