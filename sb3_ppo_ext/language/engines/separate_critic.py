@@ -29,7 +29,7 @@ class PolicyOnlyAdapter(TokenAdapter):
 
     def states(self, tokens: Tokens, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
         """The model's states [B, L, D] before every token, and the old values [B, L]."""
-        hidden = self.policy.lm.hidden(*tokens.joined(), *tokens.layout)
+        hidden = self.policy.lm.hidden(*tokens.joined(), tokens.layout)
         return tokens.response_states(hidden), minibatch.state_value.masked_fill(~tokens.mask, 0.0)
 
 

@@ -124,7 +124,7 @@ def prepared_for(policy: LanguageModelPolicy, minibatch: Minibatch) -> Tensor:
     tokens = policy.tokens(minibatch.observation, minibatch.action, minibatch.mask > 0)
     ids, mask = tokens.joined()
     added_in = policy.lm.plain.dtype if uses_eager_attention(policy) else None
-    return prepared_mask(mask, ids.shape[1], added_in, *tokens.layout)
+    return prepared_mask(mask, ids.shape[1], added_in, tokens.layout)
 
 
 class TokenGradient:

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from sb3_ppo_ext.language.model.tokens import Tokens, positions, prepared_mask
+from sb3_ppo_ext.language.model.tokens import PLAIN_ROWS, RowLayout, Tokens, positions, prepared_mask
 
 BLOCKS = ("layers", "h")  # under one of these names a model keeps its blocks
 
@@ -77,20 +77,18 @@ class CausalLM(nn.Module):
         """The model below its output layer."""
         return cast(PreTrainedModel, self.plain.base_model)
 
-    def hidden(
-        self, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1, *, cache: Any = None
-    ) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS, *, cache: Any = None) -> Tensor:
         """Final hidden states [G, S', D] of ``ids`` [G, S'], the last of the tokens under ``mask`` [G, S].
 
-        A cache holds the S - S' tokens before them, and takes them in. States before ``first_scored`` may be anything.
-        ``branches`` responses follow the prompt of a row; see ``tokens.Layout``.
+        A cache holds the S - S' tokens before them, and takes them in. States before ``layout.first_scored`` may be
+        anything.
         """
         arguments = {} if cache is None else {self._cache_argument: cache}
-        with skip_prompt_in_last_mlp(self.trunk, first_scored), self.computing(one_token=cache is not None):
+        with skip_prompt_in_last_mlp(self.trunk, layout.first_scored), self.computing(one_token=cache is not None):
             output = self.trunk(
                 input_ids=ids,
-                attention_mask=self.attention_mask(mask, ids.shape[1], first_scored, branches),
-                position_ids=positions(mask, first_scored, branches)[:, -ids.shape[1] :],
+                attention_mask=self.attention_mask(mask, ids.shape[1], layout),
+                position_ids=positions(mask, layout)[:, -ids.shape[1] :],
                 use_cache=cache is not None,
                 **arguments,
             )
@@ -107,18 +105,18 @@ class CausalLM(nn.Module):
             return nullcontext()
         return torch.autocast(self.plain.device.type, self.compute_dtype)
 
-    def attention_mask(self, mask: Tensor, queries: int, first_scored: int = 0, branches: int = 1) -> Tensor:
+    def attention_mask(self, mask: Tensor, queries: int, layout: RowLayout = PLAIN_ROWS) -> Tensor:
         """The Hugging Face model's argument for ``mask`` [G, S] and the last ``queries`` tokens.
 
         From a mask that is not prepared the model itself reads what it can leave out: fast, but not traceable, and for
         rows of one response alone.
         """
-        if not self.prepares_mask and branches == 1:
+        if not self.prepares_mask and layout.branches == 1:
             return mask.long()
         if self.prepared is not None:
             return self.prepared
         added_in = None if self.plain.config._attn_implementation == "sdpa" else self.plain.dtype
-        return prepared_mask(mask, queries, added_in, first_scored, branches)
+        return prepared_mask(mask, queries, added_in, layout)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the sampled distribution [..., V], in float32 at least, temperature applied."""

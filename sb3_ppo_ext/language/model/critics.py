@@ -16,25 +16,22 @@ from transformers import PreTrainedModel
 from sb3_ppo_ext.language.inputs import one_of
 from sb3_ppo_ext.language.model.adapters import adapted
 from sb3_ppo_ext.language.model.causal_lm import BLOCKS, CausalLM, skip_prompt_in_last_mlp, widened
-from sb3_ppo_ext.language.model.tokens import positions
+from sb3_ppo_ext.language.model.tokens import PLAIN_ROWS, RowLayout, positions
 
 CRITICS = ("shared", "branch", "separate", "none")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 class Critic(Protocol):
-    """Values for every token of a row; those before ``first_scored``, which nothing reads, may be anything.
-
-    ``first_scored`` and ``branches`` are those of ``tokens.Layout``.
-    """
+    """Values for every token of a row; those before ``layout.first_scored``, which nothing reads, may be anything."""
 
     def states(
-        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+        self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS
     ) -> tuple[Tensor, Tensor]:
         """The policy's hidden states [G, S, D], and the values [G, S] in reward units after each token."""
         ...
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS) -> Tensor:
         """The values alone."""
         ...
 
@@ -60,15 +57,15 @@ class SharedCritic(nn.Module):
         return values.squeeze(-1)
 
     def states(
-        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+        self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS
     ) -> tuple[Tensor, Tensor]:
         """The policy's hidden states [G, S, D], and the values [G, S] after each token."""
-        hidden = model.hidden(ids, mask, first_scored, branches)
+        hidden = model.hidden(ids, mask, layout)
         return hidden, self.of_hidden(hidden)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS) -> Tensor:
         """The values [G, S] after each token."""
-        return self.of_hidden(model.hidden(ids, mask, first_scored, branches))
+        return self.of_hidden(model.hidden(ids, mask, layout))
 
 
 class BranchCritic(nn.Module):
@@ -84,7 +81,7 @@ class BranchCritic(nn.Module):
         self.head = value_head(size)
 
     def states(
-        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+        self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS
     ) -> tuple[Tensor, Tensor]:
         """The policy's hidden states [G, S, D], and the values [G, S] after each token."""
         inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -93,7 +90,7 @@ class BranchCritic(nn.Module):
             lambda _, args, kwargs: inputs.append((args, dict(kwargs))), with_kwargs=True
         )
         try:
-            hidden = model.hidden(ids, mask, first_scored, branches)
+            hidden = model.hidden(ids, mask, layout)
         finally:
             hook.remove()
         args, kwargs = inputs[0]
@@ -103,9 +100,9 @@ class BranchCritic(nn.Module):
         values: Tensor = self.head(widened(self.norm(branch)))
         return hidden, values.squeeze(-1)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS) -> Tensor:
         """The values [G, S] after each token."""
-        return self.states(model, ids, mask, first_scored, branches)[1]
+        return self.states(model, ids, mask, layout)[1]
 
 
 class SeparateCritic(nn.Module):
@@ -117,17 +114,17 @@ class SeparateCritic(nn.Module):
         self.head = value_head(size)
 
     def states(
-        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+        self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS
     ) -> tuple[Tensor, Tensor]:
         """The policy's hidden states [G, S, D], and the values [G, S] after each token."""
-        return model.hidden(ids, mask, first_scored, branches), self.values(model, ids, mask, first_scored, branches)
+        return model.hidden(ids, mask, layout), self.values(model, ids, mask, layout)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS) -> Tensor:
         """The values [G, S] after each token."""
-        attended = model.attention_mask(mask, ids.shape[1], first_scored, branches)
-        places = positions(mask, first_scored, branches)
+        attended = model.attention_mask(mask, ids.shape[1], layout)
+        places = positions(mask, layout)
         plain = self.trunk.get_base_model() if isinstance(self.trunk, PeftModel) else self.trunk
-        with skip_prompt_in_last_mlp(plain, first_scored), model.computing():
+        with skip_prompt_in_last_mlp(plain, layout.first_scored), model.computing():
             output = self.trunk(input_ids=ids, attention_mask=attended, position_ids=places, use_cache=False)
         values: Tensor = self.head(widened(output.last_hidden_state))
         return values.squeeze(-1)
@@ -137,12 +134,12 @@ class NoCritic(nn.Module):
     """No value function, for advantages that are relative to a group: all values are 0, and nothing is trained."""
 
     def states(
-        self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1
+        self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS
     ) -> tuple[Tensor, Tensor]:
         """The policy's hidden states [G, S, D], and zeros [G, S]."""
-        return model.hidden(ids, mask, first_scored, branches), self.values(model, ids, mask)
+        return model.hidden(ids, mask, layout), self.values(model, ids, mask, layout)
 
-    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+    def values(self, model: CausalLM, ids: Tensor, mask: Tensor, layout: RowLayout = PLAIN_ROWS) -> Tensor:
         """Zeros [G, S]."""
         return torch.zeros(ids.shape, device=ids.device)
 

@@ -13,6 +13,7 @@ from sb3_ppo_ext.language.model.causal_lm import CausalLM
 from sb3_ppo_ext.language.model.drawing import draw, noise_for
 from sb3_ppo_ext.language.model.end_tokens import EndTokens, end_tokens
 from sb3_ppo_ext.language.model.progress import RolloutProgress
+from sb3_ppo_ext.language.model.tokens import RowLayout
 
 
 class Response(NamedTuple):
@@ -71,7 +72,7 @@ class Decoder:
         return hidden[index]
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.model.hidden(ids, mask, cache=self.cache, first_scored=ids.shape[1] - 1)[:, -1]
+        return self.model.hidden(ids, mask, RowLayout(ids.shape[1] - 1), cache=self.cache)[:, -1]
 
     def without_ended(self, going: Tensor) -> Tensor | None:
         """Goes on with the rows that are ``going`` [B] alone; their indices, or None where all have to stay."""

@@ -27,7 +27,7 @@ class WithReference(nn.Module):
     def reference_states(self, tokens: Tokens) -> Tensor:
         """The reference's states [B, L, D] before every token."""
         with self.as_reference() as reference:
-            return tokens.response_states(reference.hidden(*tokens.joined(), *tokens.layout))
+            return tokens.response_states(reference.hidden(*tokens.joined(), tokens.layout))
 
     @torch.no_grad()
     def reference_log_prob(self, tokens: Tokens, hidden: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Layout(NamedTuple):
+class RowLayout(NamedTuple):
     """What the slots of a row are: a prompt, and after it ``branches`` responses of equal width, apart from each other.
 
     ``first_scored`` is the index of the prompt's last slot, the first whose state is used.
@@ -21,6 +21,9 @@ class Layout(NamedTuple):
 
     first_scored: int = 0
     branches: int = 1
+
+
+PLAIN_ROWS = RowLayout()  # one response or text a row, every state of which may be used
 
 
 class Tokens(NamedTuple):
@@ -35,9 +38,9 @@ class Tokens(NamedTuple):
     mask: Tensor
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> RowLayout:
         """That of ``joined``."""
-        return Layout(self.prompt.shape[1] - 1, len(self.response) // len(self.prompt))
+        return RowLayout(self.prompt.shape[1] - 1, len(self.response) // len(self.prompt))
 
     def sharing(self, branches: int) -> Tokens:
         """The same with one prompt for every ``branches`` responses, whose prompts are equal."""
@@ -120,11 +123,12 @@ def scattered(values: Tensor, mask: Tensor) -> Tensor:
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
-def positions(mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
+def positions(mask: Tensor, layout: RowLayout = PLAIN_ROWS) -> Tensor:
     """The position [G, S] of every token among those of its prompt and response, left padding not counted.
 
     Without them GPT-2 reads a padded prompt at the wrong places; rotary models see only differences.
     """
+    first_scored, branches = layout
     if branches == 1:
         return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
     prompt, responses = mask.long().tensor_split([first_scored + 1], dim=-1)
@@ -134,13 +138,14 @@ def positions(mask: Tensor, first_scored: int = 0, branches: int = 1) -> Tensor:
 
 
 def prepared_mask(
-    mask: Tensor, queries: int, added_in: torch.dtype | None = None, first_scored: int = 0, branches: int = 1
+    mask: Tensor, queries: int, added_in: torch.dtype | None = None, layout: RowLayout = PLAIN_ROWS
 ) -> Tensor:
     """True [G, 1, queries, S] where a query may attend to a token under ``mask`` [G, S].
 
     ``queries`` is S, or 1 for the newest token. With ``added_in`` the result has numbers of that type, to be added to
     the scores: 0, or as good as minus infinity.
     """
+    first_scored, branches = layout
     if queries == 1:
         allowed = mask[:, None, None]
     else:

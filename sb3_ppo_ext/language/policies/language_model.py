@@ -188,7 +188,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
 
     def values(self, tokens: Tokens) -> Tensor:
         """The values [B, L] before every token of the responses, in reward units; 0 where there is none."""
-        value = self.critic.values(self.lm, *tokens.joined(), *tokens.layout)
+        value = self.critic.values(self.lm, *tokens.joined(), tokens.layout)
         return tokens.response_states(value).masked_fill(~tokens.mask, 0.0)
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
@@ -229,7 +229,7 @@ class LanguageModelPolicy(WithReference, CausalLMPolicy):
 
     def states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """The model's states [B, L, D] before every token of the responses, and the values [B, L]."""
-        hidden, value = self.critic.states(self.lm, *tokens.joined(), *tokens.layout)
+        hidden, value = self.critic.states(self.lm, *tokens.joined(), tokens.layout)
         return tokens.response_states(hidden), tokens.response_states(value).masked_fill(~tokens.mask, 0.0)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

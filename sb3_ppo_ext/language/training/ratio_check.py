@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sb3_ppo_ext.distributed.processes import ALONE, Processes, together
 from sb3_ppo_ext.language.model import causal_lm as lm
-from sb3_ppo_ext.language.model.tokens import Tokens
+from sb3_ppo_ext.language.model.tokens import RowLayout, Tokens
 from sb3_ppo_ext.monitoring.diagnostics import TrainingWarning
 from sb3_ppo_ext.objective.batch import Minibatch
 
@@ -115,7 +115,7 @@ def _padding_counted(policy: LanguageModelPolicy) -> Iterator[None]:
         yield
 
 
-def counted_from_the_left(mask: Tensor, *layout: int) -> Tensor:
+def counted_from_the_left(mask: Tensor, layout: RowLayout) -> Tensor:
     """Positions as a model makes them up without position ids: padding counts."""
     return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
 
@@ -123,7 +123,7 @@ def counted_from_the_left(mask: Tensor, *layout: int) -> Tensor:
 @contextlib.contextmanager
 def _padding_seen(policy: LanguageModelPolicy) -> Iterator[None]:
     hidden = policy.lm.hidden
-    with mock.patch.object(policy.lm, "hidden", lambda ids, mask, *rest: hidden(ids, torch.ones_like(mask), *rest)):
+    with mock.patch.object(policy.lm, "hidden", lambda ids, mask, layout: hidden(ids, torch.ones_like(mask), layout)):
         yield
 
 

@@ -8,7 +8,7 @@ from sb3_ppo_ext.language.model.causal_lm import CausalLM, entropy_of
 from sb3_ppo_ext.language.model.critics import last_block
 from sb3_ppo_ext.language.model.generation import Response, generate
 from sb3_ppo_ext.language.model.loading import as_reference, frozen_copy
-from sb3_ppo_ext.language.model.tokens import Tokens, positions
+from sb3_ppo_ext.language.model.tokens import RowLayout, Tokens, positions
 from tests.language import tiny
 from tests.language.causal_models import TEMPERATURE, core, evaluated
 
@@ -54,7 +54,7 @@ def test_states_that_are_not_used_change_nothing(family: str) -> None:
     widths: list[int] = []
     mlp = last_block(model.trunk).get_submodule("mlp")
     mlp.register_forward_hook(lambda _, given, output: widths.append(given[0].shape[1]))
-    torch.testing.assert_close(model.hidden(ids, mask, first_scored=3)[:, 3:], whole[:, 3:])
+    torch.testing.assert_close(model.hidden(ids, mask, RowLayout(3))[:, 3:], whole[:, 3:])
     assert widths == [ids.shape[1] - 3]
     torch.testing.assert_close(model.hidden(ids, mask), whole)  # the hooks are gone
 

@@ -69,7 +69,7 @@ def test_a_missing_mask_is_named(family: str, monkeypatch: pytest.MonkeyPatch) -
 
     def unmasked(*args: Any, **kwargs: Any) -> generation.Response:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(policy.lm, "hidden", lambda ids, mask, **rest: hidden(ids, torch.ones_like(mask), **rest))
+            patch.setattr(policy.lm, "hidden", lambda ids, mask, *a, **kw: hidden(ids, torch.ones_like(mask), *a, **kw))
             return sample(*args, **kwargs)
 
     monkeypatch.setattr("sb3_ppo_ext.language.policies.language_model.generate", unmasked)

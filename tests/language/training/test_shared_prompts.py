@@ -17,7 +17,7 @@ from sb3_ppo_ext.language.engines.block_gradients import BlockGradients
 from sb3_ppo_ext.language.engines.compiled import CompiledGradients
 from sb3_ppo_ext.language.envs.spaces import ATTENTION_MASK, INPUT_IDS
 from sb3_ppo_ext.language.model import causal_lm
-from sb3_ppo_ext.language.model.tokens import Tokens, positions, prepared_mask
+from sb3_ppo_ext.language.model.tokens import RowLayout, Tokens, positions, prepared_mask
 from sb3_ppo_ext.language.training import token_rollout
 from sb3_ppo_ext.language.training.importance import scored_again
 from sb3_ppo_ext.language.training.micro_batches import micro_batches
@@ -52,8 +52,8 @@ def both_minibatches(policy: LanguageModelPolicy) -> tuple[Minibatch, Minibatch]
 def test_positions_go_on_from_the_prompt_in_every_branch() -> None:
     # A prompt of two tokens in three slots, then two branches of two slots, the second with one token.
     mask = torch.tensor([[False, True, True, True, True, True, False]])
-    assert positions(mask, 2, 2).tolist() == [[0, 0, 1, 2, 3, 2, 2]]
-    seen = prepared_mask(mask, 7, None, 2, 2)[0, 0].int().tolist()
+    assert positions(mask, RowLayout(2, 2)).tolist() == [[0, 0, 1, 2, 3, 2, 2]]
+    seen = prepared_mask(mask, 7, None, RowLayout(2, 2))[0, 0].int().tolist()
     assert seen == [
         [1, 0, 0, 0, 0, 0, 0],  # padding sees itself
         [0, 1, 0, 0, 0, 0, 0],
