@@ -17,7 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
-IMPORTED = ["stable_baselines3", "torch.distributed", "torch.utils.tensorboard"]
+# torch._dynamo: PyTorch imports it with the first step of any optimizer, which takes a second.
+IMPORTED = ["stable_baselines3", "torch._dynamo", "torch.distributed", "torch.utils.tensorboard"]
 if FORKS:
     CONTEXT.set_forkserver_preload(IMPORTED)
 
