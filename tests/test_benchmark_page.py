@@ -33,6 +33,13 @@ def results(**stages: list[dict[str, Any]]) -> Results:
     return Results({"random": [record("random", task, 0, 10.0) for task in ("a", "b")], **stages})
 
 
+def test_a_run_counts_for_every_arm_with_its_settings() -> None:
+    found = Results({"confirm": [record("sb3", task, 0, 1.0) for task in ("Ant-v5", "Hopper-v5")]})
+    assert found.of("confirm", "zoo", "Ant-v5") == found.of("confirm", "sb3", "Ant-v5") != []  # rl_zoo3's: the defaults
+    assert found.of("confirm", "zoo", "Hopper-v5") == []
+    assert found.of("confirm", "an arm of the past", "Ant-v5") == []
+
+
 @pytest.mark.parametrize("path", page.files(Results({})), ids=lambda path: path.name)
 def test_the_files_are_what_the_records_make_of_them(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == page.files(Results.of_folder())[path], (

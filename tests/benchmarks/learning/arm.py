@@ -27,9 +27,13 @@ class Arm:
     steps: int = 1_000_000
     everywhere: bool = True  # False: on the tasks of ``tasks`` alone
 
+    def runs_on(self, task: str) -> bool:
+        """Whether the arm has settings for the task."""
+        return self.everywhere or task in self.tasks
+
     def settings(self, task: str) -> dict[str, Any]:
         """Everything that a run of this arm on the task depends on, but the seed."""
-        if not self.everywhere and task not in self.tasks:
+        if not self.runs_on(task):
             raise ValueError(f"task {task!r}: the arm has settings for {', '.join(self.tasks)} alone")
         changed = self.tasks.get(task, {})
         return {

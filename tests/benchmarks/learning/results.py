@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.benchmarks.learning import records
+from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.intervals import Scores, normalised
 
 Record = Mapping[str, Any]
@@ -29,8 +31,9 @@ class Results:
         return cls({path.stem: records.read(path) for path in sorted(folder.glob("*.jsonl"))})
 
     def of(self, stage: str, arm: str, task: str) -> list[Record]:
-        """The records of an arm on a task, by seed."""
-        found = [record for record in self.by_stage.get(stage, []) if (record["arm"], record["task"]) == (arm, task)]
+        """The records of an arm on a task, by seed, under whatever name its settings were run."""
+        names = of_these_settings(arm, task)
+        found = [record for record in self.by_stage.get(stage, []) if record["task"] == task and record["arm"] in names]
         return sorted(found, key=lambda record: int(record["seed"]))
 
     def arms(self, stage: str) -> list[str]:
@@ -54,6 +57,15 @@ class Results:
     def core_hours(self, stage: str) -> float:
         """CPU time of all runs of a stage."""
         return sum(float(record["core_seconds"]) for record in self.by_stage.get(stage, [])) / 3600
+
+
+@cache
+def of_these_settings(arm: str, task: str) -> frozenset[str]:
+    """The arm and all others with its settings on the task: rl_zoo3's for Ant are the defaults, and are run once."""
+    if arm not in ARMS or not ARMS[arm].runs_on(task):
+        return frozenset({arm})
+    settings = ARMS[arm].settings(task)
+    return frozenset(name for name, other in ARMS.items() if other.runs_on(task) and other.settings(task) == settings)
 
 
 def mean_return(record: Record, kind: str = "deterministic") -> float:

@@ -81,6 +81,10 @@ of_steered("log_std 0", policy_kwargs={"log_std_init": 0.0})
 of_steered("targets kept", recompute_advantage=False)
 of_steered("staggered", environment={"staggered": True})
 of_steered("one environment", environment={"n_envs": 1}, n_steps=2048)
+# Larger networks: rl_zoo3's settings for HalfCheetah have them.
+WIDE = [256, 256]
+of_steered("critic 256", policy_kwargs={"net_arch": {"pi": [64, 64], "vf": WIDE}})
+of_steered("networks 256", policy_kwargs={"net_arch": {"pi": WIDE, "vf": WIDE}})
 
 
 def base_of(arm: str) -> str:
