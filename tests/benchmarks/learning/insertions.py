@@ -13,7 +13,7 @@ from tests.benchmarks.learning.tables import cell, number, table
 ENTRY = re.compile(r"^(?P<head>(?P<task>[\w-]+-v\d+):.*\n)(?:  # Measured: .*\n)?", re.MULTILINE)
 TABLE = re.compile(r"(?<=<!-- learning -->\n).*?(?=<!-- /learning -->)", re.DOTALL)
 KINDS = ("deterministic", "sampled")
-OF_README = ("sb3", "tianshou", "recipe")
+OF_README = ("sb3", "zoo", "cleanrl", "tianshou", "recipe")
 
 
 def measured(results: Results, task: str) -> str:
@@ -35,10 +35,10 @@ def entries(text: str, results: Results) -> str:
 
 
 def readme(text: str, results: Results) -> str:
-    """The text of README.md with its table: every task of the suite that all of its arms have runs of."""
+    """The text of README.md with its table: every task of the suite that the recipe and the defaults have runs of."""
     rows = []
     for task in SUITE:
-        scores = [results.scores("confirm", arm, task) for arm in OF_README]
-        if all(map(len, scores)):
-            rows.append([task, *map(cell, scores)])
+        scores = {arm: results.scores("confirm", arm, task) for arm in OF_README}
+        if len(scores["recipe"]) and len(scores["sb3"]):
+            rows.append([task, *map(cell, scores.values())])
     return TABLE.sub(lambda _: table(["", *(f"`{arm}`" for arm in OF_README)], rows) + "\n", text)
