@@ -30,7 +30,7 @@ def record(arm: str, task: str, seed: int, score: float, **more: Any) -> dict[st
 
 
 def results(**stages: list[dict[str, Any]]) -> Results:
-    return Results({"random": [record("random", task, 0, 10.0) for task in ("a", "b")], **stages})
+    return Results({"random": [record("random", task, 0, 10.0) for task in ("a", "b", "d")], **stages})
 
 
 def test_a_run_counts_for_every_arm_with_its_settings() -> None:
@@ -76,8 +76,9 @@ def test_scores_are_counted_from_random_actions_to_the_reference() -> None:
 
 
 def test_an_arm_is_compared_in_units_of_each_other_one() -> None:
-    # Random 10. On "a" ours is twice as far as theirs, on "b" half as far: 1.25 in the mean.
-    of_ours, of_theirs = ({"a": 50.0, "b": 20.0}, {"a": 30.0, "b": 30.0})
+    # Random 10. On "a" ours is twice as far as theirs, on "b" half as far, on "d" as far: 7/6 in the mean. Without the
+    # two lowest and the two highest of nine runs .5, 1, 1, 1, 2 are left: 1.1.
+    of_ours, of_theirs = ({"a": 50.0, "b": 20.0, "d": 30.0}, {"a": 30.0, "b": 30.0, "d": 30.0})
     runs = [
         record(arm, task, seed, score)
         for arm, scores in (("recipe", of_ours), ("sb3", of_theirs), ("few", {"a": 1.0}))
@@ -85,8 +86,9 @@ def test_an_arm_is_compared_in_units_of_each_other_one() -> None:
         for seed in range(1 if arm == "few" else 3)
     ]
     runs += [record("recipe", "c", seed, 99.0) for seed in range(3)] + [record("sb3", "c", 0, 20.0)]  # too few
-    (line,) = tables.against(results(confirm=runs), "confirm", "recipe", ("a", "b", "c")).split("\n")[2:]
-    assert line == "| `sb3` | 2 | 6 | +0.25 [+0.25, +0.25] | +0.25 [+0.25, +0.25] | 0.50 | b: -0.50 [-0.50, -0.50] |"
+    runs += [record("one task", "a", seed, 30.0) for seed in range(3)]
+    (line,) = tables.against(results(confirm=runs), "confirm", "recipe", ("a", "b", "c", "d")).split("\n")[2:]
+    assert line == "| `sb3` | 3 | 9 | +0.17 [+0.17, +0.17] | +0.10 [+0.10, +0.10] | 0.50 | b: -0.50 [-0.50, -0.50] |"
 
 
 def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:

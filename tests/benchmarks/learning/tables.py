@@ -22,6 +22,7 @@ from tests.benchmarks.learning.results import REFERENCE, Results, mean_return, s
 from tests.benchmarks.learning.table_one import PAPER
 
 FEWEST = 3  # runs of which an interval is given
+FEWEST_TASKS = 3  # over which arms are compared: one task says what the recipe does there, which another table has
 NOTHING = "·"
 Row = Sequence[str]
 
@@ -101,13 +102,13 @@ def together(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[
 def against(results: Results, stage: str, arm: str, tasks: Sequence[str]) -> str:
     """An arm beside each other one of the stage, on the scale of 0 for random actions and 1 for the other's mean.
 
-    A task counts once both have ``FEWEST`` runs of it.
+    A task counts once both have ``FEWEST`` runs of it, and an arm once there are ``FEWEST_TASKS`` such tasks.
     """
     rows = []
     for other in results.arms(stage):
         ours = results.normalised(stage, arm, tasks, other)
         ours, theirs = with_spread(ours, results.normalised(stage, other, list(ours), other))
-        if other == arm or not ours:
+        if other == arm or len(ours) < FEWEST_TASKS:
             continue
         ratio, middle = difference(ours, theirs, mean), difference(ours, theirs, interquartile_mean)
         least = min(ours, key=lambda task: float(ours[task].mean()))
@@ -121,7 +122,7 @@ def against(results: Results, stage: str, arm: str, tasks: Sequence[str]) -> str
             ]
         )
     if not rows:
-        return f"No arm has {FEWEST} runs of a task that it shares with `{arm}` yet."
+        return f"No arm has {FEWEST} runs of {FEWEST_TASKS} tasks that it shares with `{arm}` yet."
     head = [
         "beside",
         "tasks",
