@@ -160,9 +160,17 @@ def compile_all(jobs: Sequence[Job]) -> None:
             with library.open("ab") as file:
                 file.write(hashlib.sha256(library.read_bytes()).digest())
             os.replace(library, job.path)
-    by_age = sorted(cache_folder.glob("*.so"), key=lambda path: path.stat().st_mtime)
-    for path in by_age[:-MAX_LIBRARIES]:
-        path.unlink(missing_ok=True)
+    for path in sorted(cache_folder.glob("*.so"), key=_last_used)[:-MAX_LIBRARIES]:
+        with suppress(OSError):  # another user's file, for example
+            path.unlink(missing_ok=True)
+
+
+def _last_used(path: Path) -> float:
+    """The time of the library's last use; 0 where another process has removed it meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _child(child_folder: Path, *, low_priority: bool) -> subprocess.Popen[str]:

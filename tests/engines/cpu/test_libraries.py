@@ -161,5 +161,6 @@ def test_the_least_recently_used_go_first(cache: Path, monkeypatch: pytest.Monke
     for age, name in enumerate(("new.so", "older.so", "oldest.so")):
         (cache / name).touch()
         os.utime(cache / name, (1e9 - age, 1e9 - age))
+    (cache / "removed by another process.so").symlink_to("nowhere")  # it is listed and has no time
     artifacts.compile_all([])
     assert sorted(path.name for path in cache.iterdir()) == ["new.so", "older.so"]
