@@ -22,9 +22,10 @@ def measured(results: Results, task: str) -> str:
     runs = [record for record in results.of("entries", "ppox.yml", task) if record["settings"] == settings]
     if not runs:
         return ""
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
     mean, sampled = (number(float(np.mean([mean_return(run, kind) for run in runs]))) for kind in KINDS)
     return (
-        f"  # Measured: {mean} with the mean action and {sampled} with sampled ones, the mean of {len(runs)} seeds "
+        f"  # Measured: {mean} with the mean action and {sampled} with sampled ones, the mean of {seeds} "
         f"after {settings['steps']:,} steps.\n"
     )
 
