@@ -28,6 +28,7 @@ from sb3_ppo_ext.host.pytorch import compile_worker
 from sb3_ppo_ext.host.pytorch.compilers import load_library
 from sb3_ppo_ext.host.pytorch.graphs import Varying, make_picklable
 from sb3_ppo_ext.host.pytorch.without_gil import without_gil
+from sb3_ppo_ext.saving import remove
 
 Call = Callable[[list[Tensor]], list[Tensor]]
 
@@ -161,8 +162,7 @@ def compile_all(jobs: Sequence[Job]) -> None:
                 file.write(hashlib.sha256(library.read_bytes()).digest())
             os.replace(library, job.path)
     for path in sorted(cache_folder.glob("*.so"), key=_last_used)[:-MAX_LIBRARIES]:
-        with suppress(OSError):  # another user's file, for example
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _last_used(path: Path) -> float:
