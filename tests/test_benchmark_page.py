@@ -13,6 +13,7 @@ from tests.benchmarks.learning import curves, insertions, page, tables
 from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.kl_bound import BOUND
 from tests.benchmarks.learning.plan import PLAN
+from tests.benchmarks.learning.records import FOLDER, read
 from tests.benchmarks.learning.results import Results, seconds_to_reach
 
 
@@ -116,6 +117,22 @@ def test_the_effect_of_a_change_is_in_units_of_its_base() -> None:
     # One draw of three runs in 27, more than 2.5 %, is three times the worst of the base (0.5), or the best (1.5).
     assert better == "| `better` | `falling` | 1 | 3 | +0.50 [+0.00, +1.00] |"
     assert worse == "| `worse` | `falling` | 1 | 1 | -0.50 |"
+
+
+def test_averaged_parameters_are_compared_with_the_last_ones_of_their_own_runs() -> None:
+    # Random 10; last parameters 20 and 40, 20 further in the mean; averages are 5 more: a quarter.
+    runs = [record("recipe", "a", seed, last, averaged=[last + 5]) for seed, last in enumerate((20.0, 40.0))]
+    drawn = tables.averaged(
+        results(confirm=[*runs, record("sb3", "a", 0, 1.0)]), "confirm", ("recipe", "sb3"), ("a", "b")
+    )
+    assert drawn.split("\n")[2:] == ["| `recipe` | +0.25 (2) | · | +0.25 [+0.25, +0.25] |"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_runs_have_the_settings_of_the_arm_they_are_counted_for(path: Path) -> None:
+    for run in read(path):
+        if run["arm"] in ARMS:  # others are of the past
+            assert run["settings"] == ARMS[run["arm"]].settings(run["task"]), (run["arm"], run["task"], run["seed"])
 
 
 def test_a_run_that_diverged_counts_as_random_actions() -> None:

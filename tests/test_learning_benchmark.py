@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sb3_ppo_ext import PPOX
-from tests.benchmarks.learning import intervals, records, runs
+from tests.benchmarks.learning import averaging, intervals, records, runs
 from tests.benchmarks.learning.arms import ARMS, SUITE
 from tests.benchmarks.learning.plan import PLAN, Stage, order_of
 
@@ -104,10 +105,30 @@ def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: py
     assert {key: record[key] for key in order} == order
     assert [point[0] for point in record["curve"]] == [128, 256, 384, 512]
     assert len(record["deterministic"]) == len(record["sampled"]) == 2
+    assert "averaged" not in record  # too short
     assert record["updates"]["clip_fraction"] >= 0
     assert record["versions"]["sb3_ppo_ext"]
     assert record["defaults"]["clip_range"] == 0.2
     assert "gamma" not in record["defaults"]
+
+
+def test_parameters_are_averaged_over_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averaging, "STEPS", 32)
+    model = PPOX("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, compile=False, seed=0, device="cpu")
+    average, numbers = averaging.Average(), iter((1.0, 2.0, 3.0))
+
+    def train() -> None:
+        number = next(numbers)
+        for parameter in model.policy.parameters():
+            parameter.data.fill_(number)
+
+    monkeypatch.setattr(model, "train", train)
+    assert not average.put_into_policy()
+    model.learn(96, callback=average)
+    # 1, then 1 + (2 - 1) / 10 = 1.1, then 1.1 + (3 - 1.1) / 10 = 1.29
+    assert average.put_into_policy()
+    for parameter in model.policy.parameters():
+        torch.testing.assert_close(parameter.data, torch.full_like(parameter, 1.29))
 
 
 def test_random_actions_are_a_record_without_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +147,10 @@ def test_a_stage_of_the_plan_names_what_its_records_lack() -> None:
         *(("sb3", "Hopper-v5", 0), ("recipe", "Hopper-v5", 0), ("sb3", "Ant-v5", 0)),
     ]
     assert stage.missing(orders[1:]) == orders[:1]
+    fewer = Stage(("sb3", "a2c"), ("Hopper-v5",), range(3), {"a2c": range(1)})
+    assert [(order["arm"], order["seed"]) for order in fewer.orders()] == [
+        *(("sb3", 0), ("a2c", 0), ("sb3", 1), ("sb3", 2)),
+    ]
     for name, planned in PLAN.items():
         assert planned.orders(), name
 

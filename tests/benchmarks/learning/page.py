@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.benchmarks.learning import insertions, tables
 from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
-from tests.benchmarks.learning.plan import LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
+from tests.benchmarks.learning.plan import EARLIER, LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
 from tests.benchmarks.learning.results import Record, Results, mean_return
 from tests.benchmarks.learning.screen import SCREEN, base_of
 from tests.benchmarks.measuring import ROOT
@@ -21,6 +21,7 @@ PICTURE = ROOT / "docs" / "images" / "learning.svg"
 OF_FRESH_SEEDS = ROOT / "docs" / "images" / "fresh_seeds.svg"
 README = ROOT / "README.md"
 COMPARED = ("sb3", "cleanrl", "tianshou", "falling", "rate by KL", "steered")  # in the first table and picture
+ON_FRESH_SEEDS = (*PLAN["confirm"].arms, *EARLIER)
 BASES = {arm: base_of(arm) for arm in SCREEN if arm != "falling"}
 TEXT = Path(__file__).with_name("page.md")
 
@@ -49,7 +50,7 @@ def compared(results: Results) -> list[str]:
 def sections(results: Results) -> dict[str, str]:
     """The tables by the names under which the text of the page has them."""
     arms, entries = compared(results), PLAN["entries"]
-    fresh = [arm for arm in PLAN["confirm"].arms if arm in results.arms("confirm")]
+    fresh = [arm for arm in ON_FRESH_SEEDS if arm in results.arms("confirm")]
     tasks = [task for task in PLAN["confirm"].tasks if any(len(results.of("confirm", arm, task)) for arm in fresh)]
     no_legs = [arm for arm in WITHOUT_LEGS if arm in results.arms("no_legs")]
     return {
@@ -61,6 +62,7 @@ def sections(results: Results) -> dict[str, str]:
         "confirmed": tables.by_task(results, "confirm", fresh, tasks, "deterministic"),
         "confirmed_training": tables.by_task(results, "confirm", fresh, tasks, "last_100"),
         "against": tables.against(results, "confirm", "recipe", tasks),
+        "averaged": tables.averaged(results, "confirm", fresh, tasks),
         "confirmed_seconds": tables.seconds(results, "confirm", fresh, tasks),
         "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
         "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
@@ -81,7 +83,7 @@ def files(results: Results) -> dict[Path, str]:
     readme = insertions.readme(README.read_text(encoding="utf-8"), results)
     settings = insertions.entries(FILE.read_text(encoding="utf-8"), results)
     drawn = curves(results, "screen", COMPARED, LOCOMOTION)
-    fresh = curves(results, "confirm", PLAN["confirm"].arms, PLAN["confirm"].tasks)
+    fresh = curves(results, "confirm", ON_FRESH_SEEDS, PLAN["confirm"].tasks)
     return {PAGE: page(results), PICTURE: drawn, OF_FRESH_SEEDS: fresh, README: readme, FILE: settings}
 
 

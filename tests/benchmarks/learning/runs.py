@@ -31,6 +31,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
+from tests.benchmarks.learning.averaging import Average
+
 ALGORITHMS = {
     **{"PPOX": ("sb3_ppo_ext", "PPOX"), "PPO": ("stable_baselines3", "PPO"), "A2C": ("stable_baselines3", "A2C")},
     **{"TRPO": ("sb3_contrib", "TRPO"), "SBX": ("sbx", "PPO")},
@@ -168,10 +170,10 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
     start, arguments = time.process_time(), settings["arguments"]
     env = environments(task, seed, **settings["environment"], gamma=arguments.get("gamma", 0.99))
     model = model_of(settings["algorithm"], env, seed, arguments)
-    curve = Curve(settings["steps"])
+    curve, average = Curve(settings["steps"]), Average()
     outcome: dict[str, Any] = {}
     try:
-        model.learn(settings["steps"], callback=curve, log_interval=1_000_000)
+        model.learn(settings["steps"], callback=[curve, average], log_interval=1_000_000)
     except (ValueError, FloatingPointError) as error:
         outcome = {"error": f"{type(error).__name__}: {error}"[:500]}
     outcome |= {"core_seconds": round(time.process_time() - start, 1), "last_100": training_return(model)}
@@ -179,6 +181,8 @@ def run(order: Mapping[str, Any]) -> dict[str, Any]:
     if "error" not in outcome:
         outcome["deterministic"] = evaluated(model, task, settings, True)
         outcome["sampled"] = evaluated(model, task, settings, False)
+        if average.put_into_policy():
+            outcome["averaged"] = evaluated(model, task, settings, True)
     return {**order, **outcome, "defaults": defaults(model, arguments), "versions": versions()}
 
 

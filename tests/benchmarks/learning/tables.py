@@ -24,6 +24,7 @@ from tests.benchmarks.learning.table_one import PAPER
 FEWEST = 3  # runs of which an interval is given
 FEWEST_TASKS = 3  # over which arms are compared: one task says what the recipe does there, which another table has
 NOTHING = "·"
+KINDS = ("deterministic", "averaged")  # with the last parameters, and with the average of them
 Row = Sequence[str]
 
 
@@ -167,6 +168,25 @@ def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequenc
     if not rows:
         return "Not run yet."
     return table(["one change", "from", "tasks", "runs", "effect"], rows)
+
+
+def averaged(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
+    """What averaged parameters gain over the last ones of the same runs, of which a record holds both.
+
+    In units of the mean of the last parameters over random actions.
+    """
+    rows = []
+    for arm in arms:
+        gains = {}
+        for task in tasks:
+            runs = [record for record in results.of(stage, arm, task) if "averaged" in record]
+            if runs:
+                last, mean_of = (np.array([mean_return(run, kind) for run in runs]) for kind in KINDS)
+                gains[task] = (mean_of - last) / (last.mean() - results.random[task])
+        if gains:
+            cells = [f"{gains[task].mean():+.2f} ({len(gains[task])})" if task in gains else NOTHING for task in tasks]
+            rows.append([f"`{arm}`", *cells, signed(interval(gains, mean))])
+    return table(["", *tasks, "all"], rows) if rows else "Not run yet."
 
 
 def table_one(results: Results) -> str:
