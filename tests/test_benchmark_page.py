@@ -148,6 +148,15 @@ def test_seconds_are_those_until_the_level_was_first_there() -> None:
     assert seconds_to_reach(run, 9.0) is None
 
 
+def test_seconds_are_compared_on_the_processor_of_most_runs() -> None:
+    fast = {"versions": {"processor": "fast"}}
+    runs = [record("sb3", "a", seed, 9.0) for seed in range(3)]
+    runs += [record("ours", "a", 0, 9.0), *(record("ours", "a", seed, 9.0, **fast) for seed in (1, 2))]
+    found = results(confirm=runs)
+    assert found.of_one_processor("confirm", "ours", "a") == runs[3:4]
+    assert Results({"confirm": runs[3:]}).of_one_processor("confirm", "ours", "a") == runs[4:]
+
+
 def test_table_1_is_on_the_scale_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     # Random -10, best row 30: 10 is half of it. With a row that lacks a task it is not the paper's mean.
     tasks, (first, second, *_) = PLAN["table_one"].tasks, PLAN["table_one"].arms

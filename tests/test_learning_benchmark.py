@@ -107,7 +107,7 @@ def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: py
     assert len(record["deterministic"]) == len(record["sampled"]) == 2
     assert "averaged" not in record  # too short
     assert record["updates"]["clip_fraction"] >= 0
-    assert record["versions"]["sb3_ppo_ext"]
+    assert record["versions"]["sb3_ppo_ext"] and record["versions"]["processor"]
     assert record["defaults"]["clip_range"] == 0.2
     assert "gamma" not in record["defaults"]
 

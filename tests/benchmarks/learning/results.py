@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,14 @@ class Results:
                 found[task] = normalised(runs, self.random[task], float(theirs.mean()))
         return found
 
+    def of_one_processor(self, stage: str, arm: str, task: str) -> list[Record]:
+        """The records of an arm on a task whose seconds are comparable: of the processor that made most of the stage.
+
+        Older runs do not say theirs, and are taken for those of one.
+        """
+        made = Counter(map(processor_of, self.by_stage.get(stage, [])))
+        return [record for record in self.of(stage, arm, task) if processor_of(record) == made.most_common(1)[0][0]]
+
     def core_hours(self, stage: str) -> float:
         """CPU time of all runs of a stage."""
         return sum(float(record["core_seconds"]) for record in self.by_stage.get(stage, [])) / 3600
@@ -66,6 +75,11 @@ def of_these_settings(arm: str, task: str) -> frozenset[str]:
         return frozenset({arm})
     settings = ARMS[arm].settings(task)
     return frozenset(name for name, other in ARMS.items() if other.runs_on(task) and other.settings(task) == settings)
+
+
+def processor_of(record: Record) -> str:
+    """The processor of a run, "" where it is not known."""
+    return str(record.get("versions", {}).get("processor", ""))
 
 
 def mean_return(record: Record, kind: str = "deterministic") -> float:

@@ -142,7 +142,7 @@ def seconds(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[s
     for arm in arms:
         cells = []
         for task in tasks:
-            runs, theirs = results.of(stage, arm, task), results.of(stage, REFERENCE, task)
+            runs, theirs = results.of_one_processor(stage, arm, task), results.of(stage, REFERENCE, task)
             level = float(np.mean([mean_return(record, "last_100") for record in theirs])) if theirs else np.nan
             found = [second for record in runs if (second := seconds_to_reach(record, level)) is not None]
             whole = f"{np.median(found):.0f} s ({len(found)} of {len(runs)})" if found else f"(0 of {len(runs)})"
