@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.benchmarks.learning import curves, insertions, page, tables
+from tests.benchmarks.learning import curves, insertions, measurements, page, tables
 from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.kl_bound import BOUND
 from tests.benchmarks.learning.plan import PLAN
@@ -122,7 +122,7 @@ def test_the_effect_of_a_change_is_in_units_of_its_base() -> None:
 def test_averaged_parameters_are_compared_with_the_last_ones_of_their_own_runs() -> None:
     # Random 10; last parameters 20 and 40, 20 further in the mean; averages are 5 more: a quarter.
     runs = [record("recipe", "a", seed, last, averaged=[last + 5]) for seed, last in enumerate((20.0, 40.0))]
-    drawn = tables.averaged(
+    drawn = measurements.averaged(
         results(confirm=[*runs, record("sb3", "a", 0, 1.0)]), "confirm", ("recipe", "sb3"), ("a", "b")
     )
     assert drawn.split("\n")[2:] == ["| `recipe` | +0.25 (2) | · | +0.25 [+0.25, +0.25] |"]
@@ -173,9 +173,15 @@ def test_a_kl_is_shown_over_its_bound() -> None:
         record("bound, soft, limit 4", "Pendulum-v1", seed, 0.0, updates={"kl_held": kl * BOUND})
         for seed, kl in ((0, 0.9), (1, 1.2))
     ]
-    assert tables.bounds(Results({"kl_bound": runs})).endswith(
+    assert measurements.bounds(Results({"kl_bound": runs})).endswith(
         "| `bound, soft, limit 4` | Pendulum-v1 | 1.05 | 0.90, 1.20 |"
     )
+
+
+def test_the_kl_of_updates_is_the_mean_over_runs() -> None:
+    runs = [record("sb3", "a", seed, 0.0, updates={"approx_kl": kl}) for seed, kl in enumerate((0.02, 0.04))]
+    drawn = measurements.updates(results(confirm=runs), "confirm", ("sb3",), ("a", "b"))
+    assert drawn.split("\n")[2:] == ["| `sb3` | 0.030 | · |"]
 
 
 def test_a_mean_curve_ends_where_the_shortest_run_does() -> None:

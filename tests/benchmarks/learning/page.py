@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.learning import insertions, tables
+from tests.benchmarks.learning import insertions, measurements, tables
 from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import EARLIER, LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
@@ -62,13 +62,14 @@ def sections(results: Results) -> dict[str, str]:
         "confirmed": tables.by_task(results, "confirm", fresh, tasks, "deterministic"),
         "confirmed_training": tables.by_task(results, "confirm", fresh, tasks, "last_100"),
         "against": tables.against(results, "confirm", "recipe", tasks),
-        "averaged": tables.averaged(results, "confirm", fresh, tasks),
+        "averaged": measurements.averaged(results, "confirm", fresh, tasks),
+        "updates": measurements.updates(results, "confirm", fresh, tasks),
         "confirmed_seconds": tables.seconds(results, "confirm", fresh, tasks),
         "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
         "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
         "no_legs_knobs": tables.knobs(results, "no_legs", dict.fromkeys(WITHOUT_LEGS[1:], WITHOUT_LEGS[0]), NO_LEGS),
         "table_one": tables.table_one(results),
-        "bounds": tables.bounds(results),
+        "bounds": measurements.bounds(results),
         "entries": tables.entries(results, entries.tasks),
     }
 

@@ -16,7 +16,6 @@ from tests.benchmarks.learning.intervals import (
     mean,
     probability_of_improvement,
 )
-from tests.benchmarks.learning.kl_bound import BOUND, TASKS
 from tests.benchmarks.learning.plan import PLAN
 from tests.benchmarks.learning.results import REFERENCE, Results, mean_return, seconds_to_reach
 from tests.benchmarks.learning.table_one import PAPER
@@ -24,7 +23,6 @@ from tests.benchmarks.learning.table_one import PAPER
 FEWEST = 3  # runs of which an interval is given
 FEWEST_TASKS = 3  # over which arms are compared: one task says what the recipe does there, which another table has
 NOTHING = "·"
-KINDS = ("deterministic", "averaged")  # with the last parameters, and with the average of them
 Row = Sequence[str]
 
 
@@ -170,25 +168,6 @@ def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequenc
     return table(["one change", "from", "tasks", "runs", "effect"], rows)
 
 
-def averaged(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
-    """What averaged parameters gain over the last ones of the same runs, of which a record holds both.
-
-    In units of the mean of the last parameters over random actions.
-    """
-    rows = []
-    for arm in arms:
-        gains = {}
-        for task in tasks:
-            runs = [record for record in results.of(stage, arm, task) if "averaged" in record]
-            if runs:
-                last, mean_of = (np.array([mean_return(run, kind) for run in runs]) for kind in KINDS)
-                gains[task] = (mean_of - last) / (last.mean() - results.random[task])
-        if gains:
-            cells = [f"{gains[task].mean():+.2f} ({len(gains[task])})" if task in gains else NOTHING for task in tasks]
-            rows.append([f"`{arm}`", *cells, signed(interval(gains, mean))])
-    return table(["", *tasks, "all"], rows) if rows else "Not run yet."
-
-
 def table_one(results: Results) -> str:
     """The rows of Table 1, on the paper's scale, beside the paper's."""
     stage, tasks = PLAN["table_one"], PLAN["table_one"].tasks
@@ -208,20 +187,6 @@ def table_one(results: Results) -> str:
         name = arm.removeprefix("table 1: ")
         rows.append([name, f"{PAPER[name]:.2f}" if name in PAPER else NOTHING, ours])
     return table(["", "paper (v1)", "here (v5)"], rows)
-
-
-def bounds(results: Results) -> str:
-    """The KL that the multiplier held, over the bound."""
-    rows = []
-    for arm in results.arms("kl_bound"):
-        for task in TASKS:
-            held = [float(record["updates"]["kl_held"]) for record in results.of("kl_bound", arm, task)]
-            if held:
-                every = ", ".join(f"{kl / BOUND:.2f}" for kl in held)
-                rows.append([f"`{arm}`", task, f"{np.mean(held) / BOUND:.2f}", every])
-    if not rows:
-        return "Not run yet."
-    return table(["", "task", f"KL / bound of {BOUND:g} nats, mean", "each seed"], rows)
 
 
 def progress(results: Results) -> str:
