@@ -57,6 +57,12 @@ def test_a_cell_has_mean_number_and_from_three_runs_on_the_interval_of_the_mean(
     ]
 
 
+def test_many_tasks_have_rows_and_few_have_columns() -> None:
+    assert tables.arms_by_tasks(["a", "b"], [["one", "1", "2"]]).split("\n")[2:] == ["| one | 1 | 2 |"]
+    drawn = tables.arms_by_tasks(list("abcde"), [["one", *"12345"], ["two", *"67890"]]).split("\n")
+    assert drawn[0] == "|  | one | two |" and drawn[2::4] == ["| a | 1 | 6 |", "| e | 5 | 0 |"]
+
+
 def test_scores_are_counted_from_random_actions_to_the_reference() -> None:
     # Random 10, sb3 20 in the mean: 30 is twice as far. "b" has no sb3, and no part in it.
     found = results(
@@ -120,12 +126,13 @@ def test_the_effect_of_a_change_is_in_units_of_its_base() -> None:
 
 
 def test_averaged_parameters_are_compared_with_the_last_ones_of_their_own_runs() -> None:
-    # Random 10; last parameters 20 and 40, 20 further in the mean; averages are 5 more: a quarter.
-    runs = [record("recipe", "a", seed, last, averaged=[last + 5]) for seed, last in enumerate((20.0, 40.0))]
-    drawn = measurements.averaged(
-        results(confirm=[*runs, record("sb3", "a", 0, 1.0)]), "confirm", ("recipe", "sb3"), ("a", "b")
-    )
-    assert drawn.split("\n")[2:] == ["| `recipe` | +0.25 (2) | · | +0.25 [+0.25, +0.25] |"]
+    # Random 10; last parameters 20, 30 and 40, 20 further in the mean; averages are 5 more: a quarter.
+    runs = [record("recipe", "a", seed, last, averaged=[last + 5]) for seed, last in enumerate((20.0, 30.0, 40.0))]
+    runs += [record("few", "a", 0, 30.0, averaged=[35.0]), record("sb3", "a", 0, 1.0)]
+    drawn = measurements.averaged(results(confirm=runs), "confirm", ("recipe", "few", "sb3"), ("a", "b"))
+    assert drawn.split("\n")[2:] == [
+        *("| `recipe` | +0.25 (3) | · | +0.25 [+0.25, +0.25] |", "| `few` | +0.25 (1) | · | +0.25 |"),
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.jsonl")), ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ import numpy as np
 from tests.benchmarks.learning.intervals import interval, mean
 from tests.benchmarks.learning.kl_bound import BOUND, TASKS
 from tests.benchmarks.learning.results import Results, mean_return
-from tests.benchmarks.learning.tables import NOTHING, signed, table
+from tests.benchmarks.learning.tables import FEWEST, NOTHING, arms_by_tasks, fewest, signed, table
 
 KINDS = ("deterministic", "averaged")  # with the last parameters, and with the average of them
 
@@ -29,8 +29,9 @@ def averaged(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[
                 gains[task] = (mean_of - last) / (last.mean() - results.random[task])
         if gains:
             cells = [f"{gains[task].mean():+.2f} ({len(gains[task])})" if task in gains else NOTHING for task in tasks]
-            rows.append([f"`{arm}`", *cells, signed(interval(gains, mean))])
-    return table(["", *tasks, "all"], rows) if rows else "Not run yet."
+            found = interval(gains, mean)
+            rows.append([f"`{arm}`", *cells, signed(found) if fewest(gains) >= FEWEST else f"{found.value:+.2f}"])
+    return arms_by_tasks([*tasks, "all"], rows) if rows else "Not run yet."
 
 
 def updates(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
@@ -39,7 +40,7 @@ def updates(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[s
     for arm in arms:
         found = [[run["updates"]["approx_kl"] for run in results.of(stage, arm, task)] for task in tasks]
         rows.append([f"`{arm}`", *(f"{np.mean(kls):.3f}" if kls else NOTHING for kls in found)])
-    return table(["", *tasks], rows)
+    return arms_by_tasks(tasks, rows)
 
 
 def bounds(results: Results) -> str:

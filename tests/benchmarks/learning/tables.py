@@ -23,6 +23,7 @@ from tests.benchmarks.learning.table_one import PAPER
 FEWEST = 3  # runs of which an interval is given
 FEWEST_TASKS = 3  # over which arms are compared: one task says what the recipe does there, which another table has
 NOTHING = "·"
+MOST_COLUMNS = 4  # of tasks
 Row = Sequence[str]
 
 
@@ -30,6 +31,14 @@ def table(head: Row, rows: Iterable[Row]) -> str:
     """A table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def arms_by_tasks(tasks: Sequence[str], rows: Iterable[Row]) -> str:
+    """A table of a row for each arm, its name first; where there are many tasks each has a row, for a page's width."""
+    lines = [["", *tasks], *rows]
+    if len(tasks) > MOST_COLUMNS:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    return table(lines[0], lines[1:])
 
 
 def number(value: float) -> str:
@@ -60,7 +69,7 @@ def signed(found: Interval) -> str:
 def by_task(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str], kind: str) -> str:
     """Arms by tasks."""
     rows = [[f"`{arm}`", *(cell(results.scores(stage, arm, task, kind)) for task in tasks)] for arm in arms]
-    return table(["", *tasks], rows)
+    return arms_by_tasks(tasks, rows)
 
 
 def fewest(scores: Mapping[str, Sized]) -> int:
@@ -146,7 +155,7 @@ def seconds(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[s
             whole = f"{np.median(found):.0f} s ({len(found)} of {len(runs)})" if found else f"(0 of {len(runs)})"
             cells.append(whole if runs and theirs else NOTHING)
         rows.append([f"`{arm}`", *cells])
-    return table(["", *tasks], rows)
+    return arms_by_tasks(tasks, rows)
 
 
 def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequence[str]) -> str:
