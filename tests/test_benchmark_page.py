@@ -187,8 +187,9 @@ def test_a_kl_is_shown_over_its_bound() -> None:
 
 def test_the_kl_of_updates_is_the_mean_over_runs() -> None:
     runs = [record("sb3", "a", seed, 0.0, updates={"approx_kl": kl}) for seed, kl in enumerate((0.02, 0.04))]
-    drawn = measurements.updates(results(confirm=runs), "confirm", ("sb3",), ("a", "b"))
-    assert drawn.split("\n")[2:] == ["| `sb3` | 0.030 | · |"]
+    runs += [record("a2c", "a", 0, 0.0, updates={"learning_rate": 7e-4})]  # without a KL
+    drawn = measurements.updates(results(confirm=runs), "confirm", ("sb3", "a2c"), ("a", "b"))
+    assert drawn.split("\n")[2:] == ["| `sb3` | 0.030 | · |", "| `a2c` | · | · |"]
 
 
 def test_a_mean_curve_ends_where_the_shortest_run_does() -> None:

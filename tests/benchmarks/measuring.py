@@ -124,17 +124,23 @@ def peak_memory() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def processor() -> tuple[str, str]:
+    """The processor's name, and its family and model ("" where not known): the name of a virtual one says little."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    numbers = (f"{name} {found[name]}" for name in ("cpu family", "model") if name in found)
+    return found.get("model name") or platform.processor() or platform.machine(), ", ".join(numbers)
+
+
 def machine() -> dict[str, str | int]:
     """What the figures depend on."""
     import torch
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
     return {
-        "processor": processor,
+        "processor": processor()[0],
         "cores": os.cpu_count() or 0,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -35,10 +35,11 @@ def averaged(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[
 
 
 def updates(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
-    """The mean of ``approx_kl`` over all updates of all runs, arms by tasks."""
+    """The mean of ``approx_kl`` over all updates of all runs; A2C and TRPO have none."""
     rows = []
     for arm in arms:
-        found = [[run["updates"]["approx_kl"] for run in results.of(stage, arm, task)] for task in tasks]
+        runs = [[run["updates"] for run in results.of(stage, arm, task)] for task in tasks]
+        found = [[means["approx_kl"] for means in of_task if "approx_kl" in means] for of_task in runs]
         rows.append([f"`{arm}`", *(f"{np.mean(kls):.3f}" if kls else NOTHING for kls in found)])
     return arms_by_tasks(tasks, rows)
 

@@ -24,7 +24,7 @@ WITHOUT_LEGS = (
     *("rate by KL", "falling"),
     *(arm for arm in SCREEN if base_of(arm) == "rate by KL" and not arm.endswith("256")),
 )
-COMPARED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
+CONFIRMED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
 OTHERS = ("trpo", "a2c", "sbx")  # other algorithms, which take several times as long
 EARLIER = ("rate by KL",)  # the recipe before the present one, with the seeds it was run with
 Orders = list[dict[str, Any]]
@@ -67,7 +67,7 @@ PLAN = {
     "random": Stage(("random",), (*SUITE, "InvertedPendulum-v5", *CLASSIC, *BOX2D), range(1)),
     "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
     "no_legs": Stage(WITHOUT_LEGS, NO_LEGS, range(2)),
-    "confirm": Stage((*COMPARED, *OTHERS), SUITE, range(1000, 1010), dict.fromkeys(OTHERS, range(1000, 1003))),
+    "confirm": Stage((*CONFIRMED, *OTHERS), SUITE, range(1000, 1010), dict.fromkeys(OTHERS, range(1000, 1003))),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
     "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),
     "table_one": Stage(tuple(TABLE_ONE), TABLE_ONE_TASKS, range(3)),

@@ -24,6 +24,8 @@ class Results:
 
     def __init__(self, by_stage: Mapping[str, list[dict[str, Any]]]) -> None:
         self.by_stage = by_stage
+        made = {stage: Counter(map(processor_of, found)) for stage, found in by_stage.items() if found}
+        self.processors = {stage: counts.most_common(1)[0][0] for stage, counts in made.items()}  # of most runs
         self.random = {record["task"]: mean_return(record) for record in by_stage.get("random", [])}
 
     @classmethod
@@ -60,8 +62,7 @@ class Results:
 
         Older runs do not say theirs, and are taken for those of one.
         """
-        made = Counter(map(processor_of, self.by_stage.get(stage, [])))
-        return [record for record in self.of(stage, arm, task) if processor_of(record) == made.most_common(1)[0][0]]
+        return [record for record in self.of(stage, arm, task) if processor_of(record) == self.processors[stage]]
 
     def core_hours(self, stage: str) -> float:
         """CPU time of all runs of a stage."""

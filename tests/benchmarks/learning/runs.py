@@ -32,6 +32,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from tests.benchmarks.learning.averaging import Average
+from tests.benchmarks.measuring import processor
 
 ALGORITHMS = {
     **{"PPOX": ("sb3_ppo_ext", "PPOX"), "PPO": ("stable_baselines3", "PPO"), "A2C": ("stable_baselines3", "A2C")},
@@ -150,19 +151,10 @@ def commit() -> str:
     return described.stdout.strip()
 
 
-def processor() -> str:
-    """What seconds are comparable on. The name of a virtual processor says little: family and model stand beside it."""
-    file = Path("/proc/cpuinfo")
-    pairs = (line.partition(":") for line in file.read_text().split("\n")) if file.exists() else ()
-    found = {name.strip(): value.strip() for name, _, value in pairs}
-    numbers = [f"{name} {found[name]}" for name in ("cpu family", "model") if name in found]
-    return ", ".join([found.get("model name") or platform.processor(), *numbers])
-
-
 def versions() -> dict[str, str]:
     """What a score depends on besides the settings, and the processor that its seconds are of."""
     found = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "python": platform.python_version()}
-    found |= {"commit": commit(), "processor": processor()}
+    found |= {"commit": commit(), "processor": ", ".join(filter(None, processor()))}
     for package in PACKAGES:
         try:
             found[package] = version(package)
