@@ -24,6 +24,7 @@ WITHOUT_LEGS = (
     *("rate by KL", "falling"),
     *(arm for arm in SCREEN if base_of(arm) == "rate by KL" and not arm.endswith("256")),
 )
+DECIDED = ("rate by KL, staggered", "rate by KL, one environment")  # the two between which more seeds decide
 CONFIRMED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
 OTHERS = ("trpo", "a2c", "sbx")  # other algorithms, which take several times as long
 EARLIER = ("rate by KL",)  # the recipe before the present one, with the seeds it was run with
@@ -66,7 +67,9 @@ def order_of(arm: Arm, name: str, task: str, seed: int, steps: int | None = None
 PLAN = {
     "random": Stage(("random",), (*SUITE, "InvertedPendulum-v5", *CLASSIC, *BOX2D), range(1)),
     "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
-    "no_legs": Stage(WITHOUT_LEGS, NO_LEGS, range(2)),
+    "no_legs": Stage(
+        WITHOUT_LEGS, NO_LEGS, range(5), {arm: range(2) for arm in WITHOUT_LEGS if arm not in DECIDED}
+    ),
     "confirm": Stage((*CONFIRMED, *OTHERS), SUITE, range(1000, 1010), dict.fromkeys(OTHERS, range(1000, 1003))),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
     "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),

@@ -2,7 +2,8 @@
 
 The paper's tasks in their v5: 1M steps, Adam at 3e-4, 10 epochs of batches of 64, 2,048 steps a rollout. As in the
 authors' code (openai/baselines, ppo1) observations alone are normalised, and clipped at 5, advantages over the rollout,
-and the gradient is not clipped. The rollout is of 8 environments here and of one there, which costs half the time.
+and the gradient is not clipped. The rollout is of 8 environments here and of one there, which costs half the time; their
+first episodes are cut at random lengths, without which they would be in step and every rollout a part of an episode.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ PAPER: dict[str, float] = {  # its row "avg. normalized score": random policy 0,
     **{"KL fixed 0.3": 0.62, "KL fixed 1": 0.71, "KL fixed 3": 0.72, "KL fixed 10": 0.69},
 }
 
-ENVIRONMENT = {"n_envs": 8, "normalize": {"norm_obs": True, "norm_reward": False, "clip_obs": 5.0}}
+NORMALIZE = {"norm_obs": True, "norm_reward": False, "clip_obs": 5.0}
+ENVIRONMENT = {"n_envs": 8, "normalize": NORMALIZE, "staggered": True}
 ARGUMENTS = {"n_steps": 256, "advantage_scope": "rollout", "vf_coef": 1.0, "max_grad_norm": 1e9}
 PENALTY = {"surrogate": "none"}
 MULTIPLIER = {"start": 1.0, "target": 0.03, "law": "lagrangian", "every": "minibatch"}
