@@ -67,9 +67,7 @@ def order_of(arm: Arm, name: str, task: str, seed: int, steps: int | None = None
 PLAN = {
     "random": Stage(("random",), (*SUITE, "InvertedPendulum-v5", *CLASSIC, *BOX2D), range(1)),
     "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
-    "no_legs": Stage(
-        WITHOUT_LEGS, NO_LEGS, range(5), {arm: range(2) for arm in WITHOUT_LEGS if arm not in DECIDED}
-    ),
+    "no_legs": Stage(WITHOUT_LEGS, NO_LEGS, range(5), {arm: range(2) for arm in WITHOUT_LEGS if arm not in DECIDED}),
     "confirm": Stage((*CONFIRMED, *OTHERS), SUITE, range(1000, 1010), dict.fromkeys(OTHERS, range(1000, 1003))),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
     "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),

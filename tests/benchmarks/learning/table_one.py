@@ -2,8 +2,8 @@
 
 The paper's tasks in their v5: 1M steps, Adam at 3e-4, 10 epochs of batches of 64, 2,048 steps a rollout. As in the
 authors' code (openai/baselines, ppo1) observations alone are normalised, and clipped at 5, advantages over the rollout,
-and the gradient is not clipped. The rollout is of 8 environments here and of one there, which costs half the time; their
-first episodes are cut at random lengths, without which they would be in step and every rollout a part of an episode.
+and the gradient is not clipped. The rollout is of 8 environments here and of one there, which costs half the time;
+their first episodes are cut at random lengths, without which they would be in step and a rollout a part of an episode.
 """
 
 from __future__ import annotations
