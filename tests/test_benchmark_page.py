@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.benchmarks.learning import curves, insertions, measurements, page, tables
+from tests.benchmarks.learning import curves, insertions, measurements, page, paper, tables
 from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.kl_bound import BOUND
 from tests.benchmarks.learning.plan import PLAN
@@ -164,15 +165,44 @@ def test_seconds_are_compared_on_the_processor_of_most_runs() -> None:
     assert Results({"confirm": runs[3:]}).of_one_processor("confirm", "ours", "a") == runs[4:]
 
 
-def test_table_1_is_on_the_scale_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Random -10, best row 30: 10 is half of it. With a row that lacks a task it is not the paper's mean.
-    tasks, (first, second, *_) = PLAN["table_one"].tasks, PLAN["table_one"].arms
-    random = [record("random", task, 0, -10.0) for task in tasks]
-    runs = [record(arm, task, 0, score) for task in tasks for arm, score in ((first, 30.0), (second, 10.0))]
-    drawn = tables.table_one(Results({"random": random, "table_one": runs})).split("\n")
-    assert drawn[2:4] == ["| no clip, no penalty | -0.39 | 1.00 [1, 1] |", "| clip 0.1 | 0.76 | 0.50 [0.5, 0.5] |"]
-    drawn = tables.table_one(Results({"random": random, "table_one": runs[:-1]})).split("\n")
-    assert drawn[3] == "| clip 0.1 | 0.76 | not run |"
+def table_1(**scores: Sequence[float]) -> Results:
+    """Records of every task of Table 1: random actions get -10, each row what its seeds are said to."""
+    tasks = PLAN["table_one"].tasks
+    runs = [
+        record(f"table 1: {arm.replace('_', ' ')}", task, seed, score)
+        for task in tasks
+        for arm, found in scores.items()
+        for seed, score in enumerate(found)
+    ]
+    return Results({"random": [record("random", task, 0, -10.0) for task in tasks], "table_one": runs})
+
+
+def lines_of(drawn: str) -> dict[str, str]:
+    """The lines of a table by their first cell."""
+    return {line.split(" | ")[0].removeprefix("| "): line for line in drawn.split("\n")}
+
+
+def test_table_1_is_on_the_scale_of_the_paper() -> None:
+    # Random -10, best row of the paper's 30: 10 is half of it, and 50, of a row that is ours, one and a half of it.
+    found = table_1(**{"clip_0.1": [10.0], "clip_0.2": [30.0], "SPO": [50.0]})
+    lines = lines_of(paper.table_one(found))
+    assert lines["clip 0.1"] == "| clip 0.1 | 0.76 | 0.50 | 1 | -0.50 |"
+    assert lines["clip 0.2"] == "| clip 0.2 | 0.82 | 1.00 | 1 | · |"
+    assert lines["SPO"] == "| SPO | · | 1.50 | 1 | +0.50 |"
+    assert lines["DPPO"] == "| DPPO | · | not run | · | · |"
+    assert lines_of(paper.by_task(found))["SPO"] == "| SPO | 50 | 50 | 50 | 50 | 50 | 50 | 50 |"
+
+
+def test_table_1_has_intervals_from_three_seeds_on() -> None:
+    lines = lines_of(paper.table_one(table_1(**{"clip_0.1": [10.0] * 3, "clip_0.2": [30.0] * 3})))
+    assert lines["clip 0.1"] == "| clip 0.1 | 0.76 | 0.50 [0.5, 0.5] | 3 | -0.50 [-0.50, -0.50] |"
+
+
+def test_a_row_of_table_1_that_lacks_a_task_is_not_the_papers_mean() -> None:
+    found = table_1(**{"clip_0.2": [30.0]})
+    short = Results({**found.by_stage, "table_one": found.by_stage["table_one"][:-1]})
+    assert lines_of(paper.table_one(short))["clip 0.2"] == "| clip 0.2 | 0.82 | not run | · | · |"
+    assert paper.by_task(short) == "Not run yet."
 
 
 def test_a_kl_is_shown_over_its_bound() -> None:

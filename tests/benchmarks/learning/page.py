@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.learning import insertions, measurements, tables
+from tests.benchmarks.learning import insertions, measurements, paper, tables
 from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import EARLIER, LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
@@ -68,7 +68,8 @@ def sections(results: Results) -> dict[str, str]:
         "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
         "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
         "no_legs_knobs": tables.knobs(results, "no_legs", dict.fromkeys(WITHOUT_LEGS[1:], WITHOUT_LEGS[0]), NO_LEGS),
-        "table_one": tables.table_one(results),
+        "table_one": paper.table_one(results),
+        "table_one_tasks": paper.by_task(results),
         "bounds": measurements.bounds(results),
         "entries": tables.entries(results, entries.tasks),
     }

@@ -18,7 +18,6 @@ from tests.benchmarks.learning.intervals import (
 )
 from tests.benchmarks.learning.plan import PLAN
 from tests.benchmarks.learning.results import REFERENCE, Results, mean_return, seconds_to_reach
-from tests.benchmarks.learning.table_one import PAPER
 
 FEWEST = 3  # runs of which an interval is given
 FEWEST_TASKS = 3  # over which arms are compared: one task says what the recipe does there, which another table has
@@ -175,27 +174,6 @@ def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequenc
     if not rows:
         return "Not run yet."
     return table(["one change", "from", "tasks", "runs", "effect"], rows)
-
-
-def table_one(results: Results) -> str:
-    """The rows of Table 1, on the paper's scale, beside the paper's."""
-    stage, tasks = PLAN["table_one"], PLAN["table_one"].tasks
-    scores = {arm: {task: results.scores("table_one", arm, task, "last_100") for task in tasks} for arm in stage.arms}
-    best = {
-        task: max([float(runs[task].mean()) for runs in scores.values() if len(runs[task])], default=0.0)
-        for task in tasks
-    }
-    rows = []
-    for arm, runs in scores.items():
-        complete = all(len(runs[task]) for task in tasks) and all(task in results.random for task in tasks)
-        ours = "not run"
-        if complete:
-            scaled = {task: (runs[task] - results.random[task]) / (best[task] - results.random[task]) for task in tasks}
-            found = interval(scaled, mean)
-            ours = f"{found.value:.2f} {between(found)}"
-        name = arm.removeprefix("table 1: ")
-        rows.append([name, f"{PAPER[name]:.2f}" if name in PAPER else NOTHING, ours])
-    return table(["", "paper (v1)", "here (v5)"], rows)
 
 
 def progress(results: Results) -> str:
