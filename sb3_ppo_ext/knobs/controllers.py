@@ -119,9 +119,10 @@ class AdaptiveKL(Controller):
     """Moves a knob so that the KL divergence between consecutive policies approaches ``target``.
 
     ``start`` is the first value; ``target`` is in nats per action, summed over the action's dimensions. ``every``
-    names when it moves: after a "rollout"'s update, after an "epoch", or at each "minibatch". A KL penalty grows when
-    the KL is too high; every other knob shrinks. Without ``bounds`` a learning rate stays in 1e-5..1e-2, a clip range
-    in 0.01..0.5, any other within a factor 1000 of ``start``.
+    names when it moves: after a "rollout"'s update, by the mean over its last epoch; after an "epoch", by that
+    epoch's mean; or at each "minibatch". A KL penalty grows when the KL is too high; every other knob shrinks. Without
+    ``bounds`` a learning rate stays in 1e-5..1e-2, a clip range in 0.01..0.5, any other within a factor 1000 of
+    ``start``.
 
     Schulman et al. 2017 (penalty): ``AdaptiveKL(1.0, 0.01)``. rsl_rl (learning rate):
     ``AdaptiveKL(1e-3, 0.01, Threshold(2.0, 1.5), every="minibatch")``. Ziegler et al. 2019 (penalty on the KL to a

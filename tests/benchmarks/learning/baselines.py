@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.benchmarks.learning.arm import BOTH, OBSERVATIONS, ONE, Arm
+from tests.benchmarks.learning.arm import BOTH, EIGHT, OBSERVATIONS, ONE, Arm
 
 WIDE_RELU = {
     "log_std_init": -2,
@@ -69,6 +69,7 @@ ZOO = {
 
 BASELINES: dict[str, Arm] = {
     "sb3": Arm(environment=ONE),
+    "sb3, eight environments": Arm(environment=EIGHT, arguments={"n_steps": 256}),
     "random": Arm("random", steps=0),  # actions drawn from the space: the 0 of normalised scores
     "sb3-native": Arm("PPO", environment=ONE),
     "cleanrl": Arm(environment=ONE, arguments=CLEANRL),

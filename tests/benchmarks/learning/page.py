@@ -52,7 +52,7 @@ def sections(results: Results) -> dict[str, str]:
     arms, entries = compared(results), PLAN["entries"]
     fresh = [arm for arm in ON_FRESH_SEEDS if arm in results.arms("confirm")]
     tasks = [task for task in PLAN["confirm"].tasks if any(len(results.of("confirm", arm, task)) for arm in fresh)]
-    no_legs = [arm for arm in WITHOUT_LEGS if arm in results.arms("no_legs")]
+    no_legs = [arm for arm in PLAN["no_legs"].arms if arm in results.arms("no_legs")]
     return {
         "progress": tables.progress(results),
         "deterministic": tables.by_task(results, "screen", arms, LOCOMOTION, "deterministic"),

@@ -25,6 +25,7 @@ WITHOUT_LEGS = (
     *(arm for arm in SCREEN if base_of(arm) == "rate by KL" and not arm.endswith("256")),
 )
 DECIDED = ("rate by KL, staggered", "rate by KL, one environment")  # the two between which more seeds decide
+OF_SB3 = "sb3, eight environments"  # beside "sb3" on the same fresh seeds
 CONFIRMED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
 OTHERS = ("trpo", "a2c", "sbx")  # other algorithms, which take several times as long
 EARLIER = ("rate by KL",)  # the recipe before the present one, with the seeds it was run with
@@ -38,16 +39,17 @@ class Stage:
     arms: tuple[str, ...]
     tasks: tuple[str, ...]
     seeds: range
-    seeds_of: Mapping[str, range] = field(default_factory=dict)  # of arms that have fewer
+    seeds_of: Mapping[str, range] = field(default_factory=dict)  # of arms that have others
 
     def orders(self, steps: int | None = None) -> Orders:
         """All runs, seed by seed, so that an unfinished stage has every arm and task with the first seeds."""
+        seeds = {arm: self.seeds_of.get(arm, self.seeds) for arm in self.arms}
         return [
             order_of(ARMS[arm], arm, task, seed, steps)
-            for seed in self.seeds
+            for seed in sorted(set().union(*seeds.values()))
             for task in self.tasks
             for arm in self.arms
-            if seed in self.seeds_of.get(arm, self.seeds)
+            if seed in seeds[arm]
         ]
 
     def missing(self, found: Iterable[Mapping[str, Any]]) -> Orders:
@@ -67,7 +69,9 @@ def order_of(arm: Arm, name: str, task: str, seed: int, steps: int | None = None
 PLAN = {
     "random": Stage(("random",), (*SUITE, "InvertedPendulum-v5", *CLASSIC, *BOX2D), range(1)),
     "screen": Stage(("sb3", "cleanrl", "tianshou", *SCREEN), LOCOMOTION, range(2)),
-    "no_legs": Stage(WITHOUT_LEGS, NO_LEGS, range(5), {arm: range(2) for arm in WITHOUT_LEGS if arm not in DECIDED}),
+    "no_legs": Stage(
+        (*WITHOUT_LEGS, OF_SB3), NO_LEGS, range(2), {**dict.fromkeys(DECIDED, range(5)), OF_SB3: range(1000, 1003)}
+    ),
     "confirm": Stage((*CONFIRMED, *OTHERS), SUITE, range(1000, 1010), dict.fromkeys(OTHERS, range(1000, 1003))),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
     "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),

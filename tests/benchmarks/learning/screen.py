@@ -87,8 +87,23 @@ of_steered("critic 256", policy_kwargs={"net_arch": {"pi": [64, 64], "vf": WIDE}
 of_steered("networks 256", policy_kwargs={"net_arch": {"pi": WIDE, "vf": WIDE}})
 
 
+def of_staggered(name: str, **changes: Any) -> None:
+    """Adds an arm that differs from "rate by KL, staggered", the recipe, in its controller of the rate."""
+    controller = {"adaptive_kl": {**STEERED["adaptive_kl"], **changes}}
+    changed(f"{STAGGERED}, {name}", environment={"staggered": True}, learning_rate=controller)
+
+
+STAGGERED = "rate by KL, staggered"
+LOW = {"bounds": [1e-5, 1e-3]}
+of_staggered("rate to 1e-5", **LOW)
+# Epochs see the KL grow from 0, so that the rate rises in the first and falls in the last; this one holds it.
+of_staggered("by rollout", **LOW, every="rollout", target=0.02, law={"threshold": {"margin": 1.25, "factor": 1.2}})
+
+
 def base_of(arm: str) -> str:
     """The arm from which another is changed."""
+    if arm.startswith(f"{STAGGERED}, "):
+        return STAGGERED
     if arm.startswith("rate by KL, "):
         return "rate by KL"
     return "tianshou" if arm.startswith("tianshou") else "falling"
