@@ -23,6 +23,7 @@ README = ROOT / "README.md"
 COMPARED = ("sb3", "cleanrl", "tianshou", "falling", "rate by KL", "steered")  # in the first table and picture
 ON_FRESH_SEEDS = (*PLAN["confirm"].arms, *EARLIER)
 BASES = {arm: base_of(arm) for arm in SCREEN if arm != "falling"}
+BASES_WITHOUT_LEGS = {arm: base_of(arm) for arm in WITHOUT_LEGS[1:]} | {"falling": WITHOUT_LEGS[0]}
 TEXT = Path(__file__).with_name("page.md")
 
 
@@ -67,7 +68,7 @@ def sections(results: Results) -> dict[str, str]:
         "confirmed_seconds": tables.seconds(results, "confirm", fresh, tasks),
         "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
         "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
-        "no_legs_knobs": tables.knobs(results, "no_legs", dict.fromkeys(WITHOUT_LEGS[1:], WITHOUT_LEGS[0]), NO_LEGS),
+        "no_legs_knobs": tables.knobs(results, "no_legs", BASES_WITHOUT_LEGS, NO_LEGS),
         "table_one": paper.table_one(results),
         "table_one_tasks": paper.by_task(results),
         "bounds": measurements.bounds(results),

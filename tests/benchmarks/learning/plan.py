@@ -23,8 +23,10 @@ NO_LEGS = ("Swimmer-v5", "Reacher-v5", "InvertedDoublePendulum-v5")
 WITHOUT_LEGS = (
     *("rate by KL", "falling"),
     *(arm for arm in SCREEN if base_of(arm) == "rate by KL" and not arm.endswith("256")),
+    "rate by KL, staggered, two environments",
 )
-DECIDED = ("rate by KL, staggered", "rate by KL, one environment")  # the two between which more seeds decide
+# Between these more seeds decide how many environments.
+DECIDED = ("rate by KL, staggered", "rate by KL, one environment", "rate by KL, staggered, two environments")
 OF_SB3 = "sb3, eight environments"  # beside "sb3" on the same fresh seeds
 CONFIRMED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
 OTHERS = ("trpo", "a2c", "sbx")  # other algorithms, which take several times as long

@@ -98,6 +98,7 @@ LOW = {"bounds": [1e-5, 1e-3]}
 of_staggered("rate to 1e-5", **LOW)
 # Epochs see the KL grow from 0, so that the rate rises in the first and falls in the last; this one holds it.
 of_staggered("by rollout", **LOW, every="rollout", target=0.02, law={"threshold": {"margin": 1.25, "factor": 1.2}})
+changed(f"{STAGGERED}, two environments", {"n_envs": 2, "staggered": True}, n_steps=1024, learning_rate=STEERED)
 
 
 def base_of(arm: str) -> str:
