@@ -190,6 +190,7 @@ def test_table_1_is_on_the_scale_of_the_paper() -> None:
     assert lines["clip 0.2"] == "| clip 0.2 | 0.82 | 1.00 | 1 | · |"
     assert lines["SPO"] == "| SPO | · | 1.50 | 1 | +0.50 |"
     assert lines["DPPO"] == "| DPPO | · | not run | · | · |"
+    assert paper.by_task(found).startswith("|  | Half Cheetah | Hopper | Inverted Double Pendulum | Inverted")
     assert lines_of(paper.by_task(found))["SPO"] == "| SPO | 50 | 50 | 50 | 50 | 50 | 50 | 50 |"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.benchmarks.learning.intervals import Scores, difference, interval, mean
 from tests.benchmarks.learning.plan import PLAN
 from tests.benchmarks.learning.results import Results
@@ -67,4 +69,9 @@ def by_task(results: Results) -> str:
         return "Not run yet."
     lines = [[name, *(number(float(runs[task].mean())) for task in TASKS)] for name, runs in rows.items()]
     random = ["random actions", *(number(results.random[task]) for task in TASKS)]
-    return table(["", *(task.removesuffix("-v5") for task in TASKS)], [*lines, random])
+    return table(["", *map(in_words, TASKS)], [*lines, random])
+
+
+def in_words(task: str) -> str:
+    """The name of a task with spaces between its words, where a narrow column can break it."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", task.removesuffix("-v5"))
