@@ -151,6 +151,8 @@ def test_a_stage_of_the_plan_names_what_its_records_lack() -> None:
     assert [(order["arm"], order["seed"]) for order in fewer.orders()] == [
         *(("sb3", 0), ("a2c", 0), ("sb3", 1), ("sb3", 2)),
     ]
+    others = Stage(("sb3", "a2c"), ("Hopper-v5",), range(1), {"sb3": range(7, 8)})
+    assert [(order["arm"], order["seed"]) for order in others.orders()] == [("a2c", 0), ("sb3", 7)]
     for name, planned in PLAN.items():
         assert planned.orders(), name
 
