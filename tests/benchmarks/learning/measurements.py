@@ -9,7 +9,7 @@ import numpy as np
 from tests.benchmarks.learning.intervals import interval, mean
 from tests.benchmarks.learning.kl_bound import BOUND, TASKS
 from tests.benchmarks.learning.results import Results, mean_return
-from tests.benchmarks.learning.tables import FEWEST, NOTHING, arms_by_tasks, fewest, signed, table
+from tests.benchmarks.learning.tables import NOTHING, arms_by_tasks, effect, table
 
 KINDS = ("deterministic", "averaged")  # with the last parameters, and with the average of them
 
@@ -29,8 +29,7 @@ def averaged(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[
                 gains[task] = (mean_of - last) / (last.mean() - results.random[task])
         if gains:
             cells = [f"{gains[task].mean():+.2f} ({len(gains[task])})" if task in gains else NOTHING for task in tasks]
-            found = interval(gains, mean)
-            rows.append([f"`{arm}`", *cells, signed(found) if fewest(gains) >= FEWEST else f"{found.value:+.2f}"])
+            rows.append([f"`{arm}`", *cells, effect(interval(gains, mean), gains)])
     return arms_by_tasks([*tasks, "all"], rows) if rows else "Not run yet."
 
 

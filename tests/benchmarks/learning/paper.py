@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 
-from tests.benchmarks.learning.intervals import Scores, difference, interval, mean
+from tests.benchmarks.learning.intervals import Scores, difference, interval, mean, normalised
 from tests.benchmarks.learning.plan import PLAN
 from tests.benchmarks.learning.results import Results
-from tests.benchmarks.learning.table_one import PAPER
-from tests.benchmarks.learning.tables import FEWEST, NOTHING, between, fewest, number, signed, table
+from tests.benchmarks.learning.table_one import NAMES, PAPER
+from tests.benchmarks.learning.tables import FEWEST, NOTHING, between, effect, fewest, number, table
 
 STAGE, TASKS = "table_one", PLAN["table_one"].tasks
-PREFIX = "table 1: "
 BESIDE = "clip 0.2"  # the paper's best row, which is PPO to everybody
 
 
 def returns(results: Results) -> dict[str, Scores]:
     """Each row that has a run of every task: the last 100 episodes of its trainings, by task."""
-    rows = {arm.removeprefix(PREFIX): arm for arm in PLAN[STAGE].arms}
-    found = {name: {task: results.scores(STAGE, arm, task, "last_100") for task in TASKS} for name, arm in rows.items()}
+    found = {
+        name: {task: results.scores(STAGE, arm, task, "last_100") for task in TASKS} for name, arm in NAMES.items()
+    }
     return {
         name: runs for name, runs in found.items() if fewest(runs) and all(task in results.random for task in TASKS)
     }
@@ -31,9 +31,8 @@ def on_the_papers_scale(results: Results) -> dict[str, Scores]:
         task: max((float(runs[task].mean()) for name, runs in rows.items() if name in PAPER), default=float("nan"))
         for task in TASKS
     }
-    random = results.random
     return {
-        name: {task: (runs[task] - random[task]) / (best[task] - random[task]) for task in TASKS}
+        name: {task: normalised(runs[task], results.random[task], best[task]) for task in TASKS}
         for name, runs in rows.items()
     }
 
@@ -41,8 +40,7 @@ def on_the_papers_scale(results: Results) -> dict[str, Scores]:
 def table_one(results: Results) -> str:
     """Every row of the table, the paper's score and ours, and ours less that of the usual clip range."""
     scores, lines = on_the_papers_scale(results), []
-    for arm in PLAN[STAGE].arms:
-        name = arm.removeprefix(PREFIX)
+    for name in NAMES:
         theirs = f"{PAPER[name]:.2f}" if name in PAPER else NOTHING
         lines.append([name, theirs, *cells(name, scores)])
     return table(["", "paper (v1)", "here (v5)", "seeds", f"less {BESIDE}"], lines)
@@ -57,9 +55,7 @@ def cells(name: str, scores: dict[str, Scores]) -> list[str]:
     score = f"{found.value:.2f} {between(found)}" if seeds >= FEWEST else f"{found.value:.2f}"
     if theirs is None or name == BESIDE:
         return [score, str(seeds), NOTHING]
-    less = difference(ours, theirs, mean)
-    enough = min(seeds, fewest(theirs)) >= FEWEST
-    return [score, str(seeds), signed(less) if enough else f"{less.value:+.2f}"]
+    return [score, str(seeds), effect(difference(ours, theirs, mean), ours, theirs)]
 
 
 def by_task(results: Results) -> str:

@@ -14,19 +14,20 @@ from tests.benchmarks.learning.arm import Arm
 from tests.benchmarks.learning.arms import ARMS, SUITE
 from tests.benchmarks.learning.entries import BOX2D, CLASSIC
 from tests.benchmarks.learning.kl_bound import KL_BOUND
-from tests.benchmarks.learning.screen import SCREEN, base_of
+from tests.benchmarks.learning.screen import SCREEN, STAGGERED, base_of
 from tests.benchmarks.learning.table_one import TABLE_ONE, TABLE_ONE_TASKS
 
 LOCOMOTION = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
 NO_LEGS = ("Swimmer-v5", "Reacher-v5", "InvertedDoublePendulum-v5")
+TWO = f"{STAGGERED}, two environments"
 # Larger networks are for tasks with legs alone.
 WITHOUT_LEGS = (
     *("rate by KL", "falling"),
     *(arm for arm in SCREEN if base_of(arm) == "rate by KL" and not arm.endswith("256")),
-    "rate by KL, staggered, two environments",
+    TWO,
 )
 # Between these more seeds decide how many environments.
-DECIDED = ("rate by KL, staggered", "rate by KL, one environment", "rate by KL, staggered, two environments")
+DECIDED = (STAGGERED, "rate by KL, one environment", TWO)
 OF_SB3 = "sb3, eight environments"  # beside "sb3" on the same fresh seeds
 CONFIRMED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
 OTHERS = ("trpo", "a2c", "sbx")  # other algorithms, which take several times as long

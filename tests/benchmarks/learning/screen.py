@@ -72,7 +72,7 @@ changed("kl bound", surrogate="kl_bound", kl_coef={"adaptive_kl": {**MULTIPLIER,
 
 def of_steered(name: str, environment: Mapping[str, Any] | None = None, **arguments: Any) -> None:
     """Adds an arm that differs from "rate by KL" in what is named."""
-    changed(f"rate by KL, {name}", environment, learning_rate=STEERED, **arguments)
+    changed(f"rate by KL, {name}", environment, **{"learning_rate": STEERED, **arguments})
 
 
 of_steered("log_std -1", policy_kwargs={"log_std_init": -1.0})
@@ -87,18 +87,25 @@ of_steered("critic 256", policy_kwargs={"net_arch": {"pi": [64, 64], "vf": WIDE}
 of_steered("networks 256", policy_kwargs={"net_arch": {"pi": WIDE, "vf": WIDE}})
 
 
-def of_staggered(name: str, **changes: Any) -> None:
-    """Adds an arm that differs from "rate by KL, staggered", the recipe, in its controller of the rate."""
-    controller = {"adaptive_kl": {**STEERED["adaptive_kl"], **changes}}
-    changed(f"{STAGGERED}, {name}", environment={"staggered": True}, learning_rate=controller)
-
-
 STAGGERED = "rate by KL, staggered"
+
+
+def of_staggered(name: str, environment: Mapping[str, Any] | None = None, **arguments: Any) -> None:
+    """Adds an arm that differs from "rate by KL, staggered", the recipe, in what is named."""
+    of_steered(f"staggered, {name}", {"staggered": True, **(environment or {})}, **arguments)
+
+
+def steered(**changes: Any) -> dict[str, Any]:
+    """The controller of the rate, changed in what is named."""
+    return {"adaptive_kl": {**STEERED["adaptive_kl"], **changes}}
+
+
 LOW = {"bounds": [1e-5, 1e-3]}
-of_staggered("rate to 1e-5", **LOW)
+of_staggered("rate to 1e-5", learning_rate=steered(**LOW))
 # Epochs see the KL grow from 0, so that the rate rises in the first and falls in the last; this one holds it.
-of_staggered("by rollout", **LOW, every="rollout", target=0.02, law={"threshold": {"margin": 1.25, "factor": 1.2}})
-changed(f"{STAGGERED}, two environments", {"n_envs": 2, "staggered": True}, n_steps=1024, learning_rate=STEERED)
+NARROW = {"threshold": {"margin": 1.25, "factor": 1.2}}
+of_staggered("by rollout", learning_rate=steered(**LOW, every="rollout", target=0.02, law=NARROW))
+of_staggered("two environments", {"n_envs": 2}, n_steps=1024)
 
 
 def base_of(arm: str) -> str:

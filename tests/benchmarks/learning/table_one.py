@@ -57,4 +57,5 @@ _ROWS = {
     "DPPO": row(surrogate="dppo_kl"),
     "KL bound 0.03": row(surrogate="kl_bound", kl_coef={"adaptive_kl": MULTIPLIER}),
 }
-TABLE_ONE = {f"table 1: {name}": arm for name, arm in _ROWS.items()}
+NAMES = {name: f"table 1: {name}" for name in _ROWS}  # a row's name -> its arm's
+TABLE_ONE = {NAMES[name]: arm for name, arm in _ROWS.items()}

@@ -65,6 +65,11 @@ def signed(found: Interval) -> str:
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
+def effect(found: Interval, *sides: Mapping[str, Sized]) -> str:
+    """A difference, with its interval where each side has ``FEWEST`` runs of every task."""
+    return signed(found) if min(map(fewest, sides)) >= FEWEST else f"{found.value:+.2f}"
+
+
 def by_task(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str], kind: str) -> str:
     """Arms by tasks."""
     rows = [[f"`{arm}`", *(cell(results.scores(stage, arm, task, kind)) for task in tasks)] for arm in arms]
@@ -167,10 +172,7 @@ def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequenc
         theirs = results.normalised(stage, base, list(ours), base)
         found = difference(ours, theirs, mean)
         runs = sum(map(len, ours.values()))
-        enough = min(fewest(ours), fewest(theirs)) >= FEWEST
-        rows.append(
-            [f"`{arm}`", f"`{base}`", f"{len(ours)}", f"{runs}", signed(found) if enough else f"{found.value:+.2f}"]
-        )
+        rows.append([f"`{arm}`", f"`{base}`", f"{len(ours)}", f"{runs}", effect(found, ours, theirs)])
     if not rows:
         return "Not run yet."
     return table(["one change", "from", "tasks", "runs", "effect"], rows)
