@@ -105,9 +105,7 @@ def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:
     for run in runs:
         run["settings"] = ARMS["ppox.yml"].settings("CartPole-v1")
     drawn = insertions.entries(text, Results({"entries": runs}))
-    line = (
-        "  # Measured: 401 with the mean action and 401 with sampled ones, the mean of 2 seeds after 100,000 steps.\n"
-    )
+    line = "  # Measured: 401 (2 seeds) with the mean action and 401 (2 seeds) with sampled ones after 100,000 steps.\n"
     assert drawn == f"CartPole-v1:\n{line}  n_envs: 8\n\nPendulum-v1: &p\n  n_envs: 4\n"
     runs[0]["settings"] = runs[1]["settings"] = {**runs[0]["settings"], "steps": 5}
     assert "Measured" not in insertions.entries(text, Results({"entries": runs}))

@@ -84,14 +84,24 @@ def test_every_arm_builds_on_every_task() -> None:
 
 
 def test_an_entry_of_the_zoo_becomes_an_arm_in_plain_data() -> None:
-    settings = ARMS["ppox.yml"].settings("Hopper-v5")
+    settings = ARMS["ppox.yml"].settings("HalfCheetah-v5")
     assert json.loads(json.dumps(settings)) == settings
     assert settings["environment"] == {"n_envs": 1, "normalize": {"norm_obs": True, "norm_reward": True}}
     assert settings["arguments"]["policy_kwargs"]["activation_fn"] == "ReLU"
-    assert settings["arguments"]["gamma"] == 0.999
+    assert settings["arguments"]["gamma"] == 0.98
     assert settings["steps"] == 1_000_000
     with pytest.raises(ValueError, match="'Pusher-v5': the arm has settings for CartPole-v1"):
         ARMS["ppox.yml"].settings("Pusher-v5")
+
+
+def test_every_entry_of_the_zoo_is_measured_by_some_stage() -> None:
+    # What has the settings of an arm of the comparison is measured there, under that arm's name.
+    of_others = [ARMS[name] for name in PLAN["confirm"].arms]
+    for task in ARMS["ppox.yml"].tasks:
+        settings = ARMS["ppox.yml"].settings(task)
+        compared = task in SUITE and settings in [arm.settings(task) for arm in of_others]
+        assert compared or task in PLAN["entries"].tasks, task
+    assert ARMS["ppox.yml"].settings("Ant-v5") == ARMS["recipe"].settings("Ant-v5")
 
 
 def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:

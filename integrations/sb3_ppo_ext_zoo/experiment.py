@@ -6,12 +6,13 @@ import argparse
 import sys
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
-import gymnasium as gym
 import optuna
 import rl_zoo3.exp_manager
 import yaml
@@ -99,9 +100,12 @@ class Experiment(OfProcesses):
         if fixed and self.continue_training and self.run is None:
             warnings.warn(f"{', '.join(sorted(fixed))}: of no effect, the trained agent keeps its policy", stacklevel=2)
         if self.algo == NAME and self.recipe is not None:
-            limit = gym.spec(self.env_name.gym_id).max_episode_steps
-            self.custom_hyperparams = recipes.settings_of(self.recipe, self.custom_hyperparams or {}, limit)
+            self.custom_hyperparams = {"recipe": self.recipe, **(self.custom_hyperparams or {})}
         read: tuple[dict[str, Any], dict[str, Any]] = super().read_hyperparameters()
+        if self.algo == NAME and "recipe" in read[0]:
+            whole = recipes.expanded(read[0], self.env_name.gym_id)
+            print(f"With the recipe {read[0]['recipe']!r}:\n{pformat(whole)}")
+            read = whole, OrderedDict(sorted(whole.items()))  # rl_zoo3's type of what it saves
         with together(self.processes, ValueError):
             if self.run is not None and self.processes.rank == 0:
                 self.run.require_same(Path(self.save_path), {**vars(self.args), **read[1]}, self.seed)

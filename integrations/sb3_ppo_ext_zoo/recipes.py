@@ -1,4 +1,4 @@
-"""``ppox train --recipe NAME``: the settings of a recipe in the place of the environment's entry in ``ppox.yml``."""
+"""A recipe among the settings: ``recipe: NAME`` in YAML, or ``ppox train --recipe NAME`` in the place of an entry."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import gymnasium as gym
 
 from sb3_ppo_ext.recipes import RECIPES, recipe_named
 
@@ -25,16 +27,21 @@ def recipe_option(command: str, arguments: Sequence[str]) -> tuple[list[str], st
     return rest, found.recipe
 
 
-def settings_of(name: str, others: Mapping[str, Any], max_episode_steps: int | None = None) -> dict[str, Any]:
-    """A recipe in rl_zoo3's words, for the number of environments among the ``others``, the user's own settings.
+def expanded(settings: Mapping[str, Any], env_id: str) -> dict[str, Any]:
+    """Settings with the recipe that they name in the place of its name; the others come before the recipe's own.
 
-    Environments without a limit of ``max_episode_steps``, and those of EnvPool, cannot be staggered.
+    Environments without a limit of steps, and those of EnvPool, cannot be staggered.
     """
+    others = dict(settings)
+    name = others.pop("recipe", None)
+    if name is None:
+        return others
     found = recipe_named(name)
     n_envs = int(others.get("n_envs", found.n_envs))
-    settings = {"policy": "MlpPolicy", "n_envs": n_envs, "n_timesteps": found.timesteps}
+    its_own: dict[str, Any] = {"policy": "MlpPolicy", "n_envs": n_envs, "n_timesteps": found.timesteps}
     if found.normalize:
-        settings["normalize"] = repr(dict(found.normalize))
-    if found.staggered and max_episode_steps is not None and "envpool" not in str(others.get("vec_env")):
-        settings["staggered_start"] = True
-    return {**settings, **found.arguments_for(n_envs), **others}
+        its_own["normalize"] = repr(dict(found.normalize))
+    limited = gym.spec(env_id).max_episode_steps is not None
+    if found.staggered and limited and "envpool" not in str(others.get("vec_env")):
+        its_own["staggered_start"] = True
+    return {**its_own, **found.arguments_for(n_envs), **others}

@@ -1,4 +1,4 @@
-"""``ppox train --recipe``: the recipe's settings, and nothing of the environment's entry in ``ppox.yml``."""
+"""``ppox train --recipe`` and ``recipe`` in a settings file: the recipe's settings, with the user's own before them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from sb3_ppo_ext_zoo import register
+from sb3_ppo_ext_zoo.cli import main
 from sb3_ppo_ext_zoo.experiment import Experiment
-from sb3_ppo_ext_zoo.recipes import recipe_option, settings_of
+from sb3_ppo_ext_zoo.recipes import expanded, recipe_option
 
 from sb3_ppo_ext import PPOX, recipe
 from sb3_ppo_ext.vec_env import StaggeredStart
@@ -59,9 +61,34 @@ def test_the_option_is_taken_from_the_line_and_checked(capsys: pytest.CaptureFix
 
 
 def test_the_settings_name_what_the_environments_need() -> None:
-    settings = settings_of("mujoco", {})
+    settings = expanded({"recipe": "mujoco"}, "Hopper-v5")
     assert settings["normalize"] == "{'norm_obs': True, 'norm_reward': True}"
     assert settings["n_timesteps"] == 1_000_000
-    assert settings_of("mujoco", {}, 1000)["staggered_start"] is True
-    for without in (settings, settings_of("mujoco", {"vec_env": "envpool"}, 1000)):
-        assert "staggered_start" not in without
+    assert settings["staggered_start"] is True
+    assert "recipe" not in settings
+    assert "staggered_start" not in expanded({"recipe": "mujoco", "vec_env": "envpool"}, "Hopper-v5")
+    gym.register("Endless-v0", "gymnasium.envs.classic_control:PendulumEnv")  # without a limit of steps
+    try:
+        assert "staggered_start" not in expanded({"recipe": "mujoco"}, "Endless-v0")
+    finally:
+        del gym.registry["Endless-v0"]
+
+
+def test_settings_beside_a_recipe_come_before_its_own() -> None:
+    settings = expanded({"recipe": "mujoco", "n_envs": 4, "gamma": 0.9999}, "Swimmer-v5")
+    assert settings == {**expanded({"recipe": "mujoco"}, "Swimmer-v5"), "n_envs": 4, "n_steps": 512, "gamma": 0.9999}
+    assert expanded({"gamma": 0.9}, "Swimmer-v5") == {"gamma": 0.9}
+
+
+def test_a_settings_file_may_name_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.yml"
+    file.write_text("Pendulum-v1: {recipe: mujoco, gamma: 0.9, n_envs: 2, n_timesteps: 2048}\n")
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--env", "Pendulum-v1", "-conf", str(file), "--eval-freq", "-1", "--verbose", "0"])
+    model = PPOX.load("logs/ppox/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
+    assert (model.gamma, model.n_steps, model.num_timesteps) == (0.9, 1024, 2048)
+    saved = Path("logs/ppox/Pendulum-v1_1/Pendulum-v1/config.yml").read_text()
+    assert "recompute_advantage" in saved and "mujoco" not in saved  # what a recipe will be does not change a run
+    file.write_text("Pendulum-v1: {recipe: atari}\n")
+    with pytest.raises(ValueError, match="recipe='atari': one of 'mujoco' is needed"):
+        main(["train", "--env", "Pendulum-v1", "-conf", str(file)])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from sb3_ppo_ext_zoo.cli import main
 from sb3_ppo_ext_zoo.experiment import SETTINGS
+from sb3_ppo_ext_zoo.recipes import expanded
 
 from sb3_ppo_ext import PPOX
 
@@ -53,6 +54,6 @@ def test_the_example_s_settings_file_trains(env: str, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("name", PROMISED)
 def test_the_minibatches_of_an_entry_divide_its_rollout(name: str) -> None:
     # Otherwise Stable-Baselines3 warns at every start, and the last minibatch is noisier than the others.
-    entry = ENTRIES[name]
+    entry = expanded(ENTRIES[name], name)
     steps = entry.get("n_envs", 1) * entry.get("n_steps", 2048)
     assert steps % entry.get("batch_size", 64) == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from sb3_ppo_ext_zoo.recipes import expanded
 
 from tests.benchmarks.learning.arm import BOTH, Arm
 from tests.benchmarks.measuring import ROOT
@@ -22,23 +23,26 @@ _LAYERS = SimpleNamespace(**{name: name for name in dir(torch.nn)})
 _NAMES = {"__builtins__": {}, "dict": dict, "nn": _LAYERS}
 
 
-def settings_of(entry: dict[str, Any]) -> dict[str, Any]:
+def settings_of(entry: dict[str, Any], task: str) -> dict[str, Any]:
     """An entry's settings in the words of an ``Arm``."""
-    arguments = dict(entry)
+    arguments = expanded(entry, task)
     steps, policy = arguments.pop("n_timesteps"), arguments.pop("policy")
     assert policy == "MlpPolicy", f"policy={policy!r}: the runs train MlpPolicy"
-    environment = {"n_envs": arguments.pop("n_envs", 1)}
+    environment: dict[str, Any] = {"n_envs": arguments.pop("n_envs", 1)}
     if arguments.pop("normalize", False):
         environment["normalize"] = BOTH
+    if arguments.pop("staggered_start", False):
+        environment["staggered"] = True
     if "policy_kwargs" in arguments:
-        arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], _NAMES)
+        kwargs = arguments["policy_kwargs"]  # text, as rl_zoo3 has it, or a mapping
+        arguments["policy_kwargs"] = eval(kwargs, _NAMES) if isinstance(kwargs, str) else kwargs
     return {"environment": environment, "arguments": arguments, "steps": int(float(steps))}
 
 
 def entries(path: Path = FILE) -> dict[str, dict[str, Any]]:
     """Task -> settings, of every task of the file."""
     read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {task: settings_of(entry) for task, entry in read.items() if task not in OTHER}
+    return {task: settings_of(entry, task) for task, entry in read.items() if task not in OTHER}
 
 
 ENTRIES = {"ppox.yml": Arm(tasks=entries(), everywhere=False)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tests.benchmarks.learning.arms import ARMS, SUITE
-from tests.benchmarks.learning.results import Results, mean_return
+from tests.benchmarks.learning.arms import SUITE
+from tests.benchmarks.learning.results import Results
 from tests.benchmarks.learning.tables import cell, number, table
 
 ENTRY = re.compile(r"^(?P<head>(?P<task>[\w-]+-v\d+):.*\n)(?:  # Measured: .*\n)?", re.MULTILINE)
@@ -18,16 +19,17 @@ OF_README = ("sb3", "zoo", "cleanrl", "tianshou", "recipe")
 
 def measured(results: Results, task: str) -> str:
     """The line of an entry: what its present settings reached, "" where they have no runs."""
-    settings = ARMS["ppox.yml"].settings(task)
-    runs = [record for record in results.of("entries", "ppox.yml", task) if record["settings"] == settings]
+    runs = results.of_entry(task)
     if not runs:
         return ""
-    seeds = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
-    mean, sampled = (number(float(np.mean([mean_return(run, kind) for run in runs]))) for kind in KINDS)
-    return (
-        f"  # Measured: {mean} with the mean action and {sampled} with sampled ones, the mean of {seeds} "
-        f"after {settings['steps']:,} steps.\n"
-    )
+    mean, sampled = (of_seeds(results.scores_of(runs, kind)) for kind in KINDS)
+    steps = runs[0]["settings"]["steps"]
+    return f"  # Measured: {mean} with the mean action and {sampled} with sampled ones after {steps:,} steps.\n"
+
+
+def of_seeds(scores: NDArray[np.float64]) -> str:
+    """A mean and the number of seeds."""
+    return f"{number(float(np.mean(scores)))} ({len(scores)} seed{'s' * (len(scores) > 1)})"
 
 
 def entries(text: str, results: Results) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.benchmarks.learning import insertions, measurements, paper, tables
+from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import EARLIER, LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
@@ -50,7 +51,7 @@ def compared(results: Results) -> list[str]:
 
 def sections(results: Results) -> dict[str, str]:
     """The tables by the names under which the text of the page has them."""
-    arms, entries = compared(results), PLAN["entries"]
+    arms = compared(results)
     fresh = [arm for arm in ON_FRESH_SEEDS if arm in results.arms("confirm")]
     tasks = [task for task in PLAN["confirm"].tasks if any(len(results.of("confirm", arm, task)) for arm in fresh)]
     no_legs = [arm for arm in PLAN["no_legs"].arms if arm in results.arms("no_legs")]
@@ -72,7 +73,7 @@ def sections(results: Results) -> dict[str, str]:
         "table_one": paper.table_one(results),
         "table_one_tasks": paper.by_task(results),
         "bounds": measurements.bounds(results),
-        "entries": tables.entries(results, entries.tasks),
+        "entries": tables.entries(results, ARMS["ppox.yml"].tasks),
     }
 
 

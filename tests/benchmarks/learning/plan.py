@@ -19,15 +19,15 @@ from tests.benchmarks.learning.table_one import TABLE_ONE, TABLE_ONE_TASKS
 
 LOCOMOTION = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
 NO_LEGS = ("Swimmer-v5", "Reacher-v5", "InvertedDoublePendulum-v5")
-TWO = f"{STAGGERED}, two environments"
+TWO, AS_THEY_ARE = f"{STAGGERED}, two environments", f"{STAGGERED}, observations as they are"
 # Larger networks are for tasks with legs alone.
 WITHOUT_LEGS = (
     *("rate by KL", "falling"),
     *(arm for arm in SCREEN if base_of(arm) == "rate by KL" and not arm.endswith("256")),
-    TWO,
+    *(TWO, AS_THEY_ARE),
 )
-# Between these more seeds decide how many environments.
-DECIDED = (STAGGERED, "rate by KL, one environment", TWO)
+# Between these more seeds decide how many environments, and whether observations are normalised.
+DECIDED = (STAGGERED, "rate by KL, one environment", TWO, AS_THEY_ARE)
 OF_SB3 = "sb3, eight environments"  # beside "sb3" on the same fresh seeds
 CONFIRMED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
 OTHERS = ("trpo", "a2c", "sbx")  # other algorithms, which take several times as long
@@ -77,7 +77,7 @@ PLAN = {
     ),
     "confirm": Stage((*CONFIRMED, *OTHERS), SUITE, range(1000, 1010), dict.fromkeys(OTHERS, range(1000, 1003))),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
-    "entries": Stage(("ppox.yml",), (*CLASSIC, "Swimmer-v5", *BOX2D), range(1000, 1005)),
+    "entries": Stage(("ppox.yml",), (*CLASSIC, *BOX2D, "Swimmer-v5", "InvertedPendulum-v5"), range(1000, 1005)),
     "table_one": Stage(tuple(TABLE_ONE), TABLE_ONE_TASKS, range(3)),
     "kl_bound": Stage(tuple(KL_BOUND), kl_bound.TASKS, range(5)),
 }

@@ -16,6 +16,7 @@ from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.intervals import Scores, normalised
 
 Record = Mapping[str, Any]
+OF_FRESH_SEEDS = ("confirm", "entries")  # stages
 REFERENCE = "sb3"  # has 1 on the scale of normalised scores
 
 
@@ -39,14 +40,34 @@ class Results:
         found = [record for record in self.by_stage.get(stage, []) if record["task"] == task and record["arm"] in names]
         return sorted(found, key=lambda record: int(record["seed"]))
 
+    def of_entry(self, task: str) -> list[Record]:
+        """The runs with fresh seeds and the settings of the task's entry in ``ppox.yml``, by seed, under any name."""
+        settings = ARMS["ppox.yml"].settings(task)
+        found = (record for stage in OF_FRESH_SEEDS for record in self.by_stage.get(stage, []))
+        by_seed = {
+            record["seed"]: record for record in found if (record["task"], record["settings"]) == (task, settings)
+        }
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
     def arms(self, stage: str) -> list[str]:
         """The arms that a stage has records of, in the order of the file."""
         return list(dict.fromkeys(str(record["arm"]) for record in self.by_stage.get(stage, [])))
 
     def scores(self, stage: str, arm: str, task: str, kind: str = "deterministic") -> NDArray[np.float64]:
-        """One score for each run: the mean of its last episodes; a run that diverged has that of random actions."""
-        found = self.of(stage, arm, task)
-        return np.array([self.random[task] if "error" in record else mean_return(record, kind) for record in found])
+        """One score for each run of an arm on a task."""
+        return self.scores_of(self.of(stage, arm, task), kind)
+
+    def scores_of(self, found: Iterable[Record], kind: str = "deterministic") -> NDArray[np.float64]:
+        """One score for each run that was evaluated in this way: the mean of its last episodes.
+
+        A run that diverged has that of random actions.
+        """
+        scores = [
+            self.random[run["task"]] if "error" in run else mean_return(run, kind)
+            for run in found
+            if kind in run or "error" in run
+        ]
+        return np.array(scores, dtype=float)
 
     def normalised(self, stage: str, arm: str, tasks: Iterable[str], reference: str = REFERENCE) -> Scores:
         """Scores on the scale of 0 for random actions and 1 for the mean of the reference, of tasks that have both."""

@@ -106,6 +106,8 @@ of_staggered("rate to 1e-5", learning_rate=steered(**LOW))
 NARROW = {"threshold": {"margin": 1.25, "factor": 1.2}}
 of_staggered("by rollout", learning_rate=steered(**LOW, every="rollout", target=0.02, law=NARROW))
 of_staggered("two environments", {"n_envs": 2}, n_steps=1024)
+# Where a policy balances, the statistics become those of balancing, and a start is many deviations off.
+of_staggered("observations as they are", {"normalize": {"norm_obs": False, "norm_reward": True}})
 
 
 def base_of(arm: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.intervals import (
     Interval,
     Scores,
@@ -188,14 +189,20 @@ def progress(results: Results) -> str:
     return table(["stage", "recorded", "planned and not run", "core-hours"], rows)
 
 
-def entries(results: Results, tasks: Sequence[str]) -> str:
-    """The settings of ``ppox.yml``: final model, mean action and sampled ones, and what random actions get."""
+def entries(results: Results, tasks: Iterable[str]) -> str:
+    """The settings of ``ppox.yml``: final model, mean action and sampled ones, and what random actions get.
+
+    In the last column rl_zoo3's settings, the mean action again, where the entry has others.
+    """
     rows = []
     for task in tasks:
-        runs = results.of("entries", "ppox.yml", task)
-        kinds = ("deterministic", "sampled", "last_100")
-        cells = [cell(results.scores("entries", "ppox.yml", task, kind)) for kind in kinds]
+        runs = results.of_entry(task)
+        cells = [cell(results.scores_of(runs, kind)) for kind in ("deterministic", "sampled", "last_100")]
         least = number(results.random[task]) if task in results.random else NOTHING
         steps = f"{runs[0]['settings']['steps']:,}" if runs else NOTHING
-        rows.append([task, steps, *cells, least])
-    return table(["", "steps", "mean action", "sampled actions", "last 100 of training", "random actions"], rows)
+        zoo = results.of("confirm", "zoo", task)
+        others = zoo and zoo[0]["settings"] != ARMS["ppox.yml"].settings(task)
+        rows.append([task, steps, *cells, least, cell(results.scores_of(zoo)) if others else NOTHING])
+    return table(
+        ["", "steps", "mean action", "sampled actions", "last 100 of training", "random actions", "`zoo`"], rows
+    )
