@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sb3_ppo_ext import PPOX
-from tests.benchmarks.learning import averaging, intervals, records, runs
+from tests.benchmarks.learning import averaging, intervals, records, runs, short
 from tests.benchmarks.learning.arms import ARMS, SUITE
 from tests.benchmarks.learning.plan import PLAN, Stage, order_of
 
@@ -102,6 +102,15 @@ def test_every_entry_of_the_zoo_is_measured_by_some_stage() -> None:
         compared = task in SUITE and settings in [arm.settings(task) for arm in of_others]
         assert compared or task in PLAN["entries"].tasks, task
     assert ARMS["ppox.yml"].settings("Ant-v5") == ARMS["recipe"].settings("Ant-v5")
+
+
+def test_one_change_of_the_settings_of_short_tasks_leaves_the_rest() -> None:
+    arm = short.changed({"n_envs": 2}, clip_range=lambda own: own["clip_range"] / 2, kl_coef=1.0)
+    for task, own in short.ZOO.items():
+        assert arm.settings(task) == {
+            **{"algorithm": "PPOX", "environment": {**own["environment"], "n_envs": 2}, "steps": own["steps"]},
+            "arguments": {**own["arguments"], "clip_range": own["arguments"]["clip_range"] / 2, "kl_coef": 1.0},
+        }
 
 
 def test_a_record_holds_the_order_the_curve_and_both_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ from tests.benchmarks.learning.entries import ENTRIES
 from tests.benchmarks.learning.kl_bound import KL_BOUND
 from tests.benchmarks.learning.recipes import RECIPE_ARMS
 from tests.benchmarks.learning.screen import SCREEN
+from tests.benchmarks.learning.short import SHORT
 from tests.benchmarks.learning.table_one import TABLE_ONE
 
 SUITE = tuple(
     f"{name}-v5"
     for name in ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid", "Swimmer", "Reacher", "InvertedDoublePendulum")
 )
-ARMS: dict[str, Arm] = {**BASELINES, **SCREEN, **RECIPE_ARMS, **ENTRIES, **TABLE_ONE, **KL_BOUND}
+ARMS: dict[str, Arm] = {**BASELINES, **SCREEN, **RECIPE_ARMS, **ENTRIES, **SHORT, **TABLE_ONE, **KL_BOUND}

@@ -29,8 +29,8 @@ def settings_of(entry: dict[str, Any], task: str) -> dict[str, Any]:
     steps, policy = arguments.pop("n_timesteps"), arguments.pop("policy")
     assert policy == "MlpPolicy", f"policy={policy!r}: the runs train MlpPolicy"
     environment: dict[str, Any] = {"n_envs": arguments.pop("n_envs", 1)}
-    if arguments.pop("normalize", False):
-        environment["normalize"] = BOTH
+    if normalize := arguments.pop("normalize", False):  # true, or keywords, as text where rl_zoo3 evaluates them
+        environment["normalize"] = BOTH if normalize is True else eval(normalize, _NAMES)
     if arguments.pop("staggered_start", False):
         environment["staggered"] = True
     if "policy_kwargs" in arguments:

@@ -15,6 +15,7 @@ from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import EARLIER, LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
 from tests.benchmarks.learning.results import Record, Results, mean_return
 from tests.benchmarks.learning.screen import SCREEN, base_of
+from tests.benchmarks.learning.short import BASE, SHORT, ZOO
 from tests.benchmarks.measuring import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -70,6 +71,8 @@ def sections(results: Results) -> dict[str, str]:
         "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
         "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
         "no_legs_knobs": tables.knobs(results, "no_legs", BASES_WITHOUT_LEGS, NO_LEGS),
+        "short": tables.by_task(results, "short", SHORT, tuple(ZOO), "deterministic"),
+        "short_knobs": tables.knobs(results, "short", dict.fromkeys(tuple(SHORT)[1:], BASE), tuple(ZOO)),
         "table_one": paper.table_one(results),
         "table_one_tasks": paper.by_task(results),
         "bounds": measurements.bounds(results),

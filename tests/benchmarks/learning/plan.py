@@ -15,6 +15,7 @@ from tests.benchmarks.learning.arms import ARMS, SUITE
 from tests.benchmarks.learning.entries import BOX2D, CLASSIC
 from tests.benchmarks.learning.kl_bound import KL_BOUND
 from tests.benchmarks.learning.screen import SCREEN, STAGGERED, base_of
+from tests.benchmarks.learning.short import SHORT, ZOO
 from tests.benchmarks.learning.table_one import TABLE_ONE, TABLE_ONE_TASKS
 
 LOCOMOTION = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
@@ -29,6 +30,11 @@ WITHOUT_LEGS = (
 # Between these more seeds decide how many environments, and whether observations are normalised.
 DECIDED = (STAGGERED, "rate by KL, one environment", TWO, AS_THEY_ARE)
 OF_SB3 = "sb3, eight environments"  # beside "sb3" on the same fresh seeds
+OF_ITS_OWN = (
+    "Swimmer-v5",
+    "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5",
+)  # entries that are no arm of the comparison
 CONFIRMED = ("recipe", "sb3", "zoo", "cleanrl", "tianshou")  # what decides: ten seeds each
 OTHERS = ("trpo", "a2c", "sbx")  # other algorithms, which take several times as long
 EARLIER = ("rate by KL",)  # the recipe before the present one, with the seeds it was run with
@@ -77,7 +83,8 @@ PLAN = {
     ),
     "confirm": Stage((*CONFIRMED, *OTHERS), SUITE, range(1000, 1010), dict.fromkeys(OTHERS, range(1000, 1003))),
     "native": Stage(("sb3-native",), SUITE, range(1000, 1001)),
-    "entries": Stage(("ppox.yml",), (*CLASSIC, *BOX2D, "Swimmer-v5", "InvertedPendulum-v5"), range(1000, 1005)),
+    "entries": Stage(("ppox.yml",), (*CLASSIC, *BOX2D, *OF_ITS_OWN), range(1000, 1005)),
+    "short": Stage(tuple(SHORT), tuple(ZOO), range(10)),
     "table_one": Stage(tuple(TABLE_ONE), TABLE_ONE_TASKS, range(3)),
     "kl_bound": Stage(tuple(KL_BOUND), kl_bound.TASKS, range(5)),
 }
