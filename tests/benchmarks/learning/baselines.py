@@ -34,7 +34,7 @@ def zoo(**arguments: Any) -> dict[str, Any]:
     return {"arguments": arguments}
 
 
-# rl_zoo3 2.9, hyperparams/ppo.yml, tuned for -v2 to -v4; its entries for Reacher and InvertedDoublePendulum included.
+# rl_zoo3 2.9, hyperparams/ppo.yml, tuned for -v2 to -v4; its entries for Reacher and both pendulums included.
 ZOO = {
     "HalfCheetah-v5": zoo(
         **{"n_steps": 512, "gamma": 0.98, "learning_rate": 2.0633e-5, "ent_coef": 0.000401762, "clip_range": 0.1},
@@ -60,6 +60,10 @@ ZOO = {
     "Reacher-v5": zoo(
         **{"n_steps": 512, "batch_size": 32, "gamma": 0.9, "learning_rate": 0.000104019, "ent_coef": 7.52585e-8},
         **{"clip_range": 0.3, "n_epochs": 5, "gae_lambda": 1.0, "max_grad_norm": 0.9, "vf_coef": 0.950368},
+    ),
+    "InvertedPendulum-v5": zoo(
+        **{"n_steps": 32, "batch_size": 32, "gamma": 0.999, "learning_rate": 0.000222425, "ent_coef": 1.37976e-07},
+        **{"clip_range": 0.4, "n_epochs": 5, "gae_lambda": 0.9, "max_grad_norm": 0.3, "vf_coef": 0.19816},
     ),
     "InvertedDoublePendulum-v5": zoo(
         **{"n_steps": 128, "batch_size": 128, "gamma": 0.98, "learning_rate": 0.000155454, "ent_coef": 1.05057e-6},
