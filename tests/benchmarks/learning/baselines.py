@@ -69,6 +69,14 @@ ZOO = {
         **{"n_steps": 128, "batch_size": 128, "gamma": 0.98, "learning_rate": 0.000155454, "ent_coef": 1.05057e-6},
         **{"clip_range": 0.4, "n_epochs": 10, "gae_lambda": 0.8, "max_grad_norm": 0.5, "vf_coef": 0.695929},
     ),
+    "MountainCarContinuous-v0": {
+        **zoo(  # of its batch of 256 there are 8 steps
+            **{"n_steps": 8, "batch_size": 8, "gamma": 0.9999, "gae_lambda": 0.9, "n_epochs": 10, "use_sde": True},
+            **{"learning_rate": 7.77e-5, "ent_coef": 0.00429, "clip_range": 0.1, "max_grad_norm": 5, "vf_coef": 0.19},
+            policy_kwargs={"log_std_init": -3.29, "ortho_init": False},
+        ),
+        "steps": 20_000,
+    },
 }
 
 BASELINES: dict[str, Arm] = {

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.learning import insertions, measurements, paper, tables
+from tests.benchmarks.learning import insertions, measurements, paper, short, tables
 from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import EARLIER, LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
 from tests.benchmarks.learning.results import Record, Results, mean_return
 from tests.benchmarks.learning.screen import SCREEN, base_of
-from tests.benchmarks.learning.short import BASE, SHORT, ZOO
+from tests.benchmarks.learning.short import SHORT, ZOO
 from tests.benchmarks.measuring import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -72,7 +72,9 @@ def sections(results: Results) -> dict[str, str]:
         "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
         "no_legs_knobs": tables.knobs(results, "no_legs", BASES_WITHOUT_LEGS, NO_LEGS),
         "short": tables.by_task(results, "short", SHORT, tuple(ZOO), "deterministic"),
-        "short_knobs": tables.knobs(results, "short", dict.fromkeys(tuple(SHORT)[1:], BASE), tuple(ZOO)),
+        "short_knobs": tables.knobs(
+            results, "short", {arm: short.base_of(arm) for arm in tuple(SHORT)[1:]}, tuple(ZOO)
+        ),
         "table_one": paper.table_one(results),
         "table_one_tasks": paper.by_task(results),
         "bounds": measurements.bounds(results),

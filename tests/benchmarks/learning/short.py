@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from tests.benchmarks.learning.arm import BOTH, Arm
+from tests.benchmarks.learning import baselines
+from tests.benchmarks.learning.arm import ONE, Arm
+from tests.benchmarks.learning.screen import steered
 
-# rl_zoo3 2.9, hyperparams/ppo.yml; of MountainCarContinuous's batch of 256 there are 8 steps.
+# rl_zoo3 2.9, hyperparams/ppo.yml
 ZOO: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {
         "environment": {"n_envs": 4},
@@ -16,27 +19,16 @@ ZOO: dict[str, dict[str, Any]] = {
         },
         "steps": 100_000,
     },
-    "MountainCarContinuous-v0": {
-        "environment": {"n_envs": 1, "normalize": BOTH},
-        "arguments": {
-            **{"n_steps": 8, "batch_size": 8, "gamma": 0.9999, "gae_lambda": 0.9, "n_epochs": 10},
-            **{"learning_rate": 7.77e-5, "ent_coef": 0.00429, "clip_range": 0.1, "max_grad_norm": 5, "vf_coef": 0.19},
-            **{"use_sde": True, "policy_kwargs": {"log_std_init": -3.29, "ortho_init": False}},
-        },
-        "steps": 20_000,
-    },
+    "MountainCarContinuous-v0": {"environment": ONE, **baselines.ZOO["MountainCarContinuous-v0"]},
 }
-BASE = "short: rl_zoo3"
+BASE, LONGER = "short: rl_zoo3", "short: 2.5 times as long"
 
 
-def by_kl(start: float, low: float, high: float) -> dict[str, Any]:
-    """A coefficient that answers to the KL of every epoch, as the rate of the recipe does."""
-    law = {"threshold": {"margin": 2.0, "factor": 1.5}}
-    return {"adaptive_kl": {"start": start, "target": 0.015, "bounds": [low, high], "every": "epoch", "law": law}}
+def changed(environment: dict[str, Any] | None = None, times: float = 1.0, **arguments: Any) -> Arm:
+    """rl_zoo3's settings but for what is named, for so many times its steps.
 
-
-def changed(environment: dict[str, Any] | None = None, **arguments: Any) -> Arm:
-    """rl_zoo3's settings but for what is named; a function of the task's arguments is called with them."""
+    A function of the task's arguments is called with them.
+    """
     tasks = {}
     for task, settings in ZOO.items():
         own = {name: value(settings["arguments"]) if callable(value) else value for name, value in arguments.items()}
@@ -44,26 +36,50 @@ def changed(environment: dict[str, Any] | None = None, **arguments: Any) -> Arm:
             **settings,
             "environment": {**settings["environment"], **(environment or {})},
             "arguments": {**settings["arguments"], **own},
+            "steps": int(times * settings["steps"]),
         }
     return Arm(tasks=tasks, everywhere=False)
 
 
+PENALTY = {"adaptive_kl": {"start": 1.0, "target": 0.01}}
+
+
+def rate_by_kl(own: dict[str, Any]) -> dict[str, Any]:
+    """The task's own rate, or up to ten times less and three times more."""
+    rate = own["learning_rate"]
+    return steered(start=rate, bounds=[rate / 10, 3 * rate])
+
+
+def falling(name: str) -> Callable[[dict[str, Any]], str]:
+    """The task's own coefficient of that name, falling to 0."""
+    return lambda own: f"linear:{own[name]}:0"
+
+
 SHORT = {
     BASE: changed(),
-    "short: rate falls": changed(learning_rate=lambda own: f"linear:{own['learning_rate']}:0"),
-    "short: rate by KL": changed(
-        learning_rate=lambda own: by_kl(own["learning_rate"], own["learning_rate"] / 10, 3 * own["learning_rate"])
-    ),
-    "short: clip falls": changed(clip_range=lambda own: f"linear:{own['clip_range']}:0"),
+    "short: rate falls": changed(learning_rate=falling("learning_rate")),
+    "short: rate by KL": changed(learning_rate=rate_by_kl),
+    "short: clip falls": changed(clip_range=falling("clip_range")),
     "short: clip by KL": changed(
-        clip_range=lambda own: by_kl(own["clip_range"], own["clip_range"] / 4, 2 * own["clip_range"])
+        clip_range=lambda own: steered(start=own["clip_range"], bounds=[own["clip_range"] / 4, 2 * own["clip_range"]])
     ),
-    "short: rate and clip fall": changed(
-        learning_rate=lambda own: f"linear:{own['learning_rate']}:0",
-        clip_range=lambda own: f"linear:{own['clip_range']}:0",
-    ),
-    "short: clip and penalty": changed(kl_coef={"adaptive_kl": {"start": 1.0, "target": 0.01}}),
+    "short: rate and clip fall": changed(learning_rate=falling("learning_rate"), clip_range=falling("clip_range")),
+    "short: clip and penalty": changed(kl_coef=PENALTY),
     "short: fresh advantages": changed(recompute_advantage=True),
     "short: values normalised": changed(normalize_value=True),
     "short: staggered": changed({"staggered": True}),
+    # Of those that were ahead on MountainCarContinuous, together.
+    "short: penalty, fresh": changed(kl_coef=PENALTY, recompute_advantage=True),
+    "short: penalty, fresh, staggered": changed({"staggered": True}, kl_coef=PENALTY, recompute_advantage=True),
+    "short: rate by KL, fresh": changed(learning_rate=rate_by_kl, recompute_advantage=True),
+    "short: rate by KL, penalty, fresh": changed(learning_rate=rate_by_kl, kl_coef=PENALTY, recompute_advantage=True),
+    # Is it the number of steps?
+    LONGER: changed(times=2.5),
+    f"{LONGER}, fresh advantages": changed(times=2.5, recompute_advantage=True),
+    f"{LONGER}, clip and penalty": changed(times=2.5, kl_coef=PENALTY),
 }
+
+
+def base_of(arm: str) -> str:
+    """The arm from which another is changed."""
+    return LONGER if arm.startswith(f"{LONGER}, ") else BASE
