@@ -111,6 +111,15 @@ def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:
     assert "Measured" not in insertions.entries(text, Results({"entries": runs}))
 
 
+def test_the_comparison_s_runs_count_for_an_entry_with_their_settings() -> None:
+    ours = [record("recipe", "Ant-v5", seed, 40.0, settings=ARMS["recipe"].settings("Ant-v5")) for seed in range(2)]
+    zoo = [record("zoo", "Ant-v5", 0, 20.0, settings=ARMS["zoo"].settings("Ant-v5"))]
+    again = [record("ppox.yml", "Ant-v5", 1, 60.0, settings=ARMS["ppox.yml"].settings("Ant-v5"))]  # counts once
+    found = Results({"random": [record("random", "Ant-v5", 0, 10.0)], "confirm": ours + zoo, "entries": again})
+    (line,) = tables.entries(found, ("Ant-v5",)).split("\n")[2:]
+    assert line == "| Ant-v5 | 1,000,000 | 50 (2) | 50 (2) | 50 (2) | 10 | 20 (1) |"
+
+
 def test_the_effect_of_a_change_is_in_units_of_its_base() -> None:
     # Random 10, base 30 in the mean: 40 is 1.5 times as far, 20 half as far.
     runs = [record("falling", "a", seed, score) for seed, score in enumerate((20.0, 30.0, 40.0))]
