@@ -19,7 +19,7 @@ OF_README = ("sb3", "zoo", "cleanrl", "tianshou", "recipe")
 
 def measured(results: Results, task: str) -> str:
     """The line of an entry: what its present settings reached, "" where they have no runs."""
-    runs = results.of_entry(task)
+    runs = results.fresh("ppox.yml", task)
     if not runs:
         return ""
     mean, sampled = (of_seeds(results.scores_of(runs, kind)) for kind in KINDS)

@@ -40,9 +40,9 @@ class Results:
         found = [record for record in self.by_stage.get(stage, []) if record["task"] == task and record["arm"] in names]
         return sorted(found, key=lambda record: int(record["seed"]))
 
-    def of_entry(self, task: str) -> list[Record]:
-        """The runs with fresh seeds and the settings of the task's entry in ``ppox.yml``, by seed, under any name."""
-        settings = ARMS["ppox.yml"].settings(task)
+    def fresh(self, arm: str, task: str) -> list[Record]:
+        """The runs with fresh seeds and an arm's settings on a task, by seed, in whatever stage and under any name."""
+        settings = ARMS[arm].settings(task)
         found = (record for stage in OF_FRESH_SEEDS for record in self.by_stage.get(stage, []))
         by_seed = {
             record["seed"]: record for record in found if (record["task"], record["settings"]) == (task, settings)

@@ -8,6 +8,7 @@ from typing import Any
 from tests.benchmarks.learning import baselines
 from tests.benchmarks.learning.arm import ONE, Arm
 from tests.benchmarks.learning.screen import steered
+from tests.benchmarks.learning.table_one import adaptive
 
 # rl_zoo3 2.9, hyperparams/ppo.yml
 ZOO: dict[str, dict[str, Any]] = {
@@ -41,7 +42,7 @@ def changed(environment: dict[str, Any] | None = None, times: float = 1.0, **arg
     return Arm(tasks=tasks, everywhere=False)
 
 
-PENALTY = {"adaptive_kl": {"start": 1.0, "target": 0.01}}
+PENALTY = adaptive(0.01)
 
 
 def rate_by_kl(own: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.benchmarks.learning.intervals import (
     probability_of_improvement,
 )
 from tests.benchmarks.learning.plan import PLAN
-from tests.benchmarks.learning.results import OF_FRESH_SEEDS, REFERENCE, Results, mean_return, seconds_to_reach
+from tests.benchmarks.learning.results import REFERENCE, Results, mean_return, seconds_to_reach
 
 FEWEST = 3  # runs of which an interval is given
 FEWEST_TASKS = 3  # over which arms are compared: one task says what the recipe does there, which another table has
@@ -196,13 +196,13 @@ def entries(results: Results, tasks: Iterable[str]) -> str:
     """
     rows = []
     for task in tasks:
-        runs = results.of_entry(task)
+        runs = results.fresh("ppox.yml", task)
         cells = [cell(results.scores_of(runs, kind)) for kind in ("deterministic", "sampled", "last_100")]
         least = number(results.random[task]) if task in results.random else NOTHING
         steps = f"{runs[0]['settings']['steps']:,}" if runs else NOTHING
-        zoo = [run for stage in OF_FRESH_SEEDS for run in results.of(stage, "zoo", task)]
-        others = zoo and zoo[0]["settings"] != ARMS["ppox.yml"].settings(task)
-        rows.append([task, steps, *cells, least, cell(results.scores_of(zoo)) if others else NOTHING])
+        others = ARMS["zoo"].settings(task) != ARMS["ppox.yml"].settings(task)
+        zoo = cell(results.scores_of(results.fresh("zoo", task))) if others else NOTHING
+        rows.append([task, steps, *cells, least, zoo])
     return table(
         ["", "steps", "mean action", "sampled actions", "last 100 of training", "random actions", "`zoo`"], rows
     )
