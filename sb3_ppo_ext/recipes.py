@@ -35,10 +35,11 @@ class Recipe:
         return {"n_steps": self.rollout // n_envs, **copy.deepcopy(dict(self.arguments))}
 
 
-# The rate answers to the KL of each epoch, by rsl_rl's rule and within bounds that suit minibatches of 64.
+# The rate answers to the KL of each epoch, by rsl_rl's rule. The target and the lower bound decide on Ant and Humanoid,
+# where a minibatch of 64 moves the policy further than elsewhere: with twice the target they have half or a quarter.
 RATE_BY_KL = {
     "adaptive_kl": {
-        **{"start": 3e-4, "target": 0.015, "bounds": [5e-5, 1e-3], "every": "epoch"},
+        **{"start": 3e-4, "target": 0.0075, "bounds": [1e-5, 1e-3], "every": "epoch"},
         "law": {"threshold": {"margin": 2.0, "factor": 1.5}},
     }
 }

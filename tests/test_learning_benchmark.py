@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 
 from sb3_ppo_ext import PPOX
 from tests.benchmarks.learning import averaging, intervals, records, runs, short
+from tests.benchmarks.learning.__main__ import orders
 from tests.benchmarks.learning.arms import ARMS, SUITE
-from tests.benchmarks.learning.plan import PLAN, Stage, order_of
+from tests.benchmarks.learning.plan import EARLIER, PLAN, Stage, order_of
+from tests.benchmarks.learning.screen import ON_REACHER, base_of
 
 
 def test_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
@@ -96,7 +99,7 @@ def test_an_entry_of_the_zoo_becomes_an_arm_in_plain_data() -> None:
 
 def test_every_entry_of_the_zoo_is_measured_by_some_stage() -> None:
     # What has the settings of an arm of the comparison is measured there, under that arm's name.
-    of_others = [ARMS[name] for name in PLAN["confirm"].arms]
+    of_others = [ARMS[name] for name in (*PLAN["confirm"].arms, *EARLIER)]
     for task in ARMS["ppox.yml"].tasks:
         settings = ARMS["ppox.yml"].settings(task)
         compared = task in SUITE and settings in [arm.settings(task) for arm in of_others]
@@ -161,19 +164,42 @@ def test_random_actions_are_a_record_without_a_training(monkeypatch: pytest.Monk
 
 def test_a_stage_of_the_plan_names_what_its_records_lack() -> None:
     stage = Stage(("sb3", "recipe"), ("Hopper-v5", "Ant-v5"), range(2))
-    orders = stage.orders()
-    assert [(order["arm"], order["task"], order["seed"]) for order in orders[:3]] == [
+    planned = stage.orders()
+    assert [(order["arm"], order["task"], order["seed"]) for order in planned[:3]] == [
         *(("sb3", "Hopper-v5", 0), ("recipe", "Hopper-v5", 0), ("sb3", "Ant-v5", 0)),
     ]
-    assert stage.missing(orders[1:]) == orders[:1]
+    assert stage.missing(planned[1:]) == planned[:1]
     fewer = Stage(("sb3", "a2c"), ("Hopper-v5",), range(3), {"a2c": range(1)})
     assert [(order["arm"], order["seed"]) for order in fewer.orders()] == [
         *(("sb3", 0), ("a2c", 0), ("sb3", 1), ("sb3", 2)),
     ]
     others = Stage(("sb3", "a2c"), ("Hopper-v5",), range(1), {"sb3": range(7, 8)})
     assert [(order["arm"], order["seed"]) for order in others.orders()] == [("a2c", 0), ("sb3", 7)]
-    for name, planned in PLAN.items():
-        assert planned.orders(), name
+    some = Stage(("sb3", "a2c"), ("Hopper-v5", "Ant-v5"), range(1), tasks_of={"a2c": ("Ant-v5",)})
+    assert [(order["arm"], order["task"]) for order in some.orders()] == [
+        *(("sb3", "Hopper-v5"), ("sb3", "Ant-v5"), ("a2c", "Ant-v5")),
+    ]
+    for name, part in PLAN.items():
+        assert part.orders(), name
+
+
+def test_the_options_choose_among_a_stage_and_leave_the_rest_of_its_plan() -> None:
+    def chosen(**options: object) -> set[tuple[str, str, int]]:
+        asked = Namespace(**{"file": "no_legs", "arms": None, "tasks": None, "seeds": None, "steps": None, **options})
+        return {(order["arm"], order["task"], order["seed"]) for order in orders(asked)}
+
+    on_reacher = ON_REACHER[0]
+    assert chosen() == {(order["arm"], order["task"], order["seed"]) for order in PLAN["no_legs"].orders()}
+    assert chosen(arms=[on_reacher]) == {(on_reacher, "Reacher-v5", 0)}  # one seed of one task, as planned
+    assert chosen(arms=[on_reacher], tasks=["Swimmer-v5"], seeds=[7, 8]) == {(on_reacher, "Swimmer-v5", 7)}
+
+
+def test_an_arm_of_the_screen_is_changed_from_the_nearest_before_it() -> None:
+    assert base_of("lambda 0.9") == "falling"
+    assert base_of("tianshou, lambda 0.9") == "tianshou"
+    assert base_of("rate by KL, staggered") == "rate by KL"
+    assert base_of("rate by KL, staggered, rate to 1e-5") == "rate by KL, staggered"
+    assert base_of("rate by KL, staggered, rate to 1e-5, gamma 0.98") == "rate by KL, staggered, rate to 1e-5"
 
 
 def test_a_training_that_diverges_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:

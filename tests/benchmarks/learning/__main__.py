@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,16 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY":
 
 def orders(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All runs of the list: the file's stage of the plan, or what of it the options name."""
-    stage = PLAN.get(options.file)
-    arms = options.arms or (stage.arms if stage else ())
-    tasks = options.tasks or (stage.tasks if stage else SUITE)
-    seeds = range(*options.seeds) if options.seeds else (stage.seeds if stage else range(1))
-    if not arms:
+    stage = PLAN.get(options.file, Stage((), SUITE, range(1)))
+    if not (stage.arms or options.arms):
         raise SystemExit(f"{options.file}: no stage of the plan ({', '.join(PLAN)}); name the arms by --arms")
-    yield from Stage(tuple(arms), tuple(tasks), seeds).orders(options.steps)
+    if options.arms:
+        stage = replace(stage, arms=tuple(options.arms))
+    if options.tasks:
+        stage = replace(stage, tasks=tuple(options.tasks), tasks_of={})
+    if options.seeds:
+        stage = replace(stage, seeds=range(*options.seeds), seeds_of={})
+    yield from stage.orders(options.steps)
 
 
 def started(order: Mapping[str, Any], sbx_python: Path | None) -> subprocess.Popen[str]:

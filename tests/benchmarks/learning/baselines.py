@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.benchmarks.learning.arm import BOTH, EIGHT, OBSERVATIONS, ONE, Arm
+from tests.benchmarks.learning.controllers import penalty
 
 WIDE_RELU = {
     "log_std_init": -2,
@@ -82,6 +83,10 @@ ZOO = {
 BASELINES: dict[str, Arm] = {
     "sb3": Arm(environment=ONE),
     "sb3, eight environments": Arm(environment=EIGHT, arguments={"n_steps": 256}),
+    "sb3, eight environments, penalty": Arm(  # in the place of the clip; rewards as they are
+        environment={"n_envs": 8, "normalize": OBSERVATIONS, "staggered": True},
+        arguments={"n_steps": 256, "surrogate": "none", "kl_coef": penalty(0.003)},
+    ),
     "random": Arm("random", steps=0),  # actions drawn from the space: the 0 of normalised scores
     "sb3-native": Arm("PPO", environment=ONE),
     "cleanrl": Arm(environment=ONE, arguments=CLEANRL),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.learning import insertions, measurements, paper, short, tables
+from tests.benchmarks.learning import insertions, measurements, paper, published, short, tables
 from tests.benchmarks.learning.arms import ARMS
 from tests.benchmarks.learning.curves import Run, picture
 from tests.benchmarks.learning.entries import FILE
 from tests.benchmarks.learning.plan import EARLIER, LOCOMOTION, NO_LEGS, PLAN, WITHOUT_LEGS
 from tests.benchmarks.learning.results import Record, Results, mean_return
-from tests.benchmarks.learning.screen import SCREEN, base_of
+from tests.benchmarks.learning.screen import HALF_THE_TARGET, LOWER, SCREEN, STAGGERED, base_of
 from tests.benchmarks.learning.short import SHORT, ZOO
 from tests.benchmarks.measuring import ROOT
 
@@ -23,7 +23,9 @@ PICTURE = ROOT / "docs" / "images" / "learning.svg"
 OF_FRESH_SEEDS = ROOT / "docs" / "images" / "fresh_seeds.svg"
 README = ROOT / "README.md"
 COMPARED = ("sb3", "cleanrl", "tianshou", "falling", "rate by KL", "steered")  # in the first table and picture
-ON_FRESH_SEEDS = (*PLAN["confirm"].arms, *EARLIER)
+ON_FRESH_SEEDS = PLAN["confirm"].arms
+STEPS_APART = (STAGGERED, LOWER, HALF_THE_TARGET, f"{LOWER}, a quarter of the target")
+WITH_LEGS = PLAN["screen"].tasks
 BASES = {arm: base_of(arm) for arm in SCREEN if arm != "falling"}
 BASES_WITHOUT_LEGS = {arm: base_of(arm) for arm in WITHOUT_LEGS[1:]} | {"falling": WITHOUT_LEGS[0]}
 TEXT = Path(__file__).with_name("page.md")
@@ -67,8 +69,10 @@ def sections(results: Results) -> dict[str, str]:
         "against": tables.against(results, "confirm", "recipe", tasks),
         "averaged": measurements.averaged(results, "confirm", fresh, tasks),
         "updates": measurements.updates(results, "confirm", fresh, tasks),
-        "confirmed_seconds": tables.seconds(results, "confirm", fresh, tasks),
-        "knobs": tables.knobs(results, "screen", BASES, LOCOMOTION),
+        "confirmed_seconds": tables.seconds(results, "confirm", (*fresh, EARLIER[0]), tasks),
+        "targets": tables.by_task(results, "screen", STEPS_APART, WITH_LEGS, "deterministic"),
+        "earlier": tables.by_task(results, "confirm", ("recipe", *EARLIER), tasks, "deterministic"),
+        "knobs": tables.knobs(results, "screen", BASES, WITH_LEGS),
         "no_legs": tables.by_task(results, "no_legs", no_legs, NO_LEGS, "deterministic"),
         "no_legs_knobs": tables.knobs(results, "no_legs", BASES_WITHOUT_LEGS, NO_LEGS),
         "short": tables.by_task(results, "short", SHORT, tuple(ZOO), "deterministic"),
@@ -78,6 +82,8 @@ def sections(results: Results) -> dict[str, str]:
         "table_one": paper.table_one(results),
         "table_one_tasks": paper.by_task(results),
         "bounds": measurements.bounds(results),
+        "published": published.best_published(results),
+        "versions": published.of_versions(results),
         "entries": tables.entries(results, ARMS["ppox.yml"].tasks),
     }
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from tests.benchmarks.learning import baselines
 from tests.benchmarks.learning.arm import ONE, Arm
-from tests.benchmarks.learning.screen import steered
-from tests.benchmarks.learning.table_one import adaptive
+from tests.benchmarks.learning.controllers import penalty, steered
 
 # rl_zoo3 2.9, hyperparams/ppo.yml
 ZOO: dict[str, dict[str, Any]] = {
@@ -42,7 +41,7 @@ def changed(environment: dict[str, Any] | None = None, times: float = 1.0, **arg
     return Arm(tasks=tasks, everywhere=False)
 
 
-PENALTY = adaptive(0.01)
+PENALTY = penalty(0.01)
 
 
 def rate_by_kl(own: dict[str, Any]) -> dict[str, Any]:

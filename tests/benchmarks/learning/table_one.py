@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.benchmarks.learning.arm import Arm
-from tests.benchmarks.learning.screen import STEERED
+from tests.benchmarks.learning.controllers import STEERED, penalty
 
 TABLE_ONE_TASKS = tuple(
     f"{name}-v5"
@@ -29,7 +29,7 @@ PAPER: dict[str, float] = {  # its row "avg. normalized score": random policy 0,
 NORMALIZE = {"norm_obs": True, "norm_reward": False, "clip_obs": 5.0}
 ENVIRONMENT = {"n_envs": 8, "normalize": NORMALIZE, "staggered": True}
 ARGUMENTS = {"n_steps": 256, "advantage_scope": "rollout", "vf_coef": 1.0, "max_grad_norm": 1e9}
-PENALTY = {"surrogate": "none"}
+UNCLIPPED = {"surrogate": "none"}
 MULTIPLIER = {"start": 1.0, "target": 0.03, "law": "lagrangian", "every": "minibatch"}
 
 
@@ -38,21 +38,16 @@ def row(**arguments: Any) -> Arm:
     return Arm(environment=ENVIRONMENT, arguments={**ARGUMENTS, **arguments})
 
 
-def adaptive(target: float) -> dict[str, Any]:
-    """The paper's rule for the penalty: from 1, doubled above 1.5 times the target, halved below its 1.5th part."""
-    return {"adaptive_kl": {"start": 1.0, "target": target}}
-
-
 _ROWS = {
-    "no clip, no penalty": row(**PENALTY),
+    "no clip, no penalty": row(**UNCLIPPED),
     **{f"clip {clip}": row(clip_range=clip) for clip in (0.1, 0.2, 0.3)},
-    **{f"KL adaptive {target}": row(**PENALTY, kl_coef=adaptive(target)) for target in (0.003, 0.01, 0.03)},
-    **{f"KL fixed {coef:g}": row(**PENALTY, kl_coef=coef) for coef in (0.3, 1.0, 3.0, 10.0)},
+    **{f"KL adaptive {target}": row(**UNCLIPPED, kl_coef=penalty(target)) for target in (0.003, 0.01, 0.03)},
+    **{f"KL fixed {coef:g}": row(**UNCLIPPED, kl_coef=coef) for coef in (0.3, 1.0, 3.0, 10.0)},
     "clip linear": row(clip_range="linear:0.3:0.1"),
     "clip cosine": row(clip_range="cosine:0.3:0.1"),
     "clip adaptive": row(clip_range={"adaptive_kl": {"start": 0.2, "target": 0.015, "bounds": [0.05, 0.4]}}),
     "rate adaptive": row(learning_rate=STEERED),
-    "clip and KL adaptive 0.01": row(kl_coef=adaptive(0.01)),
+    "clip and KL adaptive 0.01": row(kl_coef=penalty(0.01)),
     "SPO": row(surrogate="spo"),
     "DPPO": row(surrogate="dppo_kl"),
     "KL bound 0.03": row(surrogate="kl_bound", kl_coef={"adaptive_kl": MULTIPLIER}),
