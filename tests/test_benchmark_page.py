@@ -123,14 +123,17 @@ def test_the_comparison_s_runs_count_for_an_entry_with_their_settings() -> None:
 def test_the_effect_of_a_change_is_in_units_of_its_base() -> None:
     # Random 10, base 30 in the mean: 40 is 1.5 times as far, 20 half as far.
     runs = [record("falling", "a", seed, score) for seed, score in enumerate((20.0, 30.0, 40.0))]
-    runs += [record("better", "a", seed, 40.0) for seed in range(3)] + [record("worse", "a", 0, 20.0)]
+    runs += [record("better", "a", seed, 40.0) for seed in range(3)] + [record("falling, worse", "a", 0, 20.0)]
     drawn = tables.knobs(
-        results(screen=runs), "screen", dict.fromkeys(("better", "worse", "never"), "falling"), ("a", "b")
+        results(screen=runs), "screen", dict.fromkeys(("better", "falling, worse", "never"), "falling"), ("a", "b")
     )
     better, worse = drawn.split("\n")[2:]
     # One draw of three runs in 27, more than 2.5 %, is three times the worst of the base (0.5), or the best (1.5).
     assert better == "| `better` | `falling` | 1 | 3 | +0.50 [+0.00, +1.00] |"
     assert worse == "| `worse` | `falling` | 1 | 1 | -0.50 |"
+    assert "| now better |" in tables.by_task(
+        results(s=runs), "s", ["better"], ["a"], "sampled", {"better": "now better"}
+    )
 
 
 def test_averaged_parameters_are_compared_with_the_last_ones_of_their_own_runs() -> None:
@@ -168,8 +171,8 @@ def test_seconds_are_compared_on_the_processor_of_most_runs() -> None:
     runs = [record("sb3", "a", seed, 9.0) for seed in range(3)]
     runs += [record("ours", "a", 0, 9.0), *(record("ours", "a", seed, 9.0, **fast) for seed in (1, 2))]
     found = results(confirm=runs)
-    assert found.of_one_processor("confirm", "ours", "a") == runs[3:4]
-    assert Results({"confirm": runs[3:]}).of_one_processor("confirm", "ours", "a") == runs[4:]
+    assert found.of_one_processor("confirm", ["sb3", "ours"], ["a"])["ours", "a"] == runs[3:4]
+    assert found.of_one_processor("confirm", ["ours"], ["a"])["ours", "a"] == runs[4:]  # of most that are compared
 
 
 def table_1(**scores: Sequence[float]) -> Results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ class Results:
 
     def __init__(self, by_stage: Mapping[str, list[dict[str, Any]]]) -> None:
         self.by_stage = by_stage
-        made = {stage: Counter(map(processor_of, found)) for stage, found in by_stage.items() if found}
-        self.processors = {stage: counts.most_common(1)[0][0] for stage, counts in made.items()}  # of most runs
         self.random = {record["task"]: mean_return(record) for record in by_stage.get("random", [])}
 
     @classmethod
@@ -78,12 +76,17 @@ class Results:
                 found[task] = normalised(runs, self.random[task], float(theirs.mean()))
         return found
 
-    def of_one_processor(self, stage: str, arm: str, task: str) -> list[Record]:
-        """The records of an arm on a task whose seconds are comparable: of the processor that made most of the stage.
+    def of_one_processor(
+        self, stage: str, arms: Iterable[str], tasks: Sequence[str]
+    ) -> dict[tuple[str, str], list[Record]]:
+        """The records by arm and task whose seconds are comparable: of the processor that made most of these.
 
         Older runs do not say theirs, and are taken for those of one.
         """
-        return [record for record in self.of(stage, arm, task) if processor_of(record) == self.processors[stage]]
+        found = {(arm, task): self.of(stage, arm, task) for arm in arms for task in tasks}
+        made = Counter(processor_of(record) for runs in found.values() for record in runs)
+        most = max(made, key=made.__getitem__, default="")
+        return {key: [record for record in runs if processor_of(record) == most] for key, runs in found.items()}
 
     def core_hours(self, stage: str) -> float:
         """CPU time of all runs of a stage."""

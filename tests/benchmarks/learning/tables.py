@@ -71,9 +71,17 @@ def effect(found: Interval, *sides: Mapping[str, Sized]) -> str:
     return signed(found) if min(map(fewest, sides)) >= FEWEST else f"{found.value:+.2f}"
 
 
-def by_task(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str], kind: str) -> str:
-    """Arms by tasks."""
-    rows = [[f"`{arm}`", *(cell(results.scores(stage, arm, task, kind)) for task in tasks)] for arm in arms]
+def by_task(
+    results: Results,
+    stage: str,
+    arms: Iterable[str],
+    tasks: Sequence[str],
+    kind: str,
+    names: Mapping[str, str] | None = None,
+) -> str:
+    """Arms by tasks; an arm is called by its own name, or by that in ``names``."""
+    called = {arm: f"`{arm}`" for arm in arms} | dict(names or {})
+    rows = [[name, *(cell(results.scores(stage, arm, task, kind)) for task in tasks)] for arm, name in called.items()]
     return arms_by_tasks(tasks, rows)
 
 
@@ -148,13 +156,13 @@ def against(results: Results, stage: str, arm: str, tasks: Sequence[str]) -> str
     return table(head, rows)
 
 
-def seconds(results: Results, stage: str, arms: Iterable[str], tasks: Sequence[str]) -> str:
+def seconds(results: Results, stage: str, arms: Sequence[str], tasks: Sequence[str]) -> str:
     """Core-seconds until a run first had the return that the reference ends with, medians over runs that got there."""
-    rows = []
+    rows, comparable = [], results.of_one_processor(stage, arms, tasks)
     for arm in arms:
         cells = []
         for task in tasks:
-            runs, theirs = results.of_one_processor(stage, arm, task), results.of(stage, REFERENCE, task)
+            runs, theirs = comparable[arm, task], results.of(stage, REFERENCE, task)
             level = float(np.mean([mean_return(record, "last_100") for record in theirs])) if theirs else np.nan
             found = [second for record in runs if (second := seconds_to_reach(record, level)) is not None]
             whole = f"{np.median(found):.0f} s ({len(found)} of {len(runs)})" if found else f"(0 of {len(runs)})"
@@ -173,7 +181,8 @@ def knobs(results: Results, stage: str, bases: Mapping[str, str], tasks: Sequenc
         theirs = results.normalised(stage, base, list(ours), base)
         found = difference(ours, theirs, mean)
         runs = sum(map(len, ours.values()))
-        rows.append([f"`{arm}`", f"`{base}`", f"{len(ours)}", f"{runs}", effect(found, ours, theirs)])
+        change = arm.removeprefix(f"{base}, ")
+        rows.append([f"`{change}`", f"`{base}`", f"{len(ours)}", f"{runs}", effect(found, ours, theirs)])
     if not rows:
         return "Not run yet."
     return table(["one change", "from", "tasks", "runs", "effect"], rows)
