@@ -36,7 +36,7 @@ class Recipe:
 
 
 # The rate answers to the KL of each epoch, by rsl_rl's rule. The target and the lower bound decide on Ant and Humanoid,
-# where a minibatch of 64 moves the policy further than elsewhere: with twice the target they have half or a quarter.
+# where a minibatch of 64 moves the policy further than elsewhere: with twice the target they get less.
 RATE_BY_KL = {
     "adaptive_kl": {
         **{"start": 3e-4, "target": 0.0075, "bounds": [1e-5, 1e-3], "every": "epoch"},

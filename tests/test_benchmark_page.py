@@ -109,6 +109,8 @@ def test_an_entry_has_the_line_of_runs_with_its_present_settings() -> None:
     assert drawn == f"CartPole-v1:\n{line}  n_envs: 8\n\nPendulum-v1: &p\n  n_envs: 4\n"
     runs[0]["settings"] = runs[1]["settings"] = {**runs[0]["settings"], "steps": 5}
     assert "Measured" not in insertions.entries(text, Results({"entries": runs}))
+    below = text.replace("&p\n", "&p\n  # why\n")  # a line of old is found below another comment too
+    assert insertions.entries(below, Results({})).endswith("&p\n  # why\n  n_envs: 4\n")
 
 
 def test_the_comparison_s_runs_count_for_an_entry_with_their_settings() -> None:

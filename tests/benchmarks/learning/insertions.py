@@ -11,7 +11,8 @@ from tests.benchmarks.learning.arms import SUITE
 from tests.benchmarks.learning.results import Results
 from tests.benchmarks.learning.tables import cell, number, table
 
-ENTRY = re.compile(r"^(?P<head>(?P<task>[\w-]+-v\d+):.*\n)(?:  # Measured: .*\n)?", re.MULTILINE)
+ENTRY = re.compile(r"^(?P<head>(?P<task>[\w-]+-v\d+):.*\n)(?P<comments>(?:  #.*\n)*)", re.MULTILINE)
+MEASURED = re.compile(r"^  # Measured: .*\n", re.MULTILINE)
 TABLE = re.compile(r"(?<=<!-- learning -->\n).*?(?=<!-- /learning -->)", re.DOTALL)
 KINDS = ("deterministic", "sampled")
 OF_README = ("sb3", "zoo", "cleanrl", "tianshou", "recipe")
@@ -34,7 +35,9 @@ def of_seeds(scores: NDArray[np.float64]) -> str:
 
 def entries(text: str, results: Results) -> str:
     """The text of ppox.yml with the line of each entry."""
-    return ENTRY.sub(lambda match: match["head"] + measured(results, match["task"]), text)
+    return ENTRY.sub(
+        lambda match: match["head"] + measured(results, match["task"]) + MEASURED.sub("", match["comments"]), text
+    )
 
 
 def readme(text: str, results: Results) -> str:
